@@ -1,0 +1,1 @@
+"""Backbones, DETR, Deformable DETR, and the named recipes."""

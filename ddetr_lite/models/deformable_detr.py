@@ -1,0 +1,209 @@
+"""Deformable DETR, single or multi-scale, with iterative refinement and two stages (Zhu et al. 2021).
+
+Parameters bear the official names. Letters: B pictures, N tokens of all levels, N_q queries, C classes, d channels,
+L levels, P points, K decoder layers.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ddetr_lite.batching import ImageBatch, flatten_levels, mask_for
+from ddetr_lite.kernels.reference import LevelShapes
+from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
+from ddetr_lite.layers.deformable_transformer import (
+    DeformableDecoder,
+    DeformableEncoder,
+    cell_centres,
+    refine_boxes,
+    valid_ratios,
+)
+from ddetr_lite.layers.positional_encoding import sine_encoding_2d, sine_encoding_of
+from ddetr_lite.models.backbone import Backbone, BackboneConfig
+from ddetr_lite.models.detector import MLP, Detector
+from ddetr_lite.set_prediction.losses import DEFORMABLE_DETR_LOSS, Outputs, SetLoss
+
+
+@dataclass(frozen=True)
+class DeformableDetrConfig:
+    """Deformable DETR's size. The defaults are the paper's multi-scale model."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    levels: int = 4
+    """Feature levels L: the last of C3, C4, C5; from the fourth on, strided convolutions behind C5."""
+    points: int = 4
+    """Sampling points P of a head on a level."""
+    queries: int = 300
+    dim: int = 256
+    """Channels d of tokens and queries."""
+    heads: int = 8
+    hidden: int = 1024
+    """Width of the feed-forward layers."""
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    dropout: float = 0.1
+    refine: bool = False
+    """"+ iterative bounding box refinement": each decoder layer corrects the boxes of the one before."""
+    two_stage: bool = False
+    """"++ two-stage": the encoder's best proposals become the queries. Needs `refine`."""
+    loss: SetLoss = DEFORMABLE_DETR_LOSS
+
+
+class DeformableTransformer(nn.Module):
+    """The parameters between tokens and decoder outputs, under the official names; `DeformableDetr.outputs` runs them."""
+
+    def __init__(self, config: DeformableDetrConfig):
+        super().__init__()
+        sizes = (config.dim, config.heads, config.hidden, config.levels, config.points)
+        self.encoder = DeformableEncoder(*sizes, config.encoder_layers, config.dropout)
+        self.decoder = DeformableDecoder(*sizes, config.decoder_layers, config.dropout)
+        self.level_embed = nn.Parameter(torch.empty(config.levels, config.dim))
+        if config.two_stage:
+            self.enc_output = nn.Linear(config.dim, config.dim)
+            self.enc_output_norm = nn.LayerNorm(config.dim)
+            self.pos_trans = nn.Linear(config.dim * 2, config.dim * 2)
+            self.pos_trans_norm = nn.LayerNorm(config.dim * 2)
+        else:
+            self.reference_points = nn.Linear(config.dim, 2)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                module.reset_parameters()
+        nn.init.normal_(self.level_embed)
+        if not config.two_stage:
+            nn.init.zeros_(self.reference_points.bias)
+
+
+class DeformableDetr(Detector):
+    """The detector; `classes` is C. Raises ValueError for two stages without refinement."""
+
+    def __init__(self, config: DeformableDetrConfig, classes: int):
+        super().__init__()
+        if config.two_stage and not config.refine:
+            raise ValueError("two_stage=True needs refine=True: the second stage refines the first one's boxes")
+        if config.dim % 4:
+            raise ValueError(f"dim={config.dim} must be a multiple of 4")
+        self.config, self.classes, self.loss = config, classes, config.loss
+        strides = (8, 16, 32)[-config.levels :]
+        self.backbone = nn.Sequential(Backbone(config.backbone, strides))
+        self.input_proj = self._projections(self.backbone[0].channels)
+        self.transformer = DeformableTransformer(config)
+        if not config.two_stage:
+            self.query_embed = nn.Embedding(config.queries, config.dim * 2)  # position and content
+        logits = classes + (1 if config.loss.kind == "softmax" else 0)
+        # One head for all layers; under refinement one for each, and in two stages one more for the encoder.
+        heads = config.decoder_layers + int(config.two_stage) if config.refine else 1
+        self.class_embed = nn.ModuleList(nn.Linear(config.dim, logits) for _ in range(heads))
+        self.bbox_embed = nn.ModuleList(MLP(config.dim, config.dim, 4, layers=3) for _ in range(heads))
+        self._reset_heads()
+
+    def _projections(self, channels: list[int]) -> nn.ModuleList:
+        """To d channels: 1×1 convolutions of the backbone's maps, then strided 3×3 ones from C5 onwards."""
+        dim, projections = self.config.dim, nn.ModuleList()
+        for inputs in channels:
+            projections.append(nn.Sequential(nn.Conv2d(inputs, dim, 1), nn.GroupNorm(32, dim)))
+        inputs = channels[-1]
+        for _ in range(self.config.levels - len(channels)):
+            projections.append(nn.Sequential(nn.Conv2d(inputs, dim, 3, stride=2, padding=1), nn.GroupNorm(32, dim)))
+            inputs = dim
+        for convolution, _ in projections:
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+        return projections
+
+    def _reset_heads(self) -> None:
+        """Every class starts unlikely (1 %), every box at its reference and small."""
+        for head in self.class_embed:
+            nn.init.constant_(head.bias, -math.log(99))
+        for i, head in enumerate(self.bbox_embed):
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
+            if i == 0 and not self.config.two_stage:  # later layers, and a second stage, start from a box that has a size
+                nn.init.constant_(head.layers[-1].bias[2:], -2.0)
+
+    def levels(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Features (B, d, H_l, W_l), masks (B, H_l, W_l) and encodings with level embedding (B, H_l, W_l, d) of each level."""
+        maps = self.backbone[0](batch.pixels)
+        features = [project(m) for project, m in zip(self.input_proj, maps, strict=False)]
+        deepest = maps[-1]
+        for project in self.input_proj[len(maps) :]:
+            deepest = project(deepest)
+            features.append(deepest)
+        masks = [mask_for(batch.mask, f.shape[-2:]) for f in features]
+        positions = [
+            sine_encoding_2d(mask, self.config.dim, "deformable") + embed
+            for mask, embed in zip(masks, self.transformer.level_embed, strict=True)
+        ]
+        return features, masks, positions
+
+    def outputs(self, batch: ImageBatch) -> Outputs:
+        """One pass: levels → tokens → memory → queries and references → logits and boxes of every layer."""
+        features, masks, positions = self.levels(batch)
+        level_shapes = [(f.shape[-2], f.shape[-1]) for f in features]
+        ratios = valid_ratios(masks)  # (B, L, 2)
+        mask = torch.cat([m.flatten(1) for m in masks], dim=1)  # (B, N)
+        position = torch.cat([p.flatten(1, 2) for p in positions], dim=1)  # (B, N, d)
+        memory = self.transformer.encoder(flatten_levels(features), position, level_shapes, ratios, mask)
+
+        encoder_logits = encoder_boxes = None
+        if self.config.two_stage:
+            encoder_logits, unscaled = self.proposals(memory, mask, level_shapes)
+            encoder_boxes = unscaled.sigmoid()
+            content, query_position, reference = self.queries_from(encoder_logits, unscaled)
+        else:
+            query_position, content = self.query_embed.weight.expand(len(memory), -1, -1).chunk(2, dim=-1)
+            reference = self.transformer.reference_points(query_position).sigmoid()  # (B, N_q, 2)
+
+        boxes: list[Tensor] = []
+
+        def refine(k: int, hidden: Tensor, reference: Tensor) -> Tensor:
+            boxes.append(refine_boxes(self.bbox_embed[k](hidden).float(), reference))
+            return boxes[-1]
+
+        hidden, _ = self.transformer.decoder(
+            content, query_position, reference, memory, level_shapes, ratios, mask, refine if self.config.refine else None
+        )  # (K, B, N_q, d)
+        if self.config.refine:
+            logits = torch.stack([head(h) for head, h in zip(self.class_embed, hidden, strict=False)])
+            return Outputs(logits, torch.stack(boxes), encoder_logits, encoder_boxes)
+        return Outputs(self.class_embed[0](hidden), refine_boxes(self.bbox_embed[0](hidden).float(), reference))
+
+    def proposals(self, memory: Tensor, mask: Tensor, level_shapes: LevelShapes) -> tuple[Tensor, Tensor]:
+        """Stage one: every token proposes a box at its own place, 5 % of the picture wide on the finest level, twice
+        that on the next (section A.4). Returns logits (B, N, C) and boxes before the sigmoid (B, N, 4); padding and
+        tokens too near the border get infinity there.
+        """
+        anchors = self.anchors(mask, level_shapes)  # (B, N, 4)
+        valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~mask[..., None]
+        unscaled = torch.log(anchors / (1 - anchors)).masked_fill(~valid, float("inf"))
+        tokens = self.transformer.enc_output_norm(self.transformer.enc_output(memory.masked_fill(~valid, 0.0)))
+        return self.class_embed[-1](tokens), self.bbox_embed[-1](tokens).float() + unscaled
+
+    @staticmethod
+    def anchors(mask: Tensor, level_shapes: LevelShapes) -> Tensor:
+        """(B, N, 4): the centre of each cell as a fraction of the real picture, and a size that doubles by level."""
+        result = []
+        level_masks = mask.split([h * w for h, w in level_shapes], dim=1)
+        for level, (centres, shape) in enumerate(zip(cell_centres(level_shapes, mask.device), level_shapes, strict=True)):
+            real = ~level_masks[level].unflatten(1, shape)
+            size = torch.stack((real[:, 0].sum(1), real[:, :, 0].sum(1)), dim=-1)[:, None]  # (B, 1, 2): width, height
+            points = centres / size
+            result.append(torch.cat((points, torch.full_like(points, 0.05 * 2**level)), dim=-1))
+        return torch.cat(result, dim=1)
+
+    def queries_from(self, logits: Tensor, unscaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Stage two's start: the N_q tokens most sure to be an object (class 0 stands for "any object" here).
+
+        Returns the queries' content and position, (B, N_q, d) each, and their boxes (B, N_q, 4). No gradient flows back.
+        """
+        count = min(self.config.queries, logits.shape[1])
+        best = logits[..., 0].topk(count, dim=1).indices
+        chosen = unscaled.detach().gather(1, best[..., None].expand(-1, -1, 4))
+        reference = chosen.sigmoid()
+        encoded = sine_encoding_of(reference * 2 * math.pi, self.config.dim // 2).flatten(2)  # (B, N_q, 2d)
+        position, content = self.transformer.pos_trans_norm(self.transformer.pos_trans(encoded)).chunk(2, dim=-1)
+        return content, position, reference

@@ -1,0 +1,96 @@
+"""What all detectors here share: pictures of any size in, a dict of losses or a list of detections out.
+
+They are called as torchvision's detectors are. A subclass says how it goes from a padded batch to `Outputs`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddetr_lite.batching import ImageBatch, batch_images
+from ddetr_lite.set_prediction.boxes import xyxy_to_cxcywh
+from ddetr_lite.set_prediction.losses import Outputs, SetLoss, set_losses
+from ddetr_lite.set_prediction.matching import Target
+from ddetr_lite.set_prediction.postprocess import Detections, postprocess
+
+
+class Detector(nn.Module, ABC):
+    """Base class of `Detr` and `DeformableDetr`.
+
+    mean, std: of ImageNet's pictures in 0..1, applied to every input; not part of the state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
+    loss: SetLoss
+    classes: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+
+    @abstractmethod
+    def outputs(self, batch: ImageBatch) -> Outputs:
+        """Logits and boxes of every decoder layer for a normalised, padded batch."""
+
+    def batch(self, images: Sequence[Tensor]) -> ImageBatch:
+        """Normalise and pad: see `batching.batch_images`."""
+        return batch_images(images, self.mean, self.std)
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
+        """images: (3, H, W) each, uint8 in 0..255 or float in 0..1, of any sizes.
+
+        In training: `targets` has for each picture "boxes" (T, 4), corners (x0, y0, x1, y1) in pixels, and "labels"
+        (T,) in 0..C−1; returns the weighted losses, whose sum is minimised. In evaluation: returns for each picture
+        "boxes" in pixels of that picture, "scores" and "labels", best first.
+        """
+        batch = self.batch(images)
+        if self.training:
+            if targets is None:
+                raise ValueError("in training mode targets are needed: model(images, targets); or call model.eval() first")
+            return set_losses(self.outputs(batch), self.normalise_targets(targets, batch.sizes), self.loss)
+        final = self.outputs(batch)
+        return postprocess(final.logits[-1], final.boxes[-1], batch.sizes, self.loss.kind)
+
+    def normalise_targets(self, targets: Sequence[Target], sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """Boxes from corners in pixels to (cx, cy, w, h) in 0..1 of each picture; labels are looked at once.
+
+        Raises ValueError when there are more or fewer targets than pictures, or a label is not in 0..C−1.
+        """
+        if len(targets) != len(sizes):
+            raise ValueError(f"{len(sizes)} pictures but {len(targets)} targets: give one for each")
+        result = []
+        for i, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
+            labels, boxes = target["labels"], target["boxes"].reshape(-1, 4).float()
+            name = f"image id {int(target['image_id'])}" if "image_id" in target else f"picture {i} of the batch"
+            if len(labels) != len(boxes):
+                raise ValueError(f"{name}: {len(labels)} labels but {len(boxes)} boxes")
+            # Only where it costs no wait: on a GPU the data set has looked already.
+            if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+                raise ValueError(
+                    f"{name}: labels {sorted(set(labels.tolist()))} must lie in 0..{self.classes - 1}, since the model has "
+                    f"{self.classes} classes: map category ids to 0..C−1, or build the model with more classes"
+                )
+            scale = boxes.new_tensor((width, height, width, height))
+            result.append({**target, "boxes": xyxy_to_cxcywh(boxes) / scale})
+        return result
+
+
+class MLP(nn.Module):
+    """A few linear layers with ReLU between: the box head. Parameters `layers.0.weight`, ..."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int):
+        super().__init__()
+        widths = [inputs] + [hidden] * (layers - 1) + [outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) → (..., outputs)."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)

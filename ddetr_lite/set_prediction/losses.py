@@ -1,0 +1,152 @@
+"""The losses of a set prediction, for all decoder layers at once (DETR section 3.1, Deformable DETR section A.4).
+
+Letters: K layers, B pictures, N_q queries, C classes, S matched pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy, generalized_box_iou
+from ddetr_lite.set_prediction.matching import Matches, MatchingCost, Target, match
+
+
+class Outputs(NamedTuple):
+    """What a detector says: logits (K, B, N_q, C or C+1) and boxes (K, B, N_q, 4), (cx, cy, w, h) in 0..1.
+
+    encoder_logits (B, N, C) and encoder_boxes (B, N, 4) are the proposals of a two-stage model, else None.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    encoder_logits: Tensor | None = None
+    encoder_boxes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SetLoss:
+    """Which class loss, and the weight of each term. The defaults are Deformable DETR's; `DETR_LOSS` has DETR's.
+
+    kind: "focal" (a sigmoid for each class) or "softmax" (with a class "no object"); no_object: the weight of that class.
+    """
+
+    kind: Literal["softmax", "focal"] = "focal"
+    classification: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+    no_object: float = 0.1
+    matching: MatchingCost = MatchingCost()
+
+
+DETR_LOSS = SetLoss(kind="softmax", classification=1.0, matching=MatchingCost(classification=1.0))
+DEFORMABLE_DETR_LOSS = SetLoss()
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """−α_t (1 − p_t)^γ log p_t, element by element (Lin et al. 2017, equation 5).
+
+    logits, targets: (...), targets 0 or 1. Returns (...): what is easily right weighs little, so that thousands of
+    background queries do not drown a few objects.
+    """
+    p = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p_t = p * targets + (1 - p) * (1 - targets)
+    alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
+    return alpha_t * (1 - p_t) ** gamma * cross_entropy
+
+
+def classification_losses(
+    logits: Tensor, targets: Sequence[Target], matches: Matches, loss: SetLoss, num_boxes: Tensor | float
+) -> Tensor:
+    """The class loss of every layer, (K,). A query without an object is told "no object"."""
+    labels = _concatenate(targets, "labels", matches)  # (S,)
+    place = (matches.layer, matches.picture, matches.query)
+    if loss.kind == "focal":
+        wanted = torch.zeros_like(logits)
+        wanted[(*place, labels)] = 1
+        return sigmoid_focal_loss(logits, wanted).sum((1, 2, 3)) / num_boxes
+    no_object = logits.shape[-1] - 1
+    classes = torch.full(logits.shape[:-1], no_object, dtype=torch.int64, device=logits.device)
+    classes[place] = labels
+    weight = torch.ones_like(logits[0, 0, 0])
+    weight[no_object] = loss.no_object
+    per_query = F.cross_entropy(logits.movedim(-1, 1), classes, weight=weight, reduction="none")  # (K, B, N_q)
+    return per_query.sum((1, 2)) / weight[classes].sum((1, 2))
+
+
+def box_losses(
+    boxes: Tensor, targets: Sequence[Target], matches: Matches, num_boxes: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU losses of every layer, two tensors (K,), summed over matched pairs and divided by `num_boxes`."""
+    predicted = boxes[matches.layer, matches.picture, matches.query]  # (S, 4)
+    true = _concatenate(targets, "boxes", matches)
+    l1 = (predicted - true).abs().sum(-1)
+    giou = 1 - generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+    layers = boxes.new_zeros(2, len(boxes)).index_add(1, matches.layer, torch.stack((l1, giou)))
+    return tuple(layers / num_boxes)  # type: ignore[return-value]
+
+
+def count_boxes(targets: Sequence[Target], device: torch.device) -> Tensor | float:
+    """The mean number of objects in a process's batch, at least 1: the unit of the losses.
+
+    With several processes all of them take part, also those without any object, or the others would wait for ever.
+    """
+    count = float(sum(len(t["labels"]) for t in targets))
+    if dist.is_available() and dist.is_initialized():
+        total = torch.tensor(count, device=device)
+        dist.all_reduce(total)
+        return (total / dist.get_world_size()).clamp(min=1)
+    return max(count, 1.0)
+
+
+def set_losses(outputs: Outputs, targets: Sequence[Target], loss: SetLoss) -> dict[str, Tensor]:
+    """All losses, weighted: their sum is what one minimises.
+
+    Keys are "class", "l1" and "giou" for the last decoder layer, "class/0" ... for the earlier ones (the auxiliary
+    losses), and "class/encoder" ... for the proposals of a two-stage model, all of whose objects bear class 0.
+    targets: for each picture "labels" (T,) and "boxes" (T, 4), (cx, cy, w, h) in 0..1; "image_id" names it in errors.
+    """
+    num_boxes = count_boxes(targets, outputs.logits.device)
+    result = _losses(outputs.logits, outputs.boxes, targets, loss, num_boxes, layer_names(len(outputs.logits)))
+    if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
+        objects = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
+        result |= _losses(outputs.encoder_logits[None], outputs.encoder_boxes[None], objects, loss, num_boxes, ["/encoder"])
+    return result
+
+
+def layer_names(layers: int) -> list[str]:
+    """Endings of the losses' names: "/0", "/1", ..., and none for the last layer."""
+    return [f"/{k}" for k in range(layers - 1)] + [""]
+
+
+def _losses(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    loss: SetLoss,
+    num_boxes: Tensor | float,
+    names: list[str],
+) -> dict[str, Tensor]:
+    logits, boxes = logits.float(), boxes.float()  # half precision is too coarse for costs and losses
+    matches = match(logits, boxes, targets, loss.matching, loss.kind)
+    classes = loss.classification * classification_losses(logits, targets, matches, loss, num_boxes)
+    l1, giou = box_losses(boxes, targets, matches, num_boxes)
+    result = {}
+    for k, name in enumerate(names):
+        result |= {f"class{name}": classes[k], f"l1{name}": loss.l1 * l1[k], f"giou{name}": loss.giou * giou[k]}
+    return result
+
+
+def _concatenate(targets: Sequence[Target], field: str, matches: Matches) -> Tensor:
+    """What is true of each matched pair: (S, ...), from the targets' `field`."""
+    device = matches.target.device
+    first = [0]
+    for t in targets[:-1]:
+        first.append(first[-1] + len(t[field]))
+    everything = torch.cat([t[field] for t in targets]).to(device, non_blocking=True)
+    return everything[torch.tensor(first, device=device)[matches.picture] + matches.target]

@@ -1,0 +1,148 @@
+"""The bipartite matching between queries and objects (Carion et al. 2020, equation 1).
+
+Every object gets exactly one query, no query two objects, and the sum of the costs is the least possible. All decoder
+layers are matched in one go: their costs leave the GPU in one copy, which is the only wait in a training step.
+Letters: K layers, B pictures, N_q queries, C classes, T the most objects in a picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy, generalized_box_iou
+
+Target = dict[str, Tensor]
+"""What is true of one picture: "labels" (T,) in 0..C−1 and "boxes" (T, 4) as (cx, cy, w, h) in 0..1."""
+
+
+@dataclass(frozen=True)
+class MatchingCost:
+    """Weights of the three costs. DETR: 1, 5, 2; Deformable DETR: 2, 5, 2."""
+
+    classification: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+class Matches(NamedTuple):
+    """Four index tensors of one length, a matched pair at each position: which layer, picture, query and object.
+
+    `target` counts within the picture. Pairs are sorted by layer, then by picture.
+    """
+
+    layer: Tensor
+    picture: Tensor
+    query: Tensor
+    target: Tensor
+
+    def of_layer(self, layer: int) -> "Matches":
+        """The pairs of one layer."""
+        return Matches(*(index[self.layer == layer] for index in self))
+
+
+def pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor]:
+    """All labels as (B, T) and boxes as (B, T, 4), filled up with class 0 and a box that covers the picture."""
+    most = max((len(t["labels"]) for t in targets), default=0)
+    labels = torch.zeros(len(targets), most, dtype=torch.int64)
+    boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(len(targets), most, 1)
+    if not targets or targets[0]["labels"].device != labels.device:
+        labels, boxes = labels.to(device), boxes.to(device)
+    for i, target in enumerate(targets):
+        labels[i, : len(target["labels"])] = target["labels"]
+        boxes[i, : len(target["boxes"])] = target["boxes"]
+    return labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True)
+
+
+def classification_cost(logits: Tensor, kind: Literal["softmax", "focal"]) -> Tensor:
+    """What it costs to give a query a class: (..., N_q, C) from logits of that shape (+1 for "no object" in softmax).
+
+    softmax: −p(class), DETR's. focal: the focal loss of saying yes less that of saying no, Deformable DETR's
+    (α = 0.25, γ = 2). Neither is a probability; only differences between queries matter.
+    """
+    if kind == "softmax":
+        return -logits.softmax(-1)[..., :-1]
+    p = logits.sigmoid()
+    yes = 0.25 * (1 - p) ** 2 * F.softplus(-logits)  # softplus(−x) = −log p, without rounding to log 0
+    no = 0.75 * p**2 * F.softplus(logits)
+    return yes - no
+
+
+def matching_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    target_boxes: Tensor,
+    weights: MatchingCost,
+    kind: Literal["softmax", "focal"],
+) -> Tensor:
+    """The cost of every pair of query and object: (..., N_q, T), in float32 whatever the input's precision.
+
+    logits: (..., N_q, C or C+1); boxes: (..., N_q, 4), (cx, cy, w, h) in 0..1; labels: (B, T); target_boxes: (B, T, 4),
+    where the dimensions before are (B,) or (K, B).
+    """
+    boxes, target_boxes = boxes.float(), target_boxes.float()
+    by_class = classification_cost(logits.float(), kind)
+    index = labels[:, None].expand(*by_class.shape[:-1], labels.shape[-1])
+    cost_class = by_class.gather(-1, index)  # (..., N_q, T)
+    cost_l1 = (boxes[..., :, None, :] - target_boxes[:, None]).abs().sum(-1)
+    corners, target_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes)
+    cost_giou = -generalized_box_iou(corners[..., :, None, :], target_corners[:, None])
+    return weights.classification * cost_class + weights.l1 * cost_l1 + weights.giou * cost_giou
+
+
+def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cheapest one-to-one assignment: rows and columns of the chosen pairs of a cost matrix (N_q, T).
+
+    scipy's `linear_sum_assignment`: a modified Jonker–Volgenant algorithm, usually called the Hungarian one.
+    """
+    return linear_sum_assignment(cost)
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[Target],
+    weights: MatchingCost,
+    kind: Literal["softmax", "focal"],
+) -> Matches:
+    """Match every layer's predictions with the truth.
+
+    logits: (K, B, N_q, C or C+1); boxes: (K, B, N_q, 4). Raises ValueError when a picture has more objects than there
+    are queries, or a cost is not finite (it names the picture).
+    """
+    device = logits.device
+    labels, target_boxes = pad_targets(targets, device)
+    counts = [len(t["labels"]) for t in targets]
+    queries = logits.shape[2]
+    if max(counts, default=0) > queries:
+        raise ValueError(
+            f"picture {_name(targets, int(np.argmax(counts)))} has {max(counts)} objects, the model {queries} queries: "
+            "raise the number of queries"
+        )
+    cost = matching_cost(logits, boxes, labels, target_boxes, weights, kind).cpu().numpy()  # the one copy
+    columns: list[list[np.ndarray]] = [[], [], [], []]
+    for k in range(cost.shape[0]):
+        for b, count in enumerate(counts):
+            own = cost[k, b, :, :count]
+            if not np.isfinite(own).all():
+                raise ValueError(
+                    f"matching cost of picture {_name(targets, b)} in layer {k} is not finite: the model's output or the "
+                    "picture's boxes hold NaN or infinity (too high a learning rate, or a broken annotation)"
+                )
+            query, target = assign(own)
+            for column, values in zip(columns, (np.full_like(query, k), np.full_like(query, b), query, target), strict=True):
+                column.append(values)
+    indices = torch.from_numpy(np.stack([np.concatenate(c) for c in columns]).astype(np.int64))
+    return Matches(*indices.to(device, non_blocking=True))
+
+
+def _name(targets: Sequence[Target], index: int) -> str:
+    image_id = targets[index].get("image_id")
+    return f"{index} of the batch" if image_id is None else f"with image id {int(image_id)}"

@@ -1,0 +1,43 @@
+"""From a model's last layer to detections in pixels, in DETR's and in Deformable DETR's way."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from ddetr_lite.set_prediction.boxes import clip_to_picture, cxcywh_to_xyxy
+
+Detections = dict[str, Tensor]
+"""Of one picture: "boxes" (n, 4), corners in pixels; "scores" (n,) in 0..1, highest first; "labels" (n,) in 0..C−1."""
+
+
+def postprocess(
+    logits: Tensor,
+    boxes: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    kind: Literal["softmax", "focal"],
+    top: int = 100,
+) -> list[Detections]:
+    """The best detections of each picture.
+
+    logits: (B, N_q, C or C+1); boxes: (B, N_q, 4), (cx, cy, w, h) in 0..1; sizes: (height, width) in pixels of each.
+    softmax: each query's best class that is not "no object"; one detection a query. focal: the `top` best of all pairs
+    of query and class, so that a query may speak for two classes. Boxes are clipped to the picture.
+    """
+    logits = logits.float()
+    if kind == "softmax":
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, query = scores.sort(dim=-1, descending=True)
+        labels = labels.gather(1, query)
+    else:
+        classes = logits.shape[-1]
+        scores, index = logits.sigmoid().flatten(1).topk(min(top, logits.shape[1] * classes), dim=1)
+        query, labels = index // classes, index % classes
+    chosen = cxcywh_to_xyxy(boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
+    result = []
+    for picture, (height, width) in enumerate(sizes):
+        pixels = chosen[picture] * chosen.new_tensor((width, height, width, height))
+        result.append(
+            {"boxes": clip_to_picture(pixels, height, width), "scores": scores[picture], "labels": labels[picture]}
+        )
+    return result
