@@ -1,0 +1,200 @@
+"""Folders in COCO's format, wherever they come from, as a torch data set.
+
+Category ids may have gaps, pictures may lack objects, boxes may reach beyond the border; crowds are left out of training.
+Labels are 0..C−1 in the order of the category ids, and `classes` has their names.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from ddetr_lite.datasets.transforms import drop_empty_boxes
+
+Key = tuple[int, int]
+"""(epoch, index): which picture, and which draw of its augmentation."""
+
+
+@dataclass(frozen=True)
+class CocoFolder:
+    """Where a split lies on the disk: its annotation file and the folder of its pictures."""
+
+    annotations: Path
+    images: Path
+
+    @classmethod
+    def find(cls, root: str | Path, split: str) -> "CocoFolder":
+        """Look in `root` for a split such as "train" or "val2017".
+
+        Annotations: annotations/instances_SPLIT*.json, annotations/SPLIT*.json, or SPLIT*/_annotations.coco.json.
+        Pictures: SPLIT*/, images/SPLIT*/ or images/. Raises FileNotFoundError saying what was looked for.
+        """
+        root = Path(root).expanduser()
+        if not root.is_dir():
+            raise FileNotFoundError(f"data folder {root} does not exist")
+        patterns = [f"annotations/instances_{split}*.json", f"annotations/{split}*.json", f"{split}*/_annotations.coco.json"]
+        found = next((sorted(root.glob(p)) for p in patterns if list(root.glob(p))), [])
+        if len(found) != 1:
+            problem = f"several files fit: {', '.join(f.name for f in found)}" if found else "no file fits"
+            raise FileNotFoundError(f"no annotations for split {split!r} in {root}: {problem} ({', '.join(patterns)})")
+        folders = [p for g in (f"{split}*", f"images/{split}*", "images") for p in sorted(root.glob(g)) if p.is_dir()]
+        if not folders:
+            raise FileNotFoundError(f"no pictures for split {split!r} in {root}: expected a folder {split}*/ or images/")
+        return cls(found[0], folders[0])
+
+
+class CocoDetection(Dataset):
+    """Pictures and their objects.
+
+    `dataset[epoch, index]` gives `(image, target)`: image (3, H, W) uint8; target "boxes" (T, 4), corners in pixels of
+    the image; "labels" (T,) in 0..C−1; "image_id"; "original_size" (2,), height and width on the disk. The augmentation
+    is a pure function of (seed, epoch, index). `dataset[index]` is epoch 0.
+
+    classes: names to use instead of the file's own order, such as a checkpoint's; categories of other names are an error.
+    cache: keep decoded pictures in memory. limit: only the first pictures (by position in the file).
+    Raises ValueError naming file, image id and field where the annotations are broken.
+    """
+
+    def __init__(
+        self,
+        folder: CocoFolder,
+        transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+        classes: Sequence[str] | None = None,
+        seed: int = 0,
+        cache: bool = False,
+        limit: int | None = None,
+    ):
+        self.folder, self.transform, self.seed = folder, transform, seed
+        content = _read(folder.annotations)
+        self.categories = {int(c["id"]): str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+        self.classes = list(classes) if classes is not None else list(self.categories.values())
+        self.label_of_category = self._labels()
+        self.images: list[dict[str, Any]] = content["images"][:limit]
+        self.info: dict[str, Any] = content.get("info", {})
+        self.annotations = self._group(content["annotations"])
+        self._cache: dict[int, Tensor] | None = {} if cache else None
+
+    def _labels(self) -> dict[int, int]:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"{self.folder.annotations}: two categories have the same name; rename one: {self.classes}")
+        place = {name: i for i, name in enumerate(self.classes)}
+        unknown = [name for name in self.categories.values() if name not in place]
+        if unknown:
+            raise ValueError(
+                f"{self.folder.annotations}: category {unknown[0]!r} is not among the model's classes "
+                f"({', '.join(self.classes[:8])}{' ...' if len(self.classes) > 8 else ''})"
+            )
+        return {category: place[name] for category, name in self.categories.items()}
+
+    def _group(self, annotations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """For each picture its objects, checked; crowds stay in, `__getitem__` leaves them out."""
+        place = {image["id"]: i for i, image in enumerate(self.images)}
+        grouped: list[list[dict[str, Any]]] = [[] for _ in self.images]
+        for annotation in annotations:
+            index = place.get(annotation["image_id"])
+            if index is None:
+                continue
+            where = f"{self.folder.annotations}: annotation {annotation.get('id')} of image id {annotation['image_id']}"
+            if annotation.get("category_id") not in self.categories:
+                raise ValueError(f"{where}: category_id {annotation.get('category_id')} is not in 'categories'")
+            box = annotation.get("bbox")
+            if not isinstance(box, list) or len(box) != 4 or not np.isfinite(np.asarray(box, dtype=float)).all():
+                raise ValueError(f"{where}: bbox must be four finite numbers [x, y, width, height], got {box}")
+            grouped[index].append(annotation)
+        return grouped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read_image(self, index: int) -> Tensor:
+        """The picture as it lies on the disk: (3, H, W), uint8, RGB."""
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        record = self.images[index]
+        path = self.folder.images / record["file_name"]
+        try:
+            with Image.open(path) as picture:
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+        except (OSError, SyntaxError) as error:
+            problem = "is missing" if not path.exists() else f"cannot be read ({error})"
+            raise ValueError(f"picture {path} (image id {record['id']}) {problem}: restore it or drop its record") from error
+        if self._cache is not None:
+            self._cache[index] = pixels
+        return pixels
+
+    def __getitem__(self, key: int | Key) -> tuple[Tensor, dict[str, Tensor]]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        pixels = self.read_image(index)
+        height, width = pixels.shape[1:]
+        objects = [a for a in self.annotations[index] if not a.get("iscrowd", 0)]
+        xywh = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
+        corners = torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1)
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),  # type: ignore[call-overload]
+            "labels": torch.tensor([self.label_of_category[a["category_id"]] for a in objects], dtype=torch.int64),
+            "image_id": torch.tensor(self.images[index]["id"]),
+            "original_size": torch.tensor((height, width)),
+        }
+        image: Tensor = tv_tensors.Image(pixels)
+        target = drop_empty_boxes(target, (height, width))
+        if self.transform is not None:
+            # The draw depends on nothing but these numbers: neither on the workers nor on what was drawn before.
+            with torch.random.fork_rng(devices=[]):
+                seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1
+                torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would also seed every GPU
+                image, target = self.transform(image, target)
+            target = drop_empty_boxes(target, (image.shape[-2], image.shape[-1]))
+        return image.as_subclass(Tensor), {k: v.as_subclass(Tensor) for k, v in target.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable JSON file: {error}") from error
+    for field in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(field), list):
+            raise ValueError(f"{path} lacks the list {field!r}: it is not in COCO's detection format")
+    for field, needs in (("images", ("id", "file_name")), ("categories", ("id", "name")), ("annotations", ("image_id",))):
+        for record in content[field]:
+            missing = [n for n in needs if n not in record]
+            if missing:
+                raise ValueError(f"{path}: a record of {field!r} (id {record.get('id')}) lacks {missing[0]!r}")
+    if not content["images"]:
+        raise ValueError(f"{path} lists no pictures")
+    if not content["categories"]:
+        raise ValueError(f"{path} lists no categories: a detector needs at least one class")
+    return content
+
+
+def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Lists of pictures and targets: sizes differ, so nothing is stacked."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+class EpochSampler(torch.utils.data.Sampler[list[Key]]):
+    """Batches of (epoch, index) in an order that is a pure function of (seed, epoch).
+
+    Starts at batch `start` of the epoch: so a run that was stopped in the middle goes on with the very next batch.
+    The last, smaller batch is left out in training (`drop_last`), unless it is the only one.
+    """
+
+    def __init__(self, length: int, batch: int, seed: int, epoch: int, start: int = 0, drop_last: bool = True):
+        order = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch)))).permutation(length)
+        count = max(1, length // batch) if drop_last else -(-length // batch)
+        self.batches = [[(epoch, int(i)) for i in order[b * batch : (b + 1) * batch]] for b in range(count)][start:]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)

@@ -1,0 +1,188 @@
+"""COCO folders, augmentation, and the order of training."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_coco
+import torch
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, EpochSampler, collate
+from ddetr_lite.datasets.transforms import (
+    AugmentConfig,
+    RandomSizeCrop,
+    ResizeShortSide,
+    eval_transform,
+    resized_size,
+    train_transform,
+)
+
+AUGMENT = AugmentConfig(short_sides=(24, 32, 48), max_side=70, color=True, flip_vertical=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_coco.write(tmp_path / "coco")
+
+
+def dataset(folder: Path, **options: Any) -> CocoDetection:
+    return CocoDetection(CocoFolder.find(folder, "train"), **options)
+
+
+def test_ids_with_gaps_become_labels_in_the_order_of_the_ids(folder: Path) -> None:
+    data = dataset(folder)
+    assert data.classes == ["car", "brush"]
+    assert data.label_of_category == {3: 0, 90: 1}
+    assert len(data) == 3
+
+
+def test_crowds_are_left_out_and_boxes_are_clipped_to_the_picture(folder: Path) -> None:
+    image, target = dataset(folder)[0]
+    assert image.shape == (3, 40, 60)
+    assert image.dtype == torch.uint8
+    assert target["boxes"].tolist() == [[50, 30, 60, 40], [5, 5, 25, 15]]
+    assert target["labels"].tolist() == [1, 0]
+    assert int(target["image_id"]) == 42
+
+
+def test_a_picture_without_objects_and_a_box_without_area(folder: Path) -> None:
+    data = dataset(folder)
+    assert data[1][1]["boxes"].shape == (0, 4)
+    assert data[2][1]["boxes"].tolist() == [[0, 0, 15, 15]]  # the one without width is gone
+
+
+def test_classes_of_a_checkpoint_are_matched_by_name(folder: Path) -> None:
+    assert dataset(folder, classes=["dog", "brush", "car"]).label_of_category == {3: 2, 90: 1}
+    with pytest.raises(ValueError, match="'brush' is not among the model's classes"):
+        dataset(folder, classes=["car"])
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        (lambda c: c["annotations"][0].update(category_id=4), r"annotation 1 of image id 42: category_id 4"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"image id 42: bbox must be four"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), r"image id 42: bbox must be four finite"),
+        (lambda c: c["images"][0].pop("file_name"), r"'images' \(id 42\) lacks 'file_name'"),
+        (lambda c: c.pop("categories"), r"lacks the list 'categories'"),
+        (lambda c: c.update(images=[]), r"lists no pictures"),
+        (lambda c: c.update(categories=[]), r"lists no categories"),
+        (lambda c: c["categories"][0].update(name="car"), r"two categories have the same name"),
+    ],
+)
+def test_broken_annotations_are_named(tmp_path: Path, breakage: Any, message: str) -> None:
+    folder = tiny_coco.write(tmp_path)
+    annotations = tiny_coco.content()
+    breakage(annotations)
+    path = folder / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps(annotations), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        dataset(folder)
+
+
+def test_missing_and_broken_files_are_named(folder: Path) -> None:
+    (folder / "train2017" / "a.jpg").write_bytes(b"no picture")
+    (folder / "train2017" / "b.png").unlink()
+    data = dataset(folder)
+    with pytest.raises(ValueError, match=r"a\.jpg \(image id 42\) cannot be read"):
+        data[0]
+    with pytest.raises(ValueError, match=r"b\.png \(image id 7\) is missing"):
+        data[1]
+    (folder / "annotations" / "instances_train2017.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a readable JSON file"):
+        dataset(folder)
+
+
+def test_where_a_split_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        CocoFolder.find(tmp_path / "nowhere", "train")
+    folder = tiny_coco.write(tmp_path / "data", splits=("train",))
+    with pytest.raises(FileNotFoundError, match="no annotations for split 'val'"):
+        CocoFolder.find(folder, "val")
+    (folder / "annotations" / "instances_train2014.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="several files fit"):
+        CocoFolder.find(folder, "train")
+    assert CocoFolder.find(folder, "train2017").images == folder / "train2017"
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(folder: Path) -> None:
+    data = dataset(folder, transform=train_transform(AUGMENT), seed=3)
+    before = torch.get_rng_state()
+    first = data[5, 0]
+    assert torch.equal(before, torch.get_rng_state())  # the model's dropout draws from it
+    torch.rand(17)
+    again = data[5, 0]
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1]["boxes"], again[1]["boxes"])
+    others = [data[epoch, 0][0] for epoch in range(6)]
+    assert len({(tuple(o.shape), int(o.sum())) for o in others}) > 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_number_of_workers_gives_the_same_batches(folder: Path, workers: int) -> None:
+    data = dataset(folder, transform=train_transform(AUGMENT))
+    sampler = EpochSampler(3, 1, seed=1, epoch=4)
+    loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+    alone = [collate([data[key] for key in batch]) for batch in sampler]
+    for (images, targets), (expected, expected_targets) in zip(loader, alone, strict=True):
+        assert torch.equal(images[0], expected[0])
+        assert torch.equal(targets[0]["boxes"], expected_targets[0]["boxes"])
+
+
+def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> None:
+    whole = list(EpochSampler(103, 10, seed=2, epoch=5))
+    assert len(whole) == 10
+    assert [batch for batch in EpochSampler(103, 10, seed=2, epoch=5, start=7)] == whole[7:]
+    assert whole != list(EpochSampler(103, 10, seed=2, epoch=6))
+    indices = [index for batch in whole for epoch, index in batch]
+    assert len(set(indices)) == 100
+    assert {epoch for batch in whole for epoch, _ in batch} == {5}
+    kept = itertools.chain.from_iterable(EpochSampler(103, 10, seed=2, epoch=5, drop_last=False))
+    assert len(set(kept)) == 103
+    assert len(EpochSampler(4, 10, seed=0, epoch=0)) == 1  # fewer pictures than a batch still make one
+
+
+def test_resize_rule_by_hand() -> None:
+    assert resized_size(480, 640, 800, 1333) == (800, 1066)  # 1066.67 truncated
+    assert resized_size(640, 480, 800, 1333) == (1066, 800)
+    assert resized_size(300, 1000, 800, 1333) == (400, 1333)  # capped: 1333·300/1000 = 399.9, rounded; then int(400·1000/300)
+    assert resized_size(100, 100, 50, 1333) == (50, 50)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_move_with_the_picture(seed: int) -> None:
+    """A bright rectangle on black: wherever the augmentation takes it, the box must still frame it."""
+    torch.manual_seed(seed)
+    pixels = torch.zeros(3, 90, 120, dtype=torch.uint8)
+    pixels[:, 30:60, 40:80] = 255
+    boxes = tv_tensors.BoundingBoxes([[40.0, 30, 80, 60]], format="XYXY", canvas_size=(90, 120))  # type: ignore[call-overload]
+    config = AugmentConfig(short_sides=(60, 90, 120), max_side=200, flip_vertical=True)
+    image, target = train_transform(config)(tv_tensors.Image(pixels), {"boxes": boxes, "labels": torch.tensor([0])})
+    height, width = image.shape[-2:]
+    bright = (image[0] > 127).nonzero()
+    x0, y0, x1, y1 = target["boxes"][0].clamp(min=0).tolist()
+    assert abs(y0 - bright[:, 0].min()) <= 1.5
+    assert abs(x0 - bright[:, 1].min()) <= 1.5
+    assert abs(min(y1, height) - bright[:, 0].max() - 1) <= 1.5
+    assert abs(min(x1, width) - bright[:, 1].max() - 1) <= 1.5
+
+
+def test_crops_of_small_pictures_do_not_raise() -> None:
+    image = tv_tensors.Image(torch.zeros(3, 20, 30, dtype=torch.uint8))
+    for _ in range(20):
+        cropped = RandomSizeCrop(384, 600)(image)
+        assert cropped.shape == image.shape
+
+
+def test_evaluation_only_resizes() -> None:
+    image = tv_tensors.Image(torch.randint(0, 256, (3, 30, 50), dtype=torch.uint8))
+    result = eval_transform(AugmentConfig(eval_short_side=60, max_side=90))(image)
+    assert result.shape == (3, 54, 90)
+    assert torch.equal(result, F.resize(image, [54, 90], antialias=True))
+    assert torch.equal(eval_transform(AugmentConfig(eval_short_side=0))(image), image)
+    assert ResizeShortSide((60,), 1000)(image).shape == (3, 60, 100)
