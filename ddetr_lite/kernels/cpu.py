@@ -8,7 +8,7 @@ Letters: B pictures, N_q queries, M heads, D channels of a head, L levels, P poi
 """
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,17 @@ from torch.autograd.function import once_differentiable
 
 from ddetr_lite.kernels.reference import LevelShapes
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+with warnings.catch_warnings():  # torch says once in a process that its sparse tensors are young: let it be said here
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
 
 
 def pad_levels(value: Tensor, level_shapes: LevelShapes) -> Tensor:
-    """(B, N, M, D) → (B, R, M, D), each level framed by one cell of zeros: R = Σ (H+2)(W+2)."""
+    """(B, N, M, D) → (B, R, M, D), each level framed by one cell of zeros, and zeros behind the last: a sample that lies
+    on the far border reads its neighbours there. R = Σ (H+2)(W+2) + max(W) + 3.
+    """
     batch, _, heads, channels = value.shape
-    rows = sum((h + 2) * (w + 2) for h, w in level_shapes)
+    rows = sum((h + 2) * (w + 2) for h, w in level_shapes) + max(w for _, w in level_shapes) + 3
     table = value.new_zeros(batch, rows, heads, channels)
     start = row = 0
     for h, w in level_shapes:
@@ -33,49 +37,50 @@ def pad_levels(value: Tensor, level_shapes: LevelShapes) -> Tensor:
     return table
 
 
-class Samples:
-    """Where every sample falls: its upper left cell in the table, and how far it is from that cell.
+class Samples(NamedTuple):
+    """Where every sample falls in the table, each (B, N_q, M, L·P): `row` of its upper left cell, how far it lies to the
+    right (`fx`) and below (`fy`) that cell, in 0..1, and `below`, (L·P,): how many rows ahead the next line begins.
 
-    base: (B, N_q, M, L·P) row numbers; fx, fy: (B, N_q, M, L, P) in 0..1; inside: 1.0 where the gradient of the
-    location is not zero, (B, N_q, M, L, P, 2); right, below: how many rows ahead the neighbouring cells are, (L·P).
+    inside: (2, B, N_q, M, L·P), for x and y, False where moving the sample a little changes nothing.
     """
 
-    def __init__(self, locations: Tensor, level_shapes: LevelShapes, rows: int):
-        batch, _, heads, levels, points, _ = locations.shape
-        device = locations.device
-        sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=locations.dtype, device=device)[:, None]  # (L,1,2)
-        pixels = locations * sizes - 0.5
-        clamped = torch.minimum(pixels.clamp(min=-1), sizes)  # beyond the border of zeros lies nothing new
-        self.inside = (pixels >= -1) & (pixels < sizes)
-        corner = torch.minimum(clamped.nan_to_num(nan=-1.0).floor(), sizes - 1)  # −1 .. W−1: the cell to the right exists
-        fraction = clamped - corner + 0 * locations  # NaN where the location is not finite, and so is the output
-        self.fx, self.fy = fraction.unbind(-1)
-        pitch = [w + 2 for _, w in level_shapes]
-        first, row = [], 0
-        for h, w in level_shapes:
-            first.append(row)
-            row += (h + 2) * (w + 2)
-        integer = corner.int() + 1
-        level_pitch = torch.tensor(pitch, dtype=torch.int32, device=device)[:, None]
-        level_first = torch.tensor(first, dtype=torch.int32, device=device)[:, None]
-        base = integer[..., 1] * level_pitch + integer[..., 0] + level_first  # (B, N_q, M, L, P)
-        picture = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1, 1) * rows
-        head = torch.arange(heads, dtype=torch.int32, device=device).view(1, 1, -1, 1, 1)
-        self.base = ((base + picture) * heads + head).flatten(3)
-        self.right = heads
-        self.below = (level_pitch * heads).expand(levels, points).flatten()
-        self.sizes = sizes
+    row: Tensor
+    fx: Tensor
+    fy: Tensor
+    below: Tensor
+    inside: Tensor
 
-    def corners(self) -> Tensor:
-        """(B, N_q, M, 4, L·P): row numbers of the four cells around each sample."""
-        below = self.base + self.below
-        return torch.stack((self.base, self.base + self.right, below, below + self.right), dim=3)
 
-    def bilinear(self) -> Tensor:
-        """(B, N_q, M, 4, L·P): the four cells' shares, in the order of `corners`."""
-        fx, fy = self.fx.flatten(3), self.fy.flatten(3)
-        both = fx * fy
-        return torch.stack((1 - fx - fy + both, fx - both, fy - both, both), dim=3)
+def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) -> Samples:
+    """Locations (B, N_q, M, L, P, 2) in 0..1 to cells of a table with `table_rows` rows a picture and head."""
+    batch, _, heads, levels, points, _ = locations.shape
+    device = locations.device
+    planes = locations.flatten(3, 4).movedim(-1, 0).contiguous()  # (2, B, N_q, M, L·P): x, then y
+    broken = None
+    if not torch.isfinite(planes.sum()):  # one pass over the input; only what is broken pays for more
+        broken = ~torch.isfinite(planes)
+        planes = planes.masked_fill(broken, 0.0)
+    sizes = _by_sample([[w for _, w in level_shapes], [h for h, _ in level_shapes]], points, planes.dtype, device)
+    # Pixel coordinates are loc·W − ½; the border shifts them by one cell, so that cell 0 is the border.
+    pixels = torch.addcmul(sizes.new_full((), 0.5), planes, sizes)
+    clamped = torch.minimum(pixels.clamp(min=0), sizes + 1)  # beyond the border all is zero as well
+    corner = clamped.int()  # rounds down: nothing is negative
+    fx, fy = clamped - corner
+    if broken is not None:
+        fx = fx.masked_fill(broken.any(0), float("nan"))
+    pitch = [w + 2 for _, w in level_shapes]
+    first = [sum((h + 2) * (w + 2) for h, w in level_shapes[:level]) for level in range(levels)]
+    pitch_by_sample, first_by_sample = _by_sample([pitch, first], points, torch.int32, device)[:, 0, 0, 0]  # (L·P,)
+    picture = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1) * table_rows
+    head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1)
+    row = torch.addcmul(corner[0], corner[1], pitch_by_sample)
+    row = torch.add((picture + first_by_sample) * heads + head, row, alpha=heads)
+    return Samples(row, fx, fy, pitch_by_sample * heads, clamped == pixels)
+
+
+def _by_sample(numbers: list[list[int]], points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Two lists of L numbers, repeated for each point: (2, 1, 1, 1, L·P)."""
+    return torch.tensor(numbers, dtype=dtype, device=device).repeat_interleave(points, dim=1)[:, None, None, None]
 
 
 class _EmbeddingBagAttention(torch.autograd.Function):
@@ -83,41 +88,59 @@ class _EmbeddingBagAttention(torch.autograd.Function):
     def forward(
         ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, level_shapes: tuple[tuple[int, int], ...]
     ) -> Tensor:
-        batch, _, heads, channels = value.shape
-        queries = locations.shape[1]
+        heads, channels = value.shape[2:]
+        ctx.level_shapes, ctx.shapes = level_shapes, (value.shape, locations.shape, weights.shape)
+        ctx.empty = locations.numel() == 0
+        if ctx.empty:  # no pictures, no queries or no points: nothing to sum
+            return value.new_zeros(locations.shape[0], locations.shape[1], heads * channels)
         table = pad_levels(value, level_shapes)
-        samples = Samples(locations, level_shapes, table.shape[1])
-        corners, bilinear = samples.corners(), samples.bilinear()
-        shares = bilinear * weights.flatten(3)[:, :, :, None]
+        row, fx, fy, below, inside = find_samples(locations, level_shapes, table.shape[1])
+        flat = weights.flatten(3)
+        corners = row.new_empty(*row.shape[:3], 4, row.shape[3])  # the four cells around each sample
+        corners[..., 0, :] = row
+        torch.add(row, heads, out=corners[..., 1, :])
+        torch.add(row, below, out=corners[..., 2, :])
+        torch.add(corners[..., 2, :], heads, out=corners[..., 3, :])
+        shares = flat.new_empty(corners.shape)  # weight times the cell's bilinear share
+        to_right, lower = flat * fx, flat * fy
+        torch.mul(to_right, fy, out=shares[..., 3, :])
+        torch.sub(to_right, shares[..., 3, :], out=shares[..., 1, :])
+        torch.sub(lower, shares[..., 3, :], out=shares[..., 2, :])
+        torch.sub(flat - lower, shares[..., 1, :], out=shares[..., 0, :])
         output = F.embedding_bag(
             corners.flatten(0, 2).flatten(1),  # (B·N_q·M, 4·L·P)
             table.view(-1, channels),
             per_sample_weights=shares.flatten(0, 2).flatten(1),
             mode="sum",
         )
-        ctx.samples, ctx.level_shapes = samples, level_shapes
-        ctx.save_for_backward(table, weights, corners, bilinear, shares)
-        return output.view(batch, queries, heads * channels)
+        ctx.save_for_backward(table, weights, row, fx, fy, inside, corners, shares)
+        return output.view(*row.shape[:2], heads * channels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        table, weights, corners, bilinear, shares = ctx.saved_tensors
-        samples: Samples = ctx.samples
-        batch, rows, heads, channels = table.shape
+        if ctx.empty:
+            return *(grad_output.new_zeros(shape) for shape in ctx.shapes), None
+        table, weights, row, fx, fy, inside, corners, shares = ctx.saved_tensors
+        channels = table.shape[-1]
         grad_bags = grad_output.reshape(-1, channels)  # (B·N_q·M, D), a bag for each query and head
         grad_value = grad_locations = grad_weights = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             dots = _dot_products(grad_bags, table.view(-1, channels), corners)  # (B, N_q, M, 4, L·P)
-            grad_weights = (dots * bilinear).sum(3).view_as(weights)
-            upper_left, upper_right, lower_left, lower_right = (d.view_as(weights) for d in dots.unbind(3))
-            fx, fy = samples.fx, samples.fy
+            upper_left, upper_right, lower_left, lower_right = dots.unbind(3)
+            upper = torch.lerp(upper_left, upper_right, fx)
+            lower = torch.lerp(lower_left, lower_right, fx)
+            grad_weights = torch.lerp(upper, lower, fy).view_as(weights)
             slope_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, fy)
-            slope_y = torch.lerp(lower_left - upper_left, lower_right - upper_right, fx)
-            slopes = torch.stack((slope_x, slope_y), dim=-1) * weights[..., None] * samples.sizes
-            grad_locations = slopes * samples.inside
+            points, flat = weights.shape[-1], weights.flatten(3)
+            width, height = _by_sample(
+                [[w for _, w in ctx.level_shapes], [h for h, _ in ctx.level_shapes]], points, flat.dtype, flat.device
+            )
+            grad_x = slope_x * (flat * width) * inside[0]
+            grad_y = (lower - upper) * (flat * height) * inside[1]
+            grad_locations = torch.stack((grad_x, grad_y), dim=-1).view(*weights.shape, 2)
         if ctx.needs_input_grad[0]:
-            grad_value = _grad_value(grad_bags, samples.base, shares, table.shape, ctx.level_shapes)
+            grad_value = _grad_value(grad_bags, row, shares, table.shape, ctx.level_shapes)
         return grad_value, grad_locations, grad_weights, None
 
 

@@ -102,10 +102,13 @@ class DeformableDecoderLayer(FeedForward):
         memory: Tensor,
         level_shapes: LevelShapes,
         padding_mask: Tensor | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """x, query_position: (B, N_q, d); reference: (B, N_q, L, 2 or 4); memory: (B, N, d). Returns (B, N_q, d)."""
+        """x, query_position: (B, N_q, d); reference: (B, N_q, L, 2 or 4); memory: (B, N, d); mask: (N_q, N_q), True where
+        a query must not see another. Returns (B, N_q, d).
+        """
         q = k = with_position(x, query_position)
-        x = self.norm2(x + self.drop(self.self_attn(q, k, x)))
+        x = self.norm2(x + self.drop(self.self_attn(q, k, x, mask=mask)))
         attended = self.cross_attn(with_position(x, query_position), reference, memory, level_shapes, padding_mask)
         x = self.norm1(x + self.drop(attended))
         return self.norm3(x + self.drop(self.feed_forward(x)))
@@ -149,6 +152,7 @@ class DeformableDecoder(nn.Module):
         ratios: Tensor,
         padding_mask: Tensor | None,
         refine: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run all layers. reference: (B, N_q, 2 or 4) in 0..1 of the real picture; other shapes as in the layer.
 
@@ -160,7 +164,7 @@ class DeformableDecoder(nn.Module):
         for k, layer in enumerate(self.layers):
             references.append(reference)
             on_levels = reference[:, :, None] * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, N_q, L, 2|4)
-            x = layer(x, query_position, on_levels, memory, level_shapes, padding_mask)
+            x = layer(x, query_position, on_levels, memory, level_shapes, padding_mask, mask)
             outputs.append(x)
             if refine is not None:
                 reference = refine(k, x, reference).detach()

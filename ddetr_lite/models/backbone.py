@@ -30,7 +30,7 @@ class BackboneConfig:
     frozen: bool = True
     """Batch norms, stem and first stage keep the values they were loaded with, as in DETR. False: train all of it."""
     dilation: bool = False
-    """DC5: the last stage keeps stride 16 and its convolutions spread out instead."""
+    """DC5: the last stage loses its stride, and its convolutions spread out instead. Twice the resolution."""
 
 
 class ResidualBlock(nn.Module):
@@ -85,6 +85,12 @@ class Body(nn.Module):
         """The modules that follow one another."""
         return list(self.features) if hasattr(self, "features") else list(self.children())
 
+    def cut(self, count: int) -> None:
+        """Keep the first `count` steps: a parameter that nothing reads would never get a gradient."""
+        chain = self.features if hasattr(self, "features") else self
+        for name, _ in list(chain.named_children())[count:]:
+            delattr(chain, name)
+
 
 class Backbone(nn.Module):
     """Pixels (B, 3, H, W) → one feature map (B, C, ⌈H/s⌉, ⌈W/s⌉) for each of `strides`.
@@ -98,16 +104,18 @@ class Backbone(nn.Module):
         self.config = config
         self.body = Body(_network(config.name))
         _load_weights(self.body, config)
-        steps = self.body.steps()
-        ends = _stage_ends(steps, config.name)
-        if config.dilation:
-            _dilate(steps[ends[16][0] + 1 :])
+        ends = _stage_ends(self.body.steps(), config.name)
         missing = [s for s in strides if s not in ends]
         if missing:
             raise ValueError(f"backbone {config.name!r} has feature maps at strides {sorted(ends)}, not at {missing}")
         self.taps = [ends[s][0] for s in strides]
         self.channels = [ends[s][1] for s in strides]
-        self.strides = [16 if config.dilation and s == 32 else s for s in strides]
+        self.strides = list(strides)
+        self.body.cut(self.taps[-1] + 1)
+        steps = self.body.steps()
+        if config.dilation:
+            _dilate(steps[ends[strides[-1] // 2][0] + 1 :])
+            self.strides[-1] //= 2
         if config.frozen:
             freeze_batch_norms(self.body)
             for step in steps[: ends[4][0] + 1]:
@@ -116,7 +124,7 @@ class Backbone(nn.Module):
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """The wanted maps, from fine to coarse."""
         maps, x = [], pixels
-        for i, step in enumerate(self.body.steps()[: self.taps[-1] + 1]):
+        for i, step in enumerate(self.body.steps()):
             x = step(x)
             if i in self.taps:
                 maps.append(x)

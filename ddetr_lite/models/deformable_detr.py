@@ -5,6 +5,7 @@ L levels, P points, K decoder layers.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +24,9 @@ from ddetr_lite.layers.deformable_transformer import (
 from ddetr_lite.layers.positional_encoding import sine_encoding_2d, sine_encoding_of
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.detector import MLP, Detector
+from ddetr_lite.models.hints import add_hints
 from ddetr_lite.set_prediction.losses import DEFORMABLE_DETR_LOSS, Outputs, SetLoss
+from ddetr_lite.set_prediction.matching import Target
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class DeformableDetrConfig:
     """"+ iterative bounding box refinement": each decoder layer corrects the boxes of the one before."""
     two_stage: bool = False
     """"++ two-stage": the encoder's best proposals become the queries. Needs `refine`."""
+    hints: int = 0
+    """Training only, not in the paper: for each object so many more queries that start near its box (`models.hints`).
+    Learns much faster from few pictures. Needs `two_stage`."""
     loss: SetLoss = DEFORMABLE_DETR_LOSS
 
 
@@ -85,6 +91,8 @@ class DeformableDetr(Detector):
         super().__init__()
         if config.two_stage and not config.refine:
             raise ValueError("two_stage=True needs refine=True: the second stage refines the first one's boxes")
+        if config.hints and not config.two_stage:
+            raise ValueError(f"hints={config.hints} needs two_stage=True: only there a query can be made from a box")
         if config.dim % 4:
             raise ValueError(f"dim={config.dim} must be a multiple of 4")
         self.config, self.classes, self.loss = config, classes, config.loss
@@ -140,7 +148,7 @@ class DeformableDetr(Detector):
         ]
         return features, masks, positions
 
-    def outputs(self, batch: ImageBatch) -> Outputs:
+    def outputs(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Outputs:
         """One pass: levels → tokens → memory → queries and references → logits and boxes of every layer."""
         features, masks, positions = self.levels(batch)
         level_shapes = [(f.shape[-2], f.shape[-1]) for f in features]
@@ -149,28 +157,39 @@ class DeformableDetr(Detector):
         position = torch.cat([p.flatten(1, 2) for p in positions], dim=1)  # (B, N, d)
         memory = self.transformer.encoder(flatten_levels(features), position, level_shapes, ratios, mask)
 
-        encoder_logits = encoder_boxes = None
+        encoder_logits = encoder_boxes = query_mask = None
         if self.config.two_stage:
             encoder_logits, unscaled = self.proposals(memory, mask, level_shapes)
             encoder_boxes = unscaled.sigmoid()
-            content, query_position, reference = self.queries_from(encoder_logits, unscaled)
+            reference = self.best_proposals(encoder_logits, unscaled)  # (B, N_q, 4)
+            if self.config.hints and targets is not None:
+                reference, query_mask = add_hints(reference, targets, self.config.hints)
+            content, query_position = self.queries_from(reference)
         else:
             query_position, content = self.query_embed.weight.expand(len(memory), -1, -1).chunk(2, dim=-1)
             reference = self.transformer.reference_points(query_position).sigmoid()  # (B, N_q, 2)
 
-        boxes: list[Tensor] = []
+        refined: list[Tensor] = []
 
         def refine(k: int, hidden: Tensor, reference: Tensor) -> Tensor:
-            boxes.append(refine_boxes(self.bbox_embed[k](hidden).float(), reference))
-            return boxes[-1]
+            refined.append(refine_boxes(self.bbox_embed[k](hidden).float(), reference))
+            return refined[-1]
 
         hidden, _ = self.transformer.decoder(
-            content, query_position, reference, memory, level_shapes, ratios, mask, refine if self.config.refine else None
-        )  # (K, B, N_q, d)
+            content, query_position, reference, memory, level_shapes, ratios, mask,
+            refine if self.config.refine else None, query_mask,
+        )  # (K, B, N_q, d)  # fmt: skip
         if self.config.refine:
             logits = torch.stack([head(h) for head, h in zip(self.class_embed, hidden, strict=False)])
-            return Outputs(logits, torch.stack(boxes), encoder_logits, encoder_boxes)
-        return Outputs(self.class_embed[0](hidden), refine_boxes(self.bbox_embed[0](hidden).float(), reference))
+            boxes = torch.stack(refined)
+        else:
+            logits = self.class_embed[0](hidden)
+            boxes = refine_boxes(self.bbox_embed[0](hidden).float(), reference)
+        if query_mask is None:
+            return Outputs(logits, boxes, encoder_logits, encoder_boxes)
+        own = min(self.config.queries, mask.shape[1])
+        (logits, hint_logits), (boxes, hint_boxes) = (x.tensor_split([own], dim=2) for x in (logits, boxes))
+        return Outputs(logits, boxes, encoder_logits, encoder_boxes, hint_logits, hint_boxes)
 
     def proposals(self, memory: Tensor, mask: Tensor, level_shapes: LevelShapes) -> tuple[Tensor, Tensor]:
         """Stage one: every token proposes a box at its own place, 5 % of the picture wide on the finest level, twice
@@ -195,15 +214,17 @@ class DeformableDetr(Detector):
             result.append(torch.cat((points, torch.full_like(points, 0.05 * 2**level)), dim=-1))
         return torch.cat(result, dim=1)
 
-    def queries_from(self, logits: Tensor, unscaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Stage two's start: the N_q tokens most sure to be an object (class 0 stands for "any object" here).
+    def best_proposals(self, logits: Tensor, unscaled: Tensor) -> Tensor:
+        """The boxes (B, N_q, 4) of the N_q tokens most sure to be an object (class 0 stands for "any object" here).
 
-        Returns the queries' content and position, (B, N_q, d) each, and their boxes (B, N_q, 4). No gradient flows back.
+        No gradient flows back from them.
         """
         count = min(self.config.queries, logits.shape[1])
         best = logits[..., 0].topk(count, dim=1).indices
-        chosen = unscaled.detach().gather(1, best[..., None].expand(-1, -1, 4))
-        reference = chosen.sigmoid()
+        return unscaled.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+
+    def queries_from(self, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """The content and the position, (B, N_q, d) each, of queries that stand at these boxes (B, N_q, 4)."""
         encoded = sine_encoding_of(reference * 2 * math.pi, self.config.dim // 2).flatten(2)  # (B, N_q, 2d)
         position, content = self.transformer.pos_trans_norm(self.transformer.pos_trans(encoded)).chunk(2, dim=-1)
-        return content, position, reference
+        return content, position

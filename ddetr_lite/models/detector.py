@@ -33,8 +33,11 @@ class Detector(nn.Module, ABC):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]), persistent=False)
 
     @abstractmethod
-    def outputs(self, batch: ImageBatch) -> Outputs:
-        """Logits and boxes of every decoder layer for a normalised, padded batch."""
+    def outputs(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Outputs:
+        """Logits and boxes of every decoder layer for a normalised, padded batch.
+
+        targets: given in training, (cx, cy, w, h) in 0..1; only a model that trains with hints looks at them.
+        """
 
     def batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalise and pad: see `batching.batch_images`."""
@@ -53,7 +56,8 @@ class Detector(nn.Module, ABC):
         if self.training:
             if targets is None:
                 raise ValueError("in training mode targets are needed: model(images, targets); or call model.eval() first")
-            return set_losses(self.outputs(batch), self.normalise_targets(targets, batch.sizes), self.loss)
+            wanted = self.normalise_targets(targets, batch.sizes)
+            return set_losses(self.outputs(batch, wanted), wanted, self.loss)
         final = self.outputs(batch)
         return postprocess(final.logits[-1], final.boxes[-1], batch.sizes, self.loss.kind)
 

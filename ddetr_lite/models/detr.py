@@ -3,6 +3,7 @@
 Parameters bear the official names. Letters: B pictures, N = H·W tokens, N_q queries, C classes, d channels, K layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ from ddetr_lite.layers.transformer import Transformer
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.detector import MLP, Detector
 from ddetr_lite.set_prediction.losses import DETR_LOSS, Outputs, SetLoss
+from ddetr_lite.set_prediction.matching import Target
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class DetrConfig:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     stride: Literal[8, 16, 32] = 32
-    """Stride of the feature map whose cells become tokens. With a dilated backbone 32 is really 16 (DC5)."""
+    """Stride of the feature map whose cells become tokens; a dilated backbone (DC5) halves it."""
     queries: int = 100
     """How many objects a picture may have at most."""
     dim: int = 256
@@ -56,7 +58,7 @@ class Detr(Detector):
         self.class_embed = nn.Linear(config.dim, classes + extra)
         self.bbox_embed = MLP(config.dim, config.dim, 4, layers=3)
 
-    def outputs(self, batch: ImageBatch) -> Outputs:
+    def outputs(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Outputs:
         """One pass: features → tokens → memory → queries → logits (K, B, N_q, C+1) and boxes (K, B, N_q, 4)."""
         features = self.backbone[0](batch.pixels)[0]  # (B, C5, H, W)
         mask = mask_for(batch.mask, features.shape[-2:])  # (B, H, W)

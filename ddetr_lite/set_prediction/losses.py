@@ -20,12 +20,16 @@ class Outputs(NamedTuple):
     """What a detector says: logits (K, B, N_q, C or C+1) and boxes (K, B, N_q, 4), (cx, cy, w, h) in 0..1.
 
     encoder_logits (B, N, C) and encoder_boxes (B, N, 4) are the proposals of a two-stage model, else None.
+    hint_logits (K, B, G·T, C) and hint_boxes (K, B, G·T, 4): of queries that were told where an object is (training with
+    hints), G groups of T, the most objects in a picture; query g·T + t belongs to object t. Else None.
     """
 
     logits: Tensor
     boxes: Tensor
     encoder_logits: Tensor | None = None
     encoder_boxes: Tensor | None = None
+    hint_logits: Tensor | None = None
+    hint_boxes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def set_losses(outputs: Outputs, targets: Sequence[Target], loss: SetLoss) -> di
     """All losses, weighted: their sum is what one minimises.
 
     Keys are "class", "l1" and "giou" for the last decoder layer, "class/0" ... for the earlier ones (the auxiliary
-    losses), and "class/encoder" ... for the proposals of a two-stage model, all of whose objects bear class 0.
+    losses), "class/encoder" ... for the proposals of a two-stage model, all of whose objects bear class 0, and
+    "class/hint/0" ... "class/hint" for queries with hints.
     targets: for each picture "labels" (T,) and "boxes" (T, 4), (cx, cy, w, h) in 0..1; "image_id" names it in errors.
     """
     num_boxes = count_boxes(targets, outputs.logits.device)
@@ -116,7 +121,28 @@ def set_losses(outputs: Outputs, targets: Sequence[Target], loss: SetLoss) -> di
     if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
         objects = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
         result |= _losses(outputs.encoder_logits[None], outputs.encoder_boxes[None], objects, loss, num_boxes, ["/encoder"])
+    if outputs.hint_logits is not None and outputs.hint_boxes is not None:
+        matches = hint_matches(outputs.hint_logits, targets)
+        groups = outputs.hint_logits.shape[2] // max(len(t["labels"]) for t in targets)
+        names = [f"/hint{name}" for name in layer_names(len(outputs.hint_logits))]
+        result |= _losses(
+            outputs.hint_logits, outputs.hint_boxes, targets, loss, num_boxes * groups, names, matches
+        )
     return result
+
+
+def hint_matches(logits: Tensor, targets: Sequence[Target]) -> Matches:
+    """Which object each hinted query was told of, in every layer: nothing is left to match. logits: (K, B, G·T, C)."""
+    layers, _, queries, _ = logits.shape
+    most = max(len(t["labels"]) for t in targets)
+    pairs = [
+        (k, b, group * most + t, t)
+        for k in range(layers)
+        for b, target in enumerate(targets)
+        for group in range(queries // most)
+        for t in range(len(target["labels"]))
+    ]
+    return Matches(*torch.tensor(pairs, device=logits.device).T)
 
 
 def layer_names(layers: int) -> list[str]:
@@ -131,9 +157,11 @@ def _losses(
     loss: SetLoss,
     num_boxes: Tensor | float,
     names: list[str],
+    matches: Matches | None = None,
 ) -> dict[str, Tensor]:
     logits, boxes = logits.float(), boxes.float()  # half precision is too coarse for costs and losses
-    matches = match(logits, boxes, targets, loss.matching, loss.kind)
+    if matches is None:
+        matches = match(logits, boxes, targets, loss.matching, loss.kind)
     classes = loss.classification * classification_losses(logits, targets, matches, loss, num_boxes)
     l1, giou = box_losses(boxes, targets, matches, num_boxes)
     result = {}
