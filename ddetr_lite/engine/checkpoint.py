@@ -1,0 +1,102 @@
+"""Checkpoints: plain tensors, numbers and strings, written so that a crash never leaves half a file.
+
+Two kinds: a *model* (weights, configuration, class names, what it was trained on) for using it, and a *training state*
+(that and optimizer, position, random generators) for going on exactly where a run stopped.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddetr_lite.models.detector import Detector
+from ddetr_lite.models.presets import build, config_from_dict, config_to_dict
+
+FORMAT = "ddetr_lite checkpoint 1"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model from a file: in evaluation mode, on the CPU; the names of its classes; and what else the file says."""
+
+    model: Detector
+    classes: list[str]
+    about: dict[str, Any]
+
+
+def write_atomically(content: Any, path: Path) -> None:
+    """`torch.save` to a neighbour of `path`, flush it to the disk, and move it there in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def model_content(model: Detector, classes: list[str], about: dict[str, Any]) -> dict[str, Any]:
+    """What a model checkpoint holds."""
+    return {
+        "format": FORMAT,
+        "config": config_to_dict(model.config),  # type: ignore[arg-type]
+        "classes": list(classes),
+        "about": about,
+        "model": model.state_dict(),
+    }
+
+
+def save_model(
+    path: str | Path, model: Detector, classes: list[str], about: dict[str, Any], half: bool = False
+) -> None:
+    """Write a model checkpoint. half: weights in float16, half the size; they are float32 again once loaded."""
+    content = model_content(model, classes, about)
+    if half:
+        content["model"] = {k: v.half() if v.is_floating_point() else v for k, v in content["model"].items()}
+    write_atomically(content, Path(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint of either kind. Raises ValueError naming the file, FileNotFoundError where there is none."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is no checkpoint, or is damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format", "none") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{path} is not a checkpoint of this package (format {found!r}, expected {FORMAT!r}). The authors' and Hugging "
+            "Face's files are read by `ddetr-lite convert`"
+        )
+    return content
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """The model of a checkpoint of either kind, ready for use. Raises ValueError when its tensors do not fit."""
+    content = read(path)
+    config = config_from_dict(content["config"])
+    model = build(_without_download(config), len(content["classes"]))
+    state: dict[str, Tensor] = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the tensors do not fit the configuration in the same file: {error}") from error
+    return LoadedModel(model.eval(), list(content["classes"]), dict(content["about"]))
+
+
+def _without_download(config: Any) -> Any:
+    """The same model, its backbone not filled from elsewhere first."""
+    from dataclasses import replace
+
+    return replace(config, backbone=replace(config.backbone, weights="none"))

@@ -1,0 +1,134 @@
+"""COCO's average precision, computed by pycocotools on what a detector finds in a data set."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ddetr_lite.datasets.coco import CocoDetection, collate
+from ddetr_lite.models.detector import Detector
+from ddetr_lite.set_prediction.postprocess import Detections
+
+METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+"""Means over IoU 0.50..0.95 unless the name has one; −1 where the set has no such objects. By size: see `ap_of`."""
+
+
+@torch.no_grad()
+def detect(
+    model: Detector, dataset: CocoDetection, batch: int = 16, workers: int = 0, progress: bool = False
+) -> Iterator[tuple[int, Detections]]:
+    """(image id, detections in pixels of the original picture) for every picture of the data set, in its order."""
+    model.eval()
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=_in_order(len(dataset), batch),
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # else the loader would draw from the global generator, and training would differ
+    )
+    for images, targets in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
+        for image, target, found in zip(images, targets, model(images), strict=True):
+            height, width = target["original_size"].tolist()
+            scale = torch.tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
+            result = {k: v.cpu() for k, v in found.items()}
+            result["boxes"] = result["boxes"] * scale
+            yield int(target["image_id"]), result
+
+
+def _in_order(length: int, batch: int) -> list[list[tuple[int, int]]]:
+    return [[(0, i) for i in range(start, min(start + batch, length))] for start in range(0, length, batch)]
+
+
+def evaluate(
+    model: Detector,
+    dataset: CocoDetection,
+    size_bands: tuple[float, float] = (32, 96),
+    batch: int = 16,
+    workers: int = 0,
+    progress: bool = False,
+) -> dict[str, float]:
+    """COCO's metrics of a model on a data set: `METRICS`, and "AP/name" for each class. The model's mode is kept."""
+    was_training = model.training
+    detections = dict(detect(model, dataset, batch, workers, progress))
+    model.train(was_training)
+    return ap_of(detections, dataset, size_bands)
+
+
+def ap_of(
+    detections: dict[int, Detections], dataset: CocoDetection, size_bands: tuple[float, float] = (32, 96)
+) -> dict[str, float]:
+    """COCO's metrics of detections, {image id: ...}, against a data set's annotations, crowds included.
+
+    size_bands: √area where small ends and large begins, in pixels; both below 1: as shares of √(height·width), for sets
+    whose pictures all have one size. A picture without detections counts, and so does a set without any.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = _truth(dataset)
+        found = _results(detections, dataset)
+        results = truth.loadRes(found) if found else _coco({**truth.dataset, "annotations": []})  # loadRes([]) raises
+        evaluation = COCOeval(truth, results, "bbox")
+        evaluation.params.imgIds = sorted(image["id"] for image in dataset.images)
+        evaluation.params.areaRng = _area_ranges(dataset, size_bands)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    metrics = dict(zip(METRICS, map(float, evaluation.stats[:6]), strict=True))
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) over all sizes
+    for index, category in enumerate(evaluation.params.catIds):
+        values = precision[:, :, index]
+        metrics[f"AP/{dataset.categories[category]}"] = float(values[values > -1].mean()) if (values > -1).any() else -1.0
+    return metrics
+
+
+def _truth(dataset: CocoDetection) -> COCO:
+    """The data set's annotations for pycocotools, whose ids must be unique and not 0, and which needs areas and crowds."""
+    annotations = []
+    for objects in dataset.annotations:
+        for annotation in objects:
+            _, _, width, height = annotation["bbox"]
+            area = annotation.get("area", width * height)
+            crowd = int(annotation.get("iscrowd", 0))
+            annotations.append({**annotation, "id": len(annotations) + 1, "area": area, "iscrowd": crowd})
+    categories = [{"id": i, "name": name} for i, name in dataset.categories.items()]
+    return _coco({"info": {}, "images": dataset.images, "annotations": annotations, "categories": categories})
+
+
+def _coco(content: dict[str, Any]) -> COCO:
+    """A COCO object from what its file would hold."""
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _results(detections: dict[int, Detections], dataset: CocoDetection) -> list[dict[str, Any]]:
+    category_of_label = {label: category for category, label in dataset.label_of_category.items()}
+    results = []
+    for image_id, found in detections.items():
+        xywh = torch.cat((found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]), dim=1)
+        for box, score, label in zip(xywh.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True):
+            if label in category_of_label:  # a class of the model that this data set does not have cannot be judged
+                results.append(
+                    {"image_id": image_id, "category_id": category_of_label[label], "bbox": box, "score": score}
+                )
+    return results
+
+
+def _area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
+    small, large = size_bands
+    if large < 1:
+        sizes = {(image["height"], image["width"]) for image in dataset.images}
+        if len(sizes) > 1:
+            raise ValueError(f"size_bands={size_bands} are shares of the picture, but pictures differ in size: give pixels")
+        side = float(np.sqrt(np.prod(sizes.pop())))
+        small, large = small * side, large * side
+    return [[0, 1e10], [0, small**2], [small**2, large**2], [large**2, 1e10]]
+
+

@@ -1,0 +1,41 @@
+"""The log of a run: one JSON object a line, in the order of the steps, the same after a crash and a resume."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Lines such as {"kind": "train", "step": 40, ...}; kinds are "start", "train", "evaluate" and "end".
+
+    Every line is flushed at once. A run that goes on from step s first drops the lines beyond s (`rewind`).
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append a line; numbers are rounded to six digits."""
+        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop lines of later steps, and a last line that a crash cut off."""
+        if not self.path.exists():
+            return
+        kept = [json.dumps(line) + "\n" for line in read_log(self.path) if line["step"] <= step]
+        fresh = self.path.with_suffix(".tmp")
+        fresh.write_text("".join(kept), encoding="utf-8")
+        fresh.replace(self.path)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """All whole lines of a log."""
+    lines = []
+    for text in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue  # cut off by a crash
+    return lines

@@ -1,0 +1,62 @@
+"""A trained model on somebody's own pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform
+from ddetr_lite.engine.checkpoint import LoadedModel
+from ddetr_lite.set_prediction.postprocess import Detections
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object: its class, how sure the model is (0..1), and its box's corners in pixels of the picture."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """(3, H, W), uint8, RGB. Raises FileNotFoundError or ValueError naming the file."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"picture {path} does not exist")
+    try:
+        with Image.open(path) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"picture {path} cannot be read: {error}") from error
+
+
+def augment_of(loaded: LoadedModel) -> AugmentConfig:
+    """How the model's validation pictures were resized, as its checkpoint says; the paper's rule where it says nothing."""
+    values = loaded.about.get("recipe", {}).get("augment")
+    if values is None:
+        return AugmentConfig()
+    known = AugmentConfig.__dataclass_fields__
+    return AugmentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+
+
+@torch.no_grad()
+def predict(loaded: LoadedModel, pixels: Tensor, threshold: float = 0.5) -> list[Found]:
+    """The objects in a picture (3, H, W), uint8, that score at least `threshold`, best first.
+
+    The picture is resized as the model's validation pictures were; boxes are in pixels of the given picture.
+    """
+    image, _ = eval_transform(augment_of(loaded))(tv_tensors.Image(pixels), {})
+    detections: list[Detections] = loaded.model.eval()([image.as_subclass(Tensor)])
+    found = detections[0]
+    scale = torch.tensor([pixels.shape[2] / image.shape[2], pixels.shape[1] / image.shape[1]]).repeat(2)
+    boxes = found["boxes"].cpu() * scale
+    return [
+        Found(loaded.classes[label], score, tuple(box))
+        for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), boxes.tolist(), strict=True)
+        if score >= threshold
+    ]

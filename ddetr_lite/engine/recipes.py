@@ -1,0 +1,171 @@
+"""Recipes: data, model and schedule in one frozen dataclass. The command line's options are these fields.
+
+A named recipe says what is trained on; `--model` picks a row of the paper's table at the size that suits the data.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from ddetr_lite.datasets.transforms import AugmentConfig
+from ddetr_lite.models.deformable_detr import DeformableDetrConfig
+from ddetr_lite.models.detr import DetrConfig
+from ddetr_lite.models.presets import (
+    ModelConfig,
+    Size,
+    config_from_dict,
+    config_to_dict,
+    dataclass_from_dict,
+    model_config,
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pictures, and how they are prepared."""
+
+    folder: str = "data/coco"
+    """A folder in COCO's format."""
+    train_split: str = "train"
+    val_split: str = "val"
+    limit: int = 0
+    """Train on the first pictures only; 0: all."""
+    overfit: bool = False
+    """Evaluate on the training pictures: the first gate for new data."""
+    cache: bool = False
+    """Keep decoded pictures in memory."""
+    size_bands: tuple[float, float] = (32, 96)
+    """Where small ends and large begins, as √area: in pixels, or, when both are below 1, as a share of the picture's side."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained. The defaults are those of the Deformable DETR paper, for one GPU."""
+
+    epochs: int = 50
+    batch: int = 2
+    """Pictures in a step."""
+    lr: float = 2e-4
+    backbone_lr: float = 0.1
+    """Times `lr` for the backbone."""
+    sampling_lr: float = 0.1
+    """Times `lr` for sampling offsets and reference points."""
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    """Gradients longer than this are shortened; 0: never."""
+    warmup_steps: int = 0
+    """The learning rate rises linearly over these steps."""
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """step: a tenth from `drop_epoch` on; cosine: down to zero at the end."""
+    drop_epoch: int = 40
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bfloat16 where the device is a GPU that has it, else float32."""
+    device: str = "auto"
+    """auto: the first GPU if there is one, else the CPU."""
+    workers: int = 2
+    """Processes that load pictures; 0: the training process itself."""
+    seed: int = 0
+    evaluate_every: int = 1
+    """Epochs between evaluations; 0: only after the last."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; one is also written after each epoch."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that defines a run."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+DETR_SCHEDULE = TrainConfig(epochs=300, lr=1e-4, drop_epoch=200)
+
+# For each recipe the size of its models, and what it trains each architecture with.
+_RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainConfig]] = {
+    "coco": ("paper", DataConfig(), AugmentConfig(), TrainConfig(), DETR_SCHEDULE),
+    "coco-mini": (
+        "mobile",
+        DataConfig("data/coco-mini", cache=True),
+        AugmentConfig(short_sides=(224, 240, 256, 272, 288, 304, 320), eval_short_side=288, max_side=384, color=True),
+        TrainConfig(epochs=50, batch=8, lr=4e-4, warmup_steps=200, schedule="cosine", evaluate_every=5),
+        TrainConfig(epochs=150, batch=8, lr=2e-4, warmup_steps=200, schedule="cosine", evaluate_every=10),
+    ),
+    "shapes": (
+        "small",
+        DataConfig("data/shapes", cache=True, size_bands=(0.2, 0.4)),
+        AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True),
+        TrainConfig(
+            epochs=8, batch=16, lr=8e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0
+        ),
+        TrainConfig(
+            epochs=12, batch=16, lr=4e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0
+        ),
+    ),
+}
+_DEFAULT_ROW = {"coco": "deformable-detr", "coco-mini": "deformable-detr-refine", "shapes": "deformable-detr-refine"}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that `recipe` knows."""
+    return list(_RECIPES)
+
+
+def recipe(name: str, model: str | None = None) -> Recipe:
+    """A named recipe with a row of the paper's table as its model (its own choice where `model` is None).
+
+    Raises ValueError naming the nearest known name.
+    """
+    if name not in _RECIPES:
+        near = get_close_matches(name, _RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}? Known are " if near else "known are "
+        raise ValueError(f"recipe {name!r} is unknown: {hint}{', '.join(_RECIPES)}")
+    size, data, augment, deformable, dense = _RECIPES[name]
+    config = model_config(model or _DEFAULT_ROW[name], size)
+    return Recipe(name, config, data, augment, dense if isinstance(config, DetrConfig) else deformable)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ValueError for values that cannot be meant, naming field, value and remedy."""
+    train, data, model = recipe.train, recipe.data, recipe.model
+    for name in ("epochs", "batch", "log_every", "checkpoint_every"):
+        if getattr(train, name) < 1:
+            raise ValueError(f"{name}={getattr(train, name)} must be at least 1")
+    for name in ("workers", "warmup_steps", "evaluate_every", "clip_norm", "weight_decay", "backbone_lr", "sampling_lr"):
+        if getattr(train, name) < 0:
+            raise ValueError(f"{name}={getattr(train, name)} must not be negative")
+    if not 0 < train.lr < 1:
+        raise ValueError(f"lr={train.lr} must lie between 0 and 1, usually 1e-5 to 1e-3")
+    if data.limit < 0 or not 0 < data.size_bands[0] < data.size_bands[1]:
+        raise ValueError(f"limit={data.limit} must be 0 or more, size_bands={data.size_bands} rising and positive")
+    for name in ("queries", "dim", "heads", "hidden", "decoder_layers"):
+        if getattr(model, name) < 1:
+            raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
+    if isinstance(model, DeformableDetrConfig) and min(model.levels, model.points) < 1:
+        raise ValueError(f"levels={model.levels} and points={model.points} must be at least 1")
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain strings and numbers, for a file."""
+    return {**asdict(recipe), "model": config_to_dict(recipe.model)}
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """The way back. Raises ValueError for fields of another version."""
+    parts = {"data": DataConfig, "augment": AugmentConfig, "train": TrainConfig}
+    return Recipe(
+        name=values["name"],
+        model=config_from_dict(values["model"]),
+        **{key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()},
+    )
+
+
+def with_folder(recipe: Recipe, folder: str | Path) -> Recipe:
+    """The same recipe on other data."""
+    return replace(recipe, data=replace(recipe.data, folder=str(folder)))

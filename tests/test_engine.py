@@ -1,0 +1,329 @@
+"""Training, resuming, checkpoints, evaluation and prediction, on tiny data."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_coco
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
+from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
+from ddetr_lite.datasets.transforms import AugmentConfig
+from ddetr_lite.engine import checkpoint
+from ddetr_lite.engine.evaluate import METRICS, ap_of, evaluate
+from ddetr_lite.engine.log import read_log
+from ddetr_lite.engine.predict import predict
+from ddetr_lite.engine.recipes import (
+    Recipe,
+    TrainConfig,
+    check,
+    recipe,
+    recipe_from_dict,
+    recipe_names,
+    recipe_to_dict,
+    with_folder,
+)
+from ddetr_lite.engine.train import learning_rate, parameter_groups, train
+from ddetr_lite.models.presets import ROWS, SIZES, build, config_from_dict, config_to_dict, model_config
+
+TINY = {"dim": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 6}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return write_shapes(folder, ShapesConfig(size=48, min_size=0.15, train_images=20, val_images=5), progress=False)
+
+
+def tiny_recipe(folder: Path, row: str = "deformable-detr-refine", **options: Any) -> Recipe:
+    """A run of a few seconds with everything on: augmentation, dropout, auxiliary losses."""
+    base = with_folder(recipe("shapes", row), folder)
+    model = replace(base.model, **TINY, dropout=0.1)
+    augment = AugmentConfig(short_sides=(40, 48), max_side=64, eval_short_side=0, flip_vertical=True, color=True)
+    settings = {"epochs": 3, "batch": 4, "workers": 0, "checkpoint_every": 2, "log_every": 1, "evaluate_every": 2}
+    return replace(base, model=model, augment=augment, train=replace(base.train, **(settings | options)))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_the_table_trains_evaluates_and_loads_again(shapes: Path, tmp_path: Path, row: str) -> None:
+    metrics = train(tiny_recipe(shapes, row, epochs=1), tmp_path / "run", progress=False)
+    assert set(METRICS) <= set(metrics)
+    loaded = checkpoint.load_model(tmp_path / "run" / "best.pt")
+    data = CocoDetection(CocoFolder.find(shapes, "val"))
+    assert loaded.classes == data.classes
+    again = evaluate(loaded.model, data, size_bands=(0.2, 0.4))
+    assert again == pytest.approx(metrics, abs=1e-9)
+
+
+def test_the_loss_falls_and_the_log_tells_everything(shapes: Path, tmp_path: Path) -> None:
+    chosen = tiny_recipe(shapes, epochs=6, lr=1e-3, warmup_steps=1, schedule="constant")
+    train(chosen, tmp_path / "run", progress=False)
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    start = lines[0]
+    assert recipe_from_dict(start["recipe"]) == chosen
+    assert start["pictures"] == 20
+    assert start["steps_in_all"] == 30
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert len(losses) == 30
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    step = next(line for line in lines if line["kind"] == "train")
+    parts = [value for key, value in step.items() if key.startswith("loss/")]
+    assert sum(parts) == pytest.approx(step["loss"], rel=1e-4)
+    assert [line["epoch"] for line in lines if line["kind"] == "evaluate"] == [2, 4, 6]
+
+
+RUN = """
+import sys, json
+from pathlib import Path
+from ddetr_lite.engine.recipes import recipe_from_dict
+from ddetr_lite.engine.train import train
+import torch
+torch.set_num_threads(1)
+recipe = recipe_from_dict(json.loads(Path(sys.argv[1]).read_text()))
+train(recipe, sys.argv[2], resume=len(sys.argv) > 3, progress=False)
+"""
+
+
+def _run(recipe_file: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", RUN, str(recipe_file), str(folder), *options], stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_in_an_epoch_ends_with_the_same_bits(shapes: Path, tmp_path: Path, workers: int) -> None:
+    """SIGKILL in the middle of an epoch, resume, and compare weights, optimizer and log with an undisturbed run."""
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe_to_dict(tiny_recipe(shapes, workers=workers))), encoding="utf-8")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+
+    process = _run(file, killed)
+    log, last = killed / "log.jsonl", killed / "last.pt"
+    deadline = time.monotonic() + 120
+    # Five steps an epoch, a checkpoint after every second: at step 8 of 15 the run is in the middle of its second epoch.
+    while process.poll() is None and time.monotonic() < deadline:
+        if last.exists() and log.exists() and any(line["step"] >= 8 for line in read_log(log)):
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped_at = checkpoint.read(last)["step"]
+    assert 0 < stopped_at < 15
+
+    assert _run(file, killed, "resume").wait() == 0
+    assert _run(file, whole).wait() == 0
+    a, b = checkpoint.read(killed / "last.pt"), checkpoint.read(whole / "last.pt")
+    assert a["step"] == b["step"] == 15
+    assert a["model"].keys() == b["model"].keys()
+    for name in a["model"]:
+        assert torch.equal(a["model"][name], b["model"][name]), name
+    for key, state in a["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, b["optimizer"]["state"][key][name])
+    assert a["best"] == b["best"]
+
+    def values(folder: Path) -> list[dict[str, Any]]:
+        timed = {"pictures_per_second", "train_seconds"}
+        return [{k: v for k, v in line.items() if k not in timed} for line in read_log(folder / "log.jsonl")]
+
+    assert values(killed) == values(whole)
+
+
+def test_an_existing_run_is_not_overwritten(shapes: Path, tmp_path: Path) -> None:
+    chosen = tiny_recipe(shapes, epochs=1)
+    train(chosen, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(chosen, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(replace(chosen, train=replace(chosen.train, lr=1e-5)), tmp_path, resume=True, progress=False)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(chosen, tmp_path / "other", resume=True, progress=False)
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddetr_lite.set_prediction.losses.sigmoid_focal_loss", lambda x, _: x * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 0 \(image ids \d+, "):
+        train(tiny_recipe(shapes), tmp_path, progress=False)
+
+
+def test_learning_rate_by_hand() -> None:
+    config = TrainConfig(epochs=10, lr=1.0, warmup_steps=4, schedule="step", drop_epoch=6)
+    rates = [learning_rate(step, config, steps_per_epoch=5) for step in range(50)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[29] == 1.0
+    assert rates[30] == pytest.approx(0.1)
+    cosine = replace(config, warmup_steps=0, schedule="cosine")
+    assert learning_rate(25, cosine, 5) == pytest.approx(0.5)
+
+
+def test_every_trainable_parameter_is_in_one_group() -> None:
+    config = replace(model_config("deformable-detr-refine", "small"), **TINY)
+    model = build(config, 3)
+    groups = parameter_groups(model, TrainConfig(lr=1.0, backbone_lr=0.1, sampling_lr=0.2))
+    assert {g["name"]: g["lr"] for g in groups} == {"backbone": 0.1, "sampling": 0.2, "rest": 1.0}
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    sampling = next(g for g in groups if g["name"] == "sampling")["params"]
+    names = {n for n, p in model.named_parameters() if any(p is q for q in sampling)}
+    assert all("sampling_offsets" in n or "reference_points" in n for n in names)
+    assert "transformer.reference_points.weight" in names
+
+
+def test_checkpoints_of_half_the_size_and_broken_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(replace(model_config("detr", "small"), **TINY), 2).eval()
+    checkpoint.save_model(tmp_path / "full.pt", model, ["a", "b"], {"note": "x"})
+    checkpoint.save_model(tmp_path / "half.pt", model, ["a", "b"], {}, half=True)
+    full, half = (checkpoint.load_model(tmp_path / f"{n}.pt") for n in ("full", "half"))
+    assert full.about == {"note": "x"}
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), full.model.state_dict().values()))
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert (tmp_path / "half.pt").stat().st_size < 0.6 * (tmp_path / "full.pt").stat().st_size
+    assert not list(tmp_path.glob(".*"))  # no unfinished neighbours
+    with pytest.raises(FileNotFoundError, match=r"none\.pt does not exist"):
+        checkpoint.load_model(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"text\.pt is no checkpoint"):
+        checkpoint.load_model(tmp_path / "text.pt")
+    torch.save({"model": {}}, tmp_path / "official.pt")
+    with pytest.raises(ValueError, match="ddetr-lite convert"):
+        checkpoint.load_model(tmp_path / "official.pt")
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.write_atomically({"format": checkpoint.FORMAT, "n": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.write_atomically({"n": lambda: None}, path)
+    assert checkpoint.read(path)["n"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("row", ROWS)
+def test_recipes_survive_a_file(name: str, row: str) -> None:
+    chosen = recipe(name, row)
+    check(chosen)
+    assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(chosen)))) == chosen
+
+
+def test_configurations_survive_a_checkpoint_and_reject_other_versions() -> None:
+    for size in SIZES:
+        for row in ROWS:
+            config = model_config(row, size)  # type: ignore[arg-type]
+            assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    with pytest.raises(ValueError, match="no field 'colour'"):
+        config_from_dict({**config_to_dict(model_config("detr")), "colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("train", {"epochs": 0}, "epochs=0"),
+        ("train", {"lr": 3.0}, "lr=3.0"),
+        ("train", {"workers": -1}, "workers=-1"),
+        ("data", {"size_bands": (5.0, 2.0)}, "size_bands"),
+        ("model", {"queries": 0}, "queries=0"),
+    ],
+)
+def test_values_that_cannot_be_meant(shapes: Path, part: str, values: dict[str, Any], message: str) -> None:
+    chosen = tiny_recipe(shapes)
+    with pytest.raises(ValueError, match=message):
+        check(replace(chosen, **{part: replace(getattr(chosen, part), **values)}))
+
+
+def _coco_data(tmp_path: Path) -> CocoDetection:
+    annotations = tiny_coco.content()
+    annotations["annotations"] = [a for a in annotations["annotations"] if a["bbox"][2] > 0]
+    return CocoDetection(CocoFolder.find(tiny_coco.write(tmp_path, annotations), "val"))
+
+
+def test_ap_equals_pycocotools_on_the_files(tmp_path: Path) -> None:
+    """The same numbers as pycocotools gives when it reads annotations and results from files."""
+    data = _coco_data(tmp_path)
+    generator = torch.Generator().manual_seed(1)
+    detections, results = {}, []
+    for image, objects in zip(data.images, data.annotations):
+        boxes, scores, labels = [], [], []
+        for annotation in objects:
+            x, y, w, h = annotation["bbox"]
+            for _ in range(3):
+                jitter = torch.randn(4, generator=generator) * 2
+                boxes.append([x + jitter[0], y + jitter[1], x + w + jitter[2], y + h + jitter[3]])
+                scores.append(float(torch.rand((), generator=generator)))
+                labels.append(data.label_of_category[annotation["category_id"]])
+        corners = torch.tensor(boxes).reshape(-1, 4)
+        detections[image["id"]] = {"boxes": corners, "scores": torch.tensor(scores), "labels": torch.tensor(labels)}
+        categories = {v: k for k, v in data.label_of_category.items()}
+        for (x0, y0, x1, y1), score, label in zip(corners.tolist(), scores, labels):
+            entry = {"image_id": image["id"], "category_id": categories[label], "score": score}
+            results.append({**entry, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+    truth = json.loads(data.folder.annotations.read_text(encoding="utf-8"))
+    for annotation in truth["annotations"]:
+        annotation.setdefault("iscrowd", 0)
+    (tmp_path / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    with redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "truth.json"))
+        evaluation = COCOeval(coco, coco.loadRes(str(tmp_path / "results.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    found = ap_of(detections, data)
+    assert [found[name] for name in METRICS] == pytest.approx(list(evaluation.stats[:6]), abs=1e-6)
+    assert 0.05 < found["AP"] < 0.95  # neither trivial case
+
+
+def test_ap_of_nothing_and_of_the_truth(tmp_path: Path) -> None:
+    data = _coco_data(tmp_path)
+    empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    assert ap_of({image["id"]: empty for image in data.images}, data)["AP"] == 0
+    assert ap_of({}, data)["AP"] == 0
+    perfect = {}
+    for image, objects in zip(data.images, data.annotations):
+        own = [a for a in objects if not a.get("iscrowd")]
+        xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
+        perfect[image["id"]] = {
+            "boxes": torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1),
+            "scores": torch.ones(len(own)),
+            "labels": torch.tensor([data.label_of_category[a["category_id"]] for a in own], dtype=torch.int64),
+        }
+    assert ap_of(perfect, data)["AP"] == pytest.approx(1)
+    assert ap_of(perfect, data)["AP/car"] == pytest.approx(1)
+
+
+def test_size_bands_relative_to_the_picture(shapes: Path, tmp_path: Path) -> None:
+    data = CocoDetection(CocoFolder.find(shapes, "val"))
+    model = build(replace(model_config("detr", "small"), **TINY), len(data.classes))
+    assert evaluate(model, data, (0.2, 0.4)) == evaluate(model, data, (0.2 * 48, 0.4 * 48))
+    with pytest.raises(ValueError, match="pictures differ in size"):
+        evaluate(model, _coco_data(tmp_path), (0.2, 0.4))
+
+
+def test_prediction_is_in_pixels_of_the_given_picture(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(replace(model_config("detr", "small"), **TINY), 2).eval()
+    about = {"recipe": {"augment": {"eval_short_side": 48, "max_side": 100}}}
+    checkpoint.save_model(tmp_path / "m.pt", model, ["a", "b"], about)
+    loaded = checkpoint.load_model(tmp_path / "m.pt")
+    pixels = torch.randint(0, 256, (3, 96, 144), dtype=torch.uint8)
+    found = predict(loaded, pixels, threshold=0.0)
+    assert len(found) == 6
+    assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
+    wide = predict(loaded, pixels.repeat_interleave(2, 1).repeat_interleave(2, 2), threshold=0.0)
+    for a, b in zip(found, wide):
+        assert b.box == pytest.approx([2 * x for x in a.box], abs=3)
+    assert predict(loaded, pixels, threshold=1.0) == []
