@@ -1,0 +1,33 @@
+"""What the notebooks need beyond the package: checks that diagnose, one's own parts, glossary, equation map.
+
+    course.check("name", function)   is it right, and if not, which mistake is it?
+    course.hint("name")              one hint more with every call
+    course.use("name", function)     check it, then let the package run on it; kept in my_parts/
+    course.reset()                   the package's own functions again
+    course.restore()                 in a later notebook: plug in what was kept and still passes
+    course.parts()                   which parts are the package's, which are yours
+    course.symbols(...), course.equation_map(...), course.picture()
+
+Used by the notebooks alone: nothing in the package imports it.
+"""
+
+from ddetr_lite.course.checking import Verdict, check
+from ddetr_lite.course.equations import equation_map
+from ddetr_lite.course.glossary import symbols
+from ddetr_lite.course.hints import hint
+from ddetr_lite.course.plugging import parts, reset, restore, use
+from ddetr_lite.course.scene import Scene, picture
+
+__all__ = [
+    "Scene",
+    "Verdict",
+    "check",
+    "equation_map",
+    "hint",
+    "parts",
+    "picture",
+    "reset",
+    "restore",
+    "symbols",
+    "use",
+]

@@ -1,0 +1,207 @@
+"""`check`: try a learner's function, and say what is wrong with it rather than only that it is wrong."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddetr_lite.course import printing
+from ddetr_lite.course.exercises import Case, Exercise, Mistake
+from ddetr_lite.course.registry import resolve
+
+ADVICE = "course.hint({!r}) gives a hint."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found. True when the function is right; as the last line of a cell it shows nothing."""
+
+    right: bool
+    text: str
+    started: bool = True
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return ""
+
+    def _ipython_display_(self) -> None:
+        """Nothing: the text has been printed already."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a function did with one input: its value, or the error it raised; and the arguments it changed."""
+
+    value: Any = None
+    error: Exception | None = None
+    changed: tuple[int, ...] = ()
+
+
+def check(name: str | Callable[..., Any], function: Callable[..., Any] | None = None) -> Verdict:
+    """Try `function` on the inputs of the exercise `name`, print what was found, and raise nothing for it.
+
+    `check(function)` is enough where the function bears the exercise's name. An unknown name is a ValueError.
+    """
+    verdict = examine(*resolve(name, function))
+    print(verdict.text)
+    return verdict
+
+
+def examine(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
+    """The same without printing."""
+    cases = exercise.cases()
+    outcomes = [run(function, case) for case in cases]
+    if any(_is_stub(outcome.error) for outcome in outcomes):
+        advice = f"  {exercise.task}\n  {ADVICE.format(exercise.name)}"
+        return Verdict(False, f"○ {exercise.name} is not written yet.\n{advice}", started=False)
+    expected = [run(exercise.reference, case) for case in cases]
+    wrong = [i for i in range(len(cases)) if not same(outcomes[i], expected[i], exercise.tolerance)]
+    if wrong:
+        return Verdict(False, _explain(exercise, function, cases, outcomes, expected, wrong[0]))
+    for outcome in outcomes:
+        if outcome.changed:
+            names = printing.names(exercise.reference, outcome.changed)
+            why = f"the result is right, but your function changed its input {names}"
+            advice = "Make a new tensor: no `+=`, `/=` or `x[...] =` on an argument."
+            return Verdict(False, _bad(exercise, why, [advice]))
+    if exercise.differentiable and (found := _gradient_problem(exercise, function, cases[1])):
+        return Verdict(False, _bad(exercise, *found))
+    return Verdict(True, f"✓ {exercise.name}: right on all {len(cases)} inputs.")
+
+
+def run(function: Callable[..., Any], case: Case) -> Outcome:
+    """Call `function` on copies of the case's arguments."""
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in case.arguments]
+    try:
+        value = function(*copies)
+    except Exception as error:
+        return Outcome(error=error)
+    pairs = enumerate(zip(copies, case.arguments, strict=True))
+    changed = tuple(i for i, (a, b) in pairs if isinstance(a, Tensor) and not torch.equal(a, b))
+    return Outcome(torch.tensor(value) if isinstance(value, bool | int | float) else value, changed=changed)
+
+
+def _is_stub(error: Exception | None) -> bool:
+    # torch raises NotImplementedError too, but always says what is missing.
+    return isinstance(error, NotImplementedError) and not str(error)
+
+
+def same(a: Outcome, b: Outcome, tolerance: float) -> bool:
+    """Whether two functions did the same: equal values (NaN equals NaN), or the same error."""
+    if a.error or b.error:
+        return type(a.error) is type(b.error) and str(a.error) == str(b.error)
+    if not isinstance(a.value, Tensor) or not isinstance(b.value, Tensor):
+        return type(a.value) is type(b.value) and a.value == b.value
+    if a.value.shape != b.value.shape or a.value.is_floating_point() != b.value.is_floating_point():
+        return False
+    if (a.value.dtype == torch.bool) != (b.value.dtype == torch.bool):
+        return False
+    x, y = a.value.detach().double(), b.value.detach().double()
+    return torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _explain(
+    exercise: Exercise,
+    function: Callable[..., Any],
+    cases: list[Case],
+    outcomes: list[Outcome],
+    expected: list[Outcome],
+    first: int,
+) -> str:
+    """The text for a function that fails, on input `first` and perhaps on larger ones after it."""
+    outcome, case = outcomes[first], cases[first]
+    evidence = [f"seen on: {case.what}; {printing.shapes(exercise.reference, case.arguments)}"]
+    if outcome.error is None:
+        evidence += printing.comparison(outcome.value, expected[first].value)
+    else:
+        evidence += _where(function, outcome.error)
+    mistake, whole = recognise(exercise, cases, outcomes, first)
+    if mistake is not None:
+        if not whole:
+            evidence.append("There is another difference behind this one: mend this first, then check again.")
+        return _bad(exercise, f"it looks as if {mistake.message}", evidence)
+    evidence.append(ADVICE.format(exercise.name))
+    return _bad(exercise, _general(outcome, expected[first].value), evidence)
+
+
+def recognise(
+    exercise: Exercise, cases: list[Case], outcomes: list[Outcome], first: int
+) -> tuple[Mistake | None, bool]:
+    """The known mistake that does the same on the smallest failing input and on most others; if on all."""
+    best, most = None, 0
+    for mistake in exercise.mistakes:
+        made = [run(mistake.wrong, case) for case in cases]
+        agree = [same(a, b, exercise.tolerance) for a, b in zip(made, outcomes)]
+        if agree[first] and sum(agree) > most:
+            best, most = mistake, sum(agree)
+    return best, most == len(cases)
+
+
+def _general(outcome: Outcome, expected: Any) -> str:
+    """What can be said about any function, whatever it should compute."""
+    value = outcome.value
+    if outcome.error is not None:
+        first_line = (str(outcome.error).splitlines() or [""])[0]
+        return f"your function raised {type(outcome.error).__name__}: {first_line}"
+    if value is None:
+        return "your function returned None: is there a `return` at its end?"
+    if not isinstance(expected, Tensor):
+        return "the result is another"
+    if not isinstance(value, Tensor):
+        return f"your function returned a {type(value).__name__}, where a tensor is expected"
+    if value.shape != expected.shape:
+        return f"the result has shape {tuple(value.shape)}, where {tuple(expected.shape)} is expected"
+    if value.dtype != expected.dtype:
+        return f"the result has dtype {value.dtype}, where {expected.dtype} is expected"
+    if value.isnan().any():
+        return "the result has NaN in it: 0/0, ∞ − ∞, or the exponential of a number that is too large"
+    return "the numbers differ"
+
+
+def _where(function: Callable[..., Any], error: Exception) -> list[str]:
+    """The learner's line that raised."""
+    code: CodeType | None = getattr(function, "__code__", None)
+    if code is None:
+        return []
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == code.co_filename]
+    if not frames or not frames[-1].line:
+        return []
+    line = (frames[-1].lineno or 0) - code.co_firstlineno + 1
+    return [f"in line {line} of your function: {frames[-1].line}"]
+
+
+def _gradient_problem(
+    exercise: Exercise, function: Callable[..., Any], case: Case
+) -> tuple[str, list[str]] | None:
+    """Compare the gradients of the inputs; None when they agree."""
+
+    def gradients(tried: Callable[..., Any]) -> list[Tensor | None]:
+        floats = [isinstance(x, Tensor) and x.is_floating_point() for x in case.arguments]
+        copies = [x.clone().requires_grad_() if f else x for x, f in zip(case.arguments, floats)]
+        result = tried(*copies)
+        if result.requires_grad:
+            (result * torch.linspace(0.5, 1.5, result.numel()).reshape(result.shape)).sum().backward()
+        return [x.grad for x, f in zip(copies, floats) if f]
+
+    for i, (mine, theirs) in enumerate(zip(gradients(function), gradients(exercise.reference))):
+        name = printing.names(exercise.reference, (i,))
+        if mine is None:
+            advice = (
+                "Stay with torch: `.item()`, `.detach()`, `.tolist()`, `torch.tensor()` and numpy cut it."
+            )
+            return f"the numbers are right, but no gradient flows back to {name}: nothing could learn", [
+                advice
+            ]
+        if theirs is not None and not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4):
+            return f"the numbers are right, but the gradient of {name} is not", []
+    return None
+
+
+def _bad(exercise: Exercise, what: str, evidence: list[str]) -> str:
+    return "\n".join([f"✗ {exercise.name}: {what}", *(f"  {line}" for line in evidence)])

@@ -1,0 +1,59 @@
+"""The equation map: equation of a paper → symbols → function → the test that holds it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ddetr_lite.course.tables import Table
+
+Paper = Literal["Attention Is All You Need", "DETR", "Deformable DETR"]
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One equation.
+
+    paper, place: where it stands, as in "equation 1". notebook: where the course builds it.
+    formula: in plain text.
+    symbols: the paper's symbol → the name of the parameter (or, in a module, of the attribute) that holds it.
+    function: "module:name". test: "file::name".
+    """
+
+    paper: Paper
+    place: str
+    notebook: str
+    formula: str
+    symbols: dict[str, str]
+    function: str
+    test: str
+
+
+EQUATIONS: tuple[Equation, ...] = (
+    Equation(
+        "Attention Is All You Need",
+        "equation 1, the softmax",
+        "01",
+        "softmax(Q Kᵀ / √d_k)",
+        {"Q": "query", "K": "key"},
+        "ddetr_lite.layers.attention:attention_weights",
+        "tests/test_course.py::test_equation_1_weights",
+    ),
+    Equation(
+        "Attention Is All You Need",
+        "equation 1",
+        "01",
+        "softmax(Q Kᵀ / √d_k) V",
+        {"Q": "query", "K": "key", "V": "value"},
+        "ddetr_lite.layers.attention:scaled_dot_product_attention",
+        "tests/test_course.py::test_equation_1",
+    ),
+)
+
+
+def equation_map(notebook: str | None = None) -> Table:
+    """Where each equation lives: those of one notebook, such as "01", or all."""
+    rows = []
+    for e in EQUATIONS:
+        if notebook in (None, e.notebook):
+            names = ", ".join(f"{symbol} is `{name}`" for symbol, name in e.symbols.items())
+            rows.append((f"{e.paper}, {e.place}", e.formula, names, f"`{e.function}`", f"`{e.test}`"))
+    return Table(("paper", "formula", "symbols", "function", "test"), rows)

@@ -1,0 +1,40 @@
+"""The letters of shapes and formulas: one meaning each, in notebooks and docstrings alike."""
+
+from ddetr_lite.course.tables import Table
+
+# In the order in which the course meets them. A letter with two lives says so.
+SYMBOLS: dict[str, str] = {
+    "x": "a token's vector, one row of the input",
+    "d": "channels of a token: 512 in the Transformer, 256 in DETR",
+    "N": "tokens: words of a sentence, or cells of a feature map",
+    "B": "pictures (or sentences) in a batch",
+    "N_q": "queries: those that look",
+    "N_k": "keys: those that are looked at",
+    "D": "channels of one head, d/M; of a query and of a key",
+    "D_v": "channels of a value; usually D",
+    "Q": "the queries as a matrix, (N_q, D)",
+    "K": "the keys as a matrix, (N_k, D); in shapes of results: the number of decoder layers",
+    "V": "the values as a matrix, (N_k, D_v)",
+    "W^Q": "the matrix (d, D) that makes queries from tokens; W^K and W^V likewise",
+    "W^O": "the matrix that joins the heads' outputs, (M·D_v, d)",
+    "M": "heads",
+    "T": "a temperature",
+    "H": "height of a picture or feature map",
+    "W": "width of a picture or feature map",
+    "L": "feature levels",
+    "P": "sampling points of a head on a level",
+    "C": "classes; in a feature map: its channels",
+}
+
+
+def symbols(*letters: str) -> Table:
+    """A table of the symbols named, in the glossary's order; of all of them when none is named.
+
+    Raises ValueError for a symbol that the glossary lacks.
+    """
+    unknown = [letter for letter in letters if letter not in SYMBOLS]
+    if unknown:
+        raise ValueError(f"the glossary has no {', '.join(unknown)}; it has {', '.join(SYMBOLS)}")
+    return Table(
+        ("symbol", "meaning"), [(s, text) for s, text in SYMBOLS.items() if s in letters or not letters]
+    )

@@ -1,0 +1,30 @@
+"""All exercises of the course, by name."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from ddetr_lite.course import checks_01
+from ddetr_lite.course.exercises import Exercise
+
+EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in (*checks_01.EXERCISES,)}
+
+
+def find(name: str) -> Exercise:
+    """The exercise of that name. Raises ValueError, with the nearest known name, when there is none."""
+    if name in EXERCISES:
+        return EXERCISES[name]
+    close = difflib.get_close_matches(name, EXERCISES, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(EXERCISES)}"
+    raise ValueError(f"there is no exercise {name!r}: {advice}")
+
+
+def resolve(
+    name: str | Callable[..., Any], function: Callable[..., Any] | None
+) -> tuple[Exercise, Callable[..., Any]]:
+    """The exercise and the learner's function, from `("name", function)` or from `(function)` alone."""
+    if callable(name):
+        return find(getattr(name, "__name__", "")), name
+    if not callable(function):
+        raise ValueError(f'give the function as well, as in check("{name}", {name})')
+    return find(name), function

@@ -1,0 +1,29 @@
+"""The course's figures: one function for each kind of picture, one palette, one width.
+
+`style` has colours, sizes and `show`, which every notebook uses to put a figure on the page with its
+description; `charts` draws curves and bars; `attention` draws matrices of weights and attention over a
+picture. A function draws into the Axes it is given and returns it; those that arrange several Axes return the
+Figure. Nothing here touches pyplot's global state: a figure appears when `show` is called, once.
+"""
+
+from ddetr_lite.plots.attention import attention_over_picture, matrices, matrix, patch_grid, picture, vectors
+from ddetr_lite.plots.charts import bars, curves
+from ddetr_lite.plots.style import COLOURS, INK, WEIGHTS, WIDTH, figure, panels, show
+
+__all__ = [
+    "COLOURS",
+    "INK",
+    "WEIGHTS",
+    "WIDTH",
+    "attention_over_picture",
+    "bars",
+    "curves",
+    "figure",
+    "matrices",
+    "matrix",
+    "panels",
+    "patch_grid",
+    "picture",
+    "show",
+    "vectors",
+]

@@ -1,0 +1,103 @@
+"""Pictures with boxes, and where a query looks.
+
+Letters: H × W pixels of a picture, M heads, L levels, P points.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import matplotlib.patheffects as effects
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from ddetr_lite.plots.style import COLOURS, INK, PAPER, STYLE, axes_or_new
+
+
+def boxes(
+    picture: Tensor,
+    corners: Tensor | Sequence[Sequence[float]],
+    labels: Sequence[str] | None = None,
+    scores: Sequence[float] | None = None,
+    title: str = "",
+    one_colour: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A picture (3, H, W) with boxes, corners (n, 4) in pixels, each with its label and score.
+
+    The colour goes by label, or is the palette's `one_colour` for all.
+    """
+    ax = axes_or_new(ax, height=3.6)
+    height, width = picture.shape[-2:]
+    names = sorted(set(labels or ()))
+    with mpl.rc_context(STYLE):
+        ax.imshow(
+            picture.detach().cpu().permute(1, 2, 0), extent=(0, width, height, 0), interpolation="antialiased"
+        )
+        for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
+            place = one_colour if one_colour is not None else names.index(labels[i]) if labels else 0
+            colour = COLOURS[place % len(COLOURS)]
+            outline = [effects.Stroke(linewidth=3.6, foreground=PAPER), effects.Normal()]
+            ax.add_patch(
+                Rectangle(
+                    (x0, y0),
+                    x1 - x0,
+                    y1 - y0,
+                    fill=False,
+                    edgecolor=colour,
+                    linewidth=2,
+                    path_effects=outline,
+                )
+            )
+            words = [] if labels is None else [labels[i]]
+            words += [] if scores is None else [f"{scores[i]:.2f}"]
+            if words:
+                below = y0 < 0.06 * height  # no room above the box
+                ax.text(
+                    x0, y0, " ".join(words), fontsize=7.5, color=PAPER, va="top" if below else "bottom",
+                    bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
+                )  # fmt: skip
+        ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    return ax
+
+
+def sampling_points(
+    picture: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    reference: Tensor | None = None,
+    box: Tensor | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Where one query looks, as in figure 6 of the Deformable DETR paper.
+
+    picture: (3, H, W); locations: (M, L, P, 2), (x, y) in 0..1 of the picture; weights: (M, L, P): larger and darker dots
+    weigh more, and each level has its own colour. reference: (2,) or (4,), in 0..1, drawn as a cross; box: corners in
+    pixels.
+    """
+    ax = axes_or_new(ax, height=3.8)
+    height, width = picture.shape[-2:]
+    levels = locations.shape[1]
+    with mpl.rc_context(STYLE):
+        pixels = picture.detach().cpu().permute(1, 2, 0).float() / (1 if picture.is_floating_point() else 255)
+        ax.imshow(0.35 + 0.65 * pixels, extent=(0, width, height, 0), interpolation="antialiased")
+        strongest = float(weights.max())
+        for level in range(levels):
+            x, y = (locations[:, level].reshape(-1, 2) * locations.new_tensor((width, height))).T
+            share = weights[:, level].flatten() / strongest
+            ax.scatter(
+                x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(), color=COLOURS[level % len(COLOURS)],
+                edgecolors=PAPER, linewidths=0.5, label=f"level {level + 1}", zorder=3,
+            )  # fmt: skip
+        if box is not None:
+            x0, y0, x1, y1 = box.tolist()
+            ax.add_patch(
+                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=INK, linewidth=1.8, zorder=2)
+            )
+        if reference is not None:
+            cx, cy = reference[:2].tolist()
+            ax.plot(cx * width, cy * height, "+", color=INK, markersize=13, markeredgewidth=2.4, zorder=4)
+        ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    return ax

@@ -1,0 +1,64 @@
+"""The curves of a run, from its log."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ddetr_lite.engine.log import read_log
+from ddetr_lite.plots.style import COLOURS, STYLE, panels, png
+
+
+def training_curves(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
+    """Loss, AP, and learning rate against the epochs, a line for each run: name → lines of its log."""
+    drawn, axes = panels(3, height=2.8)
+    with mpl.rc_context(STYLE):
+        for i, (name, lines) in enumerate(runs.items()):
+            colour = COLOURS[i % len(COLOURS)]
+            steps = [line for line in lines if line["kind"] == "train"]
+            scores = [line for line in lines if line["kind"] == "evaluate"]
+            start = next((line for line in lines if line["kind"] == "start"), {})
+            epochs = start.get("recipe", {}).get("train", {}).get("epochs", 1)
+            per_epoch = max(start.get("steps_in_all", 1) / epochs, 1)
+            at = [line["step"] / per_epoch for line in steps]
+            axes[0].plot(at, _smooth([line["loss"] for line in steps]), color=colour, label=name)
+            axes[1].plot(
+                [s["step"] / per_epoch for s in scores],
+                [s["AP"] for s in scores],
+                "o-",
+                color=colour,
+                label=name,
+            )
+            axes[1].plot(
+                [s["step"] / per_epoch for s in scores],
+                [s["AP50"] for s in scores],
+                "--",
+                color=colour,
+                alpha=0.6,
+            )
+            axes[2].plot(at, [line["lr"] for line in steps], color=colour, label=name)
+        axes[0].set(title="Loss (sum of all terms)", xlabel="epoch", ylim=(0, None))
+        axes[1].set(title="AP (dashed: AP50)", xlabel="epoch", ylim=(0, 1))
+        axes[2].set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+        for ax in axes:
+            ax.grid(axis="y")
+        if len(runs) > 1:
+            axes[1].legend()
+    return drawn
+
+
+def _smooth(values: list[float], share: float = 0.9) -> list[float]:
+    """A running mean that forgets; the first values are not pulled to zero."""
+    smooth, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = share * mean + (1 - share) * value, share * weight + (1 - share)
+        smooth.append(mean / weight)
+    return smooth
+
+
+def save_curves(folder: Path) -> None:
+    """Draw a run folder's log into `curves.png` in the same folder."""
+    lines = read_log(folder / "log.jsonl")
+    (folder / "curves.png").write_bytes(png(training_curves({folder.name: lines})))

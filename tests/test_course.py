@@ -1,0 +1,382 @@
+"""The course's machinery: checks that diagnose, one's own parts in the package, glossary, equation map."""
+
+import ast
+import importlib
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from notebook_cells import NOTEBOOKS, ROOT, exercises, read
+
+from ddetr_lite import course
+from ddetr_lite.course import saving
+from ddetr_lite.course.checking import examine
+from ddetr_lite.course.equations import EQUATIONS
+from ddetr_lite.course.exercises import Exercise
+from ddetr_lite.course.registry import EXERCISES, find
+from ddetr_lite.layers import attention
+
+BLOCKS = [block for path in NOTEBOOKS for block in exercises(path)]
+STUBS = {block.name: read(path).cells[block.stub].source for path in NOTEBOOKS for block in exercises(path)}
+ATTENTION = find("scaled_dot_product_attention")
+numbered = itertools.count()
+
+every_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES.keys())
+
+
+@pytest.fixture(autouse=True)
+def _package_is_itself() -> Iterator[None]:
+    yield
+    course.reset()
+
+
+def written(tmp_path: Path, name: str, text: str) -> Callable[..., Any]:
+    """A function as a learner writes it, from text; its source can be found."""
+    path = tmp_path / f"learner_{next(numbered)}.py"
+    path.write_text(f"import math\n\nimport torch\n\n{text}\n", encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def solution(tmp_path: Path, name: str) -> Callable[..., Any]:
+    """The function in the solution's block of the notebook."""
+    (text,) = [block.solution for block in BLOCKS if block.name == name]
+    return written(tmp_path, name, text)
+
+
+# --- every exercise --------------------------------------------------------------------------------------
+
+
+@every_exercise
+def test_reference_is_right(exercise: Exercise) -> None:
+    assert examine(exercise, exercise.reference)
+
+
+@every_exercise
+def test_untouched_stub_gives_a_hint_and_raises_nothing(
+    exercise: Exercise, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub = written(tmp_path, exercise.name, STUBS[exercise.name])
+    assert not course.check(exercise.name, stub)
+    said = capsys.readouterr().out
+    assert f"{exercise.name} is not written yet" in said
+    assert exercise.task in said
+    assert not course.use(exercise.name, stub, folder=tmp_path)
+
+
+@every_exercise
+def test_solution_passes(exercise: Exercise, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert course.check(exercise.name, solution(tmp_path, exercise.name))
+    assert capsys.readouterr().out == f"✓ {exercise.name}: right on all {len(exercise.cases())} inputs.\n"
+
+
+@every_exercise
+def test_each_mistake_gives_its_own_message(exercise: Exercise) -> None:
+    assert len(exercise.mistakes) >= 3
+    messages = [mistake.message for mistake in exercise.mistakes]
+    assert len(set(messages)) == len(messages)
+    for mistake in exercise.mistakes:
+        verdict = examine(exercise, mistake.wrong)
+        assert not verdict
+        first = verdict.text.splitlines()[0]
+        assert first == f"✗ {exercise.name}: it looks as if {mistake.message}"
+        assert "another difference" not in verdict.text
+
+
+@every_exercise
+def test_solution_plugs_in_and_out(
+    exercise: Exercise, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if exercise.part is None:
+        assert course.use(exercise.name, solution(tmp_path, exercise.name), folder=tmp_path)
+        assert "nothing to plug in" in capsys.readouterr().out
+        return
+    home = sys.modules[exercise.part.__module__]
+    assert course.use(exercise.name, solution(tmp_path, exercise.name), folder=tmp_path / "kept")
+    assert getattr(home, exercise.part.__name__) is not exercise.part
+    assert places(exercise.part) == []
+    course.reset(exercise.name)
+    assert getattr(home, exercise.part.__name__) is exercise.part
+    assert (tmp_path / "kept" / f"{exercise.name}.py").exists()
+
+
+def places(function: Callable[..., Any]) -> list[str]:
+    """Where the package, `course` left aside, holds this very function."""
+    return [
+        f"{name}.{attribute}"
+        for name, module in sys.modules.items()
+        if name.startswith("ddetr_lite.") and not name.startswith("ddetr_lite.course")
+        for attribute, value in vars(module).items()
+        if value is function
+    ]
+
+
+# --- diagnoses of any function ---------------------------------------------------------------------------
+
+BODIES = {
+    "return None": "returned None",
+    "return (query @ key.transpose(-2, -1)).tolist()": "returned a list",
+    "return query @ key": "your function raised RuntimeError",
+    "return value[..., :1, :] * 2": "the numbers differ",
+    "return query.sum((-2, -1))": "the result has shape (), where (1, 2) is expected",
+    "return (query @ key.transpose(-2, -1)).log() @ value": "the numbers differ",
+    "return (query @ key.transpose(-2, -1) * torch.nan) @ value": "NaN",
+    "return ((query @ key.transpose(-2, -1)).softmax(-1) @ value).int()": "dtype torch.int32",
+}
+
+
+@pytest.mark.parametrize(("body", "message"), BODIES.items())
+def test_general_diagnosis(tmp_path: Path, body: str, message: str) -> None:
+    function = written(tmp_path, "wrong", f"def wrong(query, key, value, mask=None):\n    {body}\n")
+    verdict = examine(ATTENTION, function)
+    assert not verdict
+    assert message in verdict.text
+    assert "it looks as if" not in verdict.text
+    assert "seen on: one query, three keys" in verdict.text
+
+
+def test_an_error_is_shown_with_the_learners_line(tmp_path: Path) -> None:
+    function = written(
+        tmp_path, "wrong", "def wrong(query, key, value, mask=None):\n    x = 1\n    return value[7] + x\n"
+    )
+    assert "in line 3 of your function: return value[7] + x" in examine(ATTENTION, function).text
+
+
+def test_two_mistakes_are_named_one_after_the_other(tmp_path: Path) -> None:
+    text = """def wrong(query, key, value, mask=None):
+    scores = query @ key.transpose(-2, -1){scale}
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ value"""
+    first = examine(ATTENTION, written(tmp_path, "wrong", text.format(scale="")))
+    assert "it looks as if the scores are not divided by √D" in first.text
+    assert "another difference behind this one" in first.text
+    second = examine(ATTENTION, written(tmp_path, "wrong", text.format(scale=" / query.shape[-1] ** 0.5")))
+    assert "it looks as if the mask is inverted" in second.text
+    assert "another difference" not in second.text
+
+
+def test_changed_inputs_and_cut_gradients_are_found(tmp_path: Path) -> None:
+    text = """def wrong(query, key, value, mask=None):
+    {line}
+    scores = query @ key.transpose(-2, -1) / key.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(mask, -torch.inf)
+    value {operator} 1
+    return scores.softmax(-1) @ value {back}"""
+    changes = text.format(line="pass", operator="+=", back="- 1")
+    assert "changed its input `value`" in examine(ATTENTION, written(tmp_path, "wrong", changes)).text
+    cuts = text.format(line="key = key.detach()", operator="= value *", back="")
+    assert "no gradient flows back to `key`" in examine(ATTENTION, written(tmp_path, "wrong", cuts)).text
+
+
+def test_a_verdict_shows_nothing_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = course.check(attention.scaled_dot_product_attention)
+    capsys.readouterr()
+    verdict._ipython_display_()
+    assert capsys.readouterr().out == repr(verdict) == ""
+    assert bool(verdict) is True
+
+
+def test_unknown_names_get_a_suggestion() -> None:
+    with pytest.raises(ValueError, match="did you mean 'causal_mask'"):
+        course.check("casual_mask", attention.causal_mask)
+    with pytest.raises(ValueError, match="give the function as well"):
+        course.check("causal_mask")
+
+
+def test_hints_come_one_by_one_and_begin_again(capsys: pytest.CaptureFixture[str]) -> None:
+    hints = find("causal_mask").hints
+    for _ in range(len(hints) + 1):
+        course.hint("causal_mask")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[-1] == f"Hint 1 of {len(hints)}: {hints[0]}"
+    assert len(set(lines)) == len(hints)
+
+
+# --- one's own parts -------------------------------------------------------------------------------------
+
+
+def test_the_package_runs_on_the_learners_function(tmp_path: Path) -> None:
+    text = next(block.solution for block in BLOCKS if block.name == ATTENTION.name)
+    counted = "calls = []\n\n\n" + text.replace(
+        "    scores = query", "    calls.append(1)\n    scores = query"
+    )
+    function = written(tmp_path, ATTENTION.name, counted)
+    layer = attention.MultiHeadAttention(16, 4)
+    x, padding = torch.randn(2, 5, 16), torch.arange(5) >= torch.tensor([[5], [3]])
+    expected = layer(x, x, x, padding)
+    course.use(ATTENTION.name, function, folder=tmp_path)
+    function.__globals__["calls"].clear()
+    torch.testing.assert_close(layer(x, x, x, padding), expected)
+    assert function.__globals__["calls"] == [1]
+    course.reset()
+    layer(x, x, x, padding)
+    assert function.__globals__["calls"] == [1]
+
+
+def test_dropout_reaches_the_learners_weights(tmp_path: Path) -> None:
+    course.use(ATTENTION.name, solution(tmp_path, ATTENTION.name), folder=tmp_path)
+    query, key, value = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 6)
+    torch.manual_seed(1)
+    found = attention.scaled_dot_product_attention(query, key, value, None, 0.5)
+    torch.manual_seed(1)
+    weights = torch.dropout(attention.attention_weights(query, key), 0.5, True)
+    torch.testing.assert_close(found, weights @ value)
+
+
+def test_what_fails_its_check_is_never_plugged_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mistake in ATTENTION.mistakes:
+        assert not course.use(ATTENTION.name, mistake.wrong, folder=tmp_path)
+        assert attention.scaled_dot_product_attention is ATTENTION.part
+    assert "the package keeps its own" in capsys.readouterr().out
+    assert list(tmp_path.glob("*.py")) == []
+
+
+def test_a_later_failure_keeps_the_earlier_function(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    course.use(ATTENTION.name, solution(tmp_path, ATTENTION.name), folder=tmp_path)
+    mine = attention.scaled_dot_product_attention
+    assert not course.use(ATTENTION.name, ATTENTION.mistakes[0].wrong, folder=tmp_path)
+    assert attention.scaled_dot_product_attention is mine
+    assert "the package keeps your earlier one" in capsys.readouterr().out
+
+
+def test_kept_parts_are_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "my_parts"
+    course.restore(folder=kept)
+    assert "No part of yours is kept yet" in capsys.readouterr().out
+    for name in ("causal_mask", ATTENTION.name):
+        course.use(name, solution(tmp_path, name), folder=kept)
+    course.reset()
+    assert (kept / ".gitignore").read_text(encoding="utf-8") == "*\n"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        ".gitignore",
+        "causal_mask.py",
+        "scaled_dot_product_attention.py",
+    ]
+    capsys.readouterr()
+    course.restore(folder=kept)
+    said = capsys.readouterr().out
+    assert "✓ causal_mask: the package runs on yours" in said
+    assert "✓ scaled_dot_product_attention: the package runs on yours" in said
+    assert attention.scaled_dot_product_attention is not ATTENTION.part
+    assert torch.equal(attention.causal_mask(3, "cpu"), torch.ones(3, 3, dtype=torch.bool).triu(1))
+    owners = {row[0]: row[3] for row in course.parts().rows}
+    assert owners == {name: "yours" for name, e in EXERCISES.items() if e.part is not None and name in owners}
+
+
+def test_spoilt_files_are_named_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "causal_mask.py").write_text("def causal_mask(length:\n", encoding="utf-8")
+    wrong = "def scaled_dot_product_attention(query, key, value, mask=None):\n    return value\n"
+    (tmp_path / "scaled_dot_product_attention.py").write_text(wrong, encoding="utf-8")
+    course.restore(folder=tmp_path)
+    said = capsys.readouterr().out
+    assert "causal_mask.py does not run (SyntaxError" in said
+    assert "scaled_dot_product_attention.py is not plugged in" in said
+    assert attention.scaled_dot_product_attention is ATTENTION.part
+    assert attention.causal_mask is find("causal_mask").part
+
+
+def test_a_kept_file_stands_on_its_own(tmp_path: Path) -> None:
+    """Imports under any name, a helper, a constant and a default value go along."""
+    text = """import torch as t
+from math import sqrt
+
+MINUS = -t.inf
+STEP = 1
+
+
+def table(length):
+    return t.ones(length, length, dtype=t.bool)
+
+
+def causal_mask(length, start=STEP):
+    return table(length).triu(start) if sqrt(length) > MINUS else None"""
+    function = written(tmp_path, "causal_mask", text)
+    path = saving.save("causal_mask", function, tmp_path / "kept")
+    namespace: dict[str, Any] = {}
+    exec(compile(path.read_text(encoding="utf-8"), "kept", "exec"), namespace)
+    assert examine(find("causal_mask"), namespace["causal_mask"])
+
+
+def test_what_cannot_be_kept_is_plugged_in_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "ones = torch.ones(9, 9)\n\n\ndef causal_mask(n):\n    return ones[:n, :n].triu(1).bool()\n"
+    assert course.use("causal_mask", written(tmp_path, "causal_mask", text), folder=tmp_path / "kept")
+    assert "Not kept for other notebooks: it uses the notebook's variable `ones`" in capsys.readouterr().out
+    assert attention.causal_mask is not find("causal_mask").part
+    assert not list(tmp_path.glob("kept/*.py"))
+
+
+def test_parts_shows_whose_each_part_is(tmp_path: Path) -> None:
+    assert {row[3] for row in course.parts().rows} == {"the package's"}
+    course.use("causal_mask", solution(tmp_path, "causal_mask"), folder=tmp_path)
+    rows = {row[0]: row for row in course.parts().rows}
+    assert rows["causal_mask"][3:] == ("yours", "causal_mask.py")
+    assert (
+        "|causal_mask|01|ddetr_lite.layers.attention.causal_mask|yours|" in course.parts()._repr_markdown_()
+    )
+
+
+# --- glossary, equations, picture ------------------------------------------------------------------------
+
+
+def test_symbols_are_known() -> None:
+    assert [row[0] for row in course.symbols("D", "N").rows] == ["N", "D"]
+    with pytest.raises(ValueError, match="no Z"):
+        course.symbols("Z")
+
+
+@pytest.mark.parametrize("equation", EQUATIONS, ids=lambda e: f"{e.paper}, {e.place}")
+def test_equation_map_points_to_what_exists(equation: Any) -> None:
+    module, name = equation.function.split(":")
+    target = importlib.import_module(module)
+    for part in name.split("."):
+        target = getattr(target, part)
+    assert callable(target)
+    assert set(equation.symbols.values()) <= set(inspect.signature(target).parameters)
+    file, test = equation.test.split("::")
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_equation_1_weights() -> None:
+    """softmax(Q Kᵀ / √D), term by term."""
+    query, key = torch.randn(3, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    weights = attention.attention_weights(query, key)
+    for i in range(3):
+        terms = torch.stack([((query[i] * key[j]).sum() / 5**0.5).exp() for j in range(4)])
+        torch.testing.assert_close(weights[i], terms / terms.sum())
+
+
+def test_equation_1() -> None:
+    """softmax(Q Kᵀ / √D) V, as the sum over the keys."""
+    query, key, value = (torch.randn(n, 5, dtype=torch.float64) for n in (3, 4, 4))
+    weights = attention.attention_weights(query, key)
+    expected = torch.zeros(3, 5, dtype=torch.float64)
+    for i in range(3):
+        for j in range(4):
+            expected[i] += weights[i, j] * value[j]
+    torch.testing.assert_close(attention.scaled_dot_product_attention(query, key, value), expected)
+
+
+def test_the_picture_is_always_the_same() -> None:
+    scene = course.picture()
+    assert scene.pixels.shape == (3, 96, 96)
+    assert scene.pixels.dtype == torch.uint8
+    assert scene.names == ("star", "star", "ring", "triangle")
+    assert scene.boxes.shape == (4, 4)
+    assert (scene.boxes[:, 2:] > scene.boxes[:, :2]).all()

@@ -1,0 +1,157 @@
+"""What holds for every notebook of the course. nbval runs them and compares; this looks at what is stored."""
+
+import copy
+import json
+import os
+import re
+from pathlib import Path
+
+import jupytext  # type: ignore[import-untyped]
+import pytest
+from nbclient import NotebookClient
+from notebook_cells import IGNORED, NOTEBOOKS, ROOT, code_cells, exercises, read, tags, text_outputs
+
+from ddetr_lite.course.registry import EXERCISES
+
+PLANNED = {
+    "00_start_here",
+    "01_self_attention",
+    "02_multi_head_attention",
+    "03_positional_encoding",
+    "04_transformer",
+    "05_hungarian_loss",
+    "06_detr",
+    "07_deformable_attention",
+    "08_multi_scale_deformable_attention",
+    "09_deformable_detr",
+    "10_convergence_and_ablations",
+    "11_train_on_coco",
+    "12_fast_kernels",
+}
+LARGEST = 1_500_000  # bytes of a notebook file
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_there_are_notebooks_and_all_are_planned() -> None:
+    assert NOTEBOOKS
+    assert {path.stem for path in NOTEBOOKS} <= PLANNED
+
+
+@every_notebook
+def test_executed_in_order_and_without_errors(path: Path) -> None:
+    cells = code_cells(read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", f"{output.text}\n{cell.source}"
+            assert output.get("execution_count", cell.execution_count) == cell.execution_count
+
+
+@every_notebook
+def test_outputs_are_there_where_something_is_shown(path: Path) -> None:
+    """nbval passes a notebook without outputs: nothing stored, nothing compared."""
+    for cell in code_cells(read(path)):
+        if re.search(
+            r"(?m)^(print|plots\.show|course\.(check|use|symbols|equation_map|parts))\(", cell.source
+        ):
+            assert cell.outputs, cell.source
+
+
+@every_notebook
+def test_no_trace_of_a_machine(path: Path) -> None:
+    notebook = copy.deepcopy(read(path))
+    for cell in code_cells(notebook):
+        assert "execution" not in cell.metadata, "strip the timings: record_timing=False"
+        for output in cell.outputs:
+            output.get("data", {}).pop("image/png", None)
+    text = json.dumps(notebook, ensure_ascii=False)
+    traces = r"(?:/home/|/root/|/work/|/tmp/|/Users/|[A-Z]:\\\\|site-packages|ipykernel_\d|0x[0-9a-f]{6,})"
+    assert re.findall(rf".{{0,40}}{traces}.{{0,40}}", text) == []
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@every_notebook
+def test_size_and_cell_ids(path: Path) -> None:
+    assert path.stat().st_size < LARGEST
+    ids = [cell.id for cell in read(path).cells]
+    assert len(set(ids)) == len(ids)
+
+
+@every_notebook
+def test_text_twin_says_the_same(path: Path) -> None:
+    twin = path.parent / "text" / f"{path.stem}.py"
+    theirs = jupytext.read(twin).cells
+    ours = read(path).cells
+    assert [(c.cell_type, c.source, tags(c)) for c in ours] == [
+        (c.cell_type, c.source, tags(c)) for c in theirs
+    ]
+
+
+@every_notebook
+def test_head_summary_and_links(path: Path) -> None:
+    cells = read(path).cells
+    assert cells[0].source.startswith(f"# {path.name[:2]} · ")
+    head = "\n".join(cell.source for cell in cells[:3])
+    for entry in ("You will be able to", "You need first", "Time", "Device"):
+        assert f"**{entry}**" in head
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert any(text.startswith("## Summary") for text in prose)
+    links = re.findall(r"\]\(([^)#]+)", "\n".join(prose))
+    for link in links:
+        known = Path(link).stem in PLANNED and Path(link).suffix == ".ipynb"
+        assert known or link.startswith("https://") or (path.parent / link).exists(), link
+
+
+@every_notebook
+def test_every_figure_has_a_description(path: Path) -> None:
+    for cell in code_cells(read(path)):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                alt = output.metadata.get("image/png", {}).get("alt", "")
+                assert len(alt.split()) >= 5, f"no alt text: use plots.show(figure, alt=...)\n{cell.source}"
+
+
+@every_notebook
+def test_cells_are_small(path: Path) -> None:
+    for cell in code_cells(read(path)):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert len(lines) <= 18, cell.source
+
+
+@every_notebook
+def test_every_exercise_is_whole(path: Path) -> None:
+    """Header, stub, hint, check, solution, and an entry in `course`; no entry without an exercise."""
+    blocks = exercises(path)
+    cells = read(path).cells
+    for block in blocks:
+        assert re.search(r"Difficulty [●○]{5} · Importance [●○]{5} · about \d+ minutes", block.header), (
+            block.name
+        )
+        assert "raise NotImplementedError" in cells[block.stub].source
+        assert IGNORED in tags(cells[block.check]), f"the check of {block.name} lacks the tag {IGNORED}"
+        assert EXERCISES[block.name].notebook == path.name[:2]
+    registered = [name for name, exercise in EXERCISES.items() if exercise.notebook == path.name[:2]]
+    assert sorted(registered) == sorted(block.name for block in blocks)
+    if not path.name.startswith("00"):
+        assert 3 <= len(blocks) <= 6
+
+
+@every_notebook
+def test_a_copy_with_all_solutions_runs_whole(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a learner leaves it: every check passes, and no other output is different from the one stored."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    solved = copy.deepcopy(read(path))
+    blocks = exercises(path)
+    for block in blocks:
+        solved.cells[block.stub].source = block.solution
+    NotebookClient(solved, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for block in blocks:
+        said = "".join(text_outputs(solved.cells[block.check]))
+        assert f"✓ {block.name}" in said, said
+    for before, after in zip(read(path).cells, solved.cells, strict=True):
+        if before.cell_type == "code" and IGNORED not in tags(before):
+            assert text_outputs(after) == text_outputs(before), before.source
