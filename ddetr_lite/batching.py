@@ -29,7 +29,9 @@ def batch_images(images: Sequence[Tensor], mean: Tensor, std: Tensor) -> ImageBa
         raise ValueError("no pictures: give a list with at least one (3, H, W) tensor")
     for i, image in enumerate(images):
         if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"picture {i} must be (3, H, W), got {tuple(image.shape)}: convert it to RGB, channels first")
+            raise ValueError(
+                f"picture {i} must be (3, H, W), got {tuple(image.shape)}: convert it to RGB, channels first"
+            )
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     pixels = mean.new_zeros(len(images), 3, height, width)

@@ -125,21 +125,13 @@ def evaluate(words: list[str]) -> None:
     trained_on = loaded.about.get("recipe", {}).get("data", {})
     folder = options.folder or trained_on.get("folder")
     if folder is None:
-        raise Mistake(
-            f"{options.checkpoint} does not say what it was trained on: name a data folder with --folder"
-        )
-    if (
-        not Path(folder).exists()
-        and options.folder is None
-        and loaded.about.get("recipe", {}).get("name") == "shapes"
-    ):
+        raise Mistake(f"{options.checkpoint} does not say what it was trained on: name a data folder with --folder")
+    if options.folder is None and loaded.about.get("recipe", {}).get("name") == "shapes":
         _make_shapes(str(folder))
-    data = CocoDetection(
-        CocoFolder.find(folder, options.split), eval_transform(augment_of(loaded)), loaded.classes
-    )
+    data = CocoDetection(CocoFolder.find(folder, options.split), eval_transform(augment_of(loaded)), loaded.classes)
     bands = tuple(trained_on.get("size_bands", (32, 96)))
     model = loaded.model.to(pick_device(options.device))
-    metrics = measure(model, data, bands, options.batch, options.workers, progress=True)  # type: ignore[arg-type]
+    metrics = measure(model, data, bands, options.batch, options.workers, progress=True)
     print(f"{options.checkpoint} on {len(data)} pictures of {data.folder.annotations}")
     print(_table(metrics))
     if options.out is not None:
@@ -188,8 +180,7 @@ def predict(words: list[str]) -> None:
         drawn.write_bytes(png(axes.figure))  # type: ignore[arg-type]
         height, width = pixels.shape[1:]
         objects = [
-            {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)}
-            for f in found
+            {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)} for f in found
         ]
         results.append({"file": str(path), "height": height, "width": width, "objects": objects})
         print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {drawn}")
@@ -284,12 +275,10 @@ def _one_line(text: str, kind: type, words: list[str], program: str, extra: tupl
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             return f"unknown option {option}: {hint}`{program} --help` lists all"
-    lines = [
-        line
-        for line in _plain(text).splitlines()
-        if not line.startswith(("For full helptext", "Full helptext"))
-    ]
-    return " ".join(lines) or "the command line cannot be read"
+    titles = ("Value error", "Invalid choice", "Missing argument", "Required options", "Parsing error")
+    lines = [line for line in _plain(text).splitlines() if line not in titles and not line.startswith(program)]
+    said = re.split(r" (?:Argument|For full) helptext", " ".join(lines))[0]
+    return said + f"; `{program} --help` lists all options"
 
 
 def _plain(text: str) -> str:
@@ -322,9 +311,7 @@ def _take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
 
 def _table(metrics: dict[str, float]) -> str:
     """Metrics in two columns; −1 means that the set has no such objects."""
-    lines = [
-        f"  {name:<16} {value:.3f}" if value >= 0 else f"  {name:<16} –" for name, value in metrics.items()
-    ]
+    lines = [f"  {name:<16} {value:.3f}" if value >= 0 else f"  {name:<16} –" for name, value in metrics.items()]
     return "\n".join(lines)
 
 

@@ -137,7 +137,7 @@ def test_any_number_of_workers_gives_the_same_batches(folder: Path, workers: int
 def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> None:
     whole = list(EpochSampler(103, 10, seed=2, epoch=5))
     assert len(whole) == 10
-    assert [batch for batch in EpochSampler(103, 10, seed=2, epoch=5, start=7)] == whole[7:]
+    assert list(EpochSampler(103, 10, seed=2, epoch=5, start=7)) == whole[7:]
     assert whole != list(EpochSampler(103, 10, seed=2, epoch=6))
     indices = [index for batch in whole for epoch, index in batch]
     assert len(set(indices)) == 100
@@ -150,7 +150,10 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> 
 def test_resize_rule_by_hand() -> None:
     assert resized_size(480, 640, 800, 1333) == (800, 1066)  # 1066.67 truncated
     assert resized_size(640, 480, 800, 1333) == (1066, 800)
-    assert resized_size(300, 1000, 800, 1333) == (400, 1333)  # capped: 1333·300/1000 = 399.9, rounded; then int(400·1000/300)
+    assert resized_size(300, 1000, 800, 1333) == (
+        400,
+        1333,
+    )  # capped: 1333·300/1000 = 399.9, rounded; then int(400·1000/300)
     assert resized_size(100, 100, 50, 1333) == (50, 50)
 
 
@@ -160,7 +163,7 @@ def test_boxes_move_with_the_picture(seed: int) -> None:
     torch.manual_seed(seed)
     pixels = torch.zeros(3, 90, 120, dtype=torch.uint8)
     pixels[:, 30:60, 40:80] = 255
-    boxes = tv_tensors.BoundingBoxes([[40.0, 30, 80, 60]], format="XYXY", canvas_size=(90, 120))  # type: ignore[call-overload]
+    boxes = tv_tensors.BoundingBoxes([[40.0, 30, 80, 60]], format="XYXY", canvas_size=(90, 120))
     config = AugmentConfig(short_sides=(60, 90, 120), max_side=200, flip_vertical=True)
     image, target = train_transform(config)(tv_tensors.Image(pixels), {"boxes": boxes, "labels": torch.tensor([0])})
     height, width = image.shape[-2:]

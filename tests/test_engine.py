@@ -38,7 +38,7 @@ from ddetr_lite.engine.recipes import (
 from ddetr_lite.engine.train import learning_rate, parameter_groups, train
 from ddetr_lite.models.presets import ROWS, SIZES, build, config_from_dict, config_to_dict, model_config
 
-TINY = {"dim": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 6}
+TINY: Any = {"dim": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 6}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,9 @@ train(recipe, sys.argv[2], resume=len(sys.argv) > 3, progress=False)
 
 
 def _run(recipe_file: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", RUN, str(recipe_file), str(folder), *options], stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(recipe_file), str(folder), *options], stderr=subprocess.PIPE
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])

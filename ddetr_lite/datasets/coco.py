@@ -5,7 +5,7 @@ Labels are 0..C−1 in the order of the category ids, and `classes` has their na
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,20 @@ class CocoFolder:
         root = Path(root).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(f"data folder {root} does not exist")
-        patterns = [f"annotations/instances_{split}*.json", f"annotations/{split}*.json", f"{split}*/_annotations.coco.json"]
+        patterns = [
+            f"annotations/instances_{split}*.json",
+            f"annotations/{split}*.json",
+            f"{split}*/_annotations.coco.json",
+        ]
         found = next((sorted(root.glob(p)) for p in patterns if list(root.glob(p))), [])
         if len(found) != 1:
             problem = f"several files fit: {', '.join(f.name for f in found)}" if found else "no file fits"
             raise FileNotFoundError(f"no annotations for split {split!r} in {root}: {problem} ({', '.join(patterns)})")
         folders = [p for g in (f"{split}*", f"images/{split}*", "images") for p in sorted(root.glob(g)) if p.is_dir()]
         if not folders:
-            raise FileNotFoundError(f"no pictures for split {split!r} in {root}: expected a folder {split}*/ or images/")
+            raise FileNotFoundError(
+                f"no pictures for split {split!r} in {root}: expected a folder {split}*/ or images/"
+            )
         return cls(found[0], folders[0])
 
 
@@ -84,7 +90,9 @@ class CocoDetection(Dataset):
 
     def _labels(self) -> dict[int, int]:
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"{self.folder.annotations}: two categories have the same name; rename one: {self.classes}")
+            raise ValueError(
+                f"{self.folder.annotations}: two categories have the same name; rename one: {self.classes}"
+            )
         place = {name: i for i, name in enumerate(self.classes)}
         unknown = [name for name in self.categories.values() if name not in place]
         if unknown:
@@ -125,7 +133,9 @@ class CocoDetection(Dataset):
                 pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
         except (OSError, SyntaxError) as error:
             problem = "is missing" if not path.exists() else f"cannot be read ({error})"
-            raise ValueError(f"picture {path} (image id {record['id']}) {problem}: restore it or drop its record") from error
+            raise ValueError(
+                f"picture {path} (image id {record['id']}) {problem}: restore it or drop its record"
+            ) from error
         if self._cache is not None:
             self._cache[index] = pixels
         return pixels
@@ -138,7 +148,7 @@ class CocoDetection(Dataset):
         xywh = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
         corners = torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),  # type: ignore[call-overload]
+            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
             "labels": torch.tensor([self.label_of_category[a["category_id"]] for a in objects], dtype=torch.int64),
             "image_id": torch.tensor(self.images[index]["id"]),
             "original_size": torch.tensor((height, width)),
@@ -163,7 +173,11 @@ def _read(path: Path) -> dict[str, Any]:
     for field in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(field), list):
             raise ValueError(f"{path} lacks the list {field!r}: it is not in COCO's detection format")
-    for field, needs in (("images", ("id", "file_name")), ("categories", ("id", "name")), ("annotations", ("image_id",))):
+    for field, needs in (
+        ("images", ("id", "file_name")),
+        ("categories", ("id", "name")),
+        ("annotations", ("image_id",)),
+    ):
         for record in content[field]:
             missing = [n for n in needs if n not in record]
             if missing:
@@ -196,5 +210,5 @@ class EpochSampler(torch.utils.data.Sampler[list[Key]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[Key]]:
         return iter(self.batches)

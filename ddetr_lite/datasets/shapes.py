@@ -87,9 +87,7 @@ class ShapesConfig:
                 f"{self.min_size} find no room; give at most {max(1, room)}, or a smaller min_size."
             )
         if not isinstance(self.classes, tuple) or not self.classes:
-            raise ValueError(
-                f"ShapesConfig.classes is {self.classes!r}: give a tuple of names from {_KNOWN}."
-            )
+            raise ValueError(f"ShapesConfig.classes is {self.classes!r}: give a tuple of names from {_KNOWN}.")
         for name in self.classes:
             if name not in KINDS:
                 close = difflib.get_close_matches(str(name), KINDS, n=1)
@@ -107,8 +105,7 @@ class ShapesConfig:
         value = getattr(self, field)
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= 0.9:
             raise ValueError(
-                f"ShapesConfig.{field} is {value!r}: give a share of the picture's side, "
-                f"{low:.3g} to 0.9 ({why})."
+                f"ShapesConfig.{field} is {value!r}: give a share of the picture's side, {low:.3g} to 0.9 ({why})."
             )
 
 
@@ -158,9 +155,7 @@ def _lay_out(draws: Draws, config: ShapesConfig) -> tuple[list[_Placed], list[in
                 mask = new.on_picture(config.size)
                 trial = np.where(mask, len(placed), owner)
                 visible = np.bincount(trial.ravel() + 1, minlength=len(placed) + 2)[1:]
-                enough = all(
-                    seen >= MIN_VISIBLE * old.whole for seen, old in zip(visible, [*placed, new], strict=True)
-                )
+                enough = all(seen >= MIN_VISIBLE * old.whole for seen, old in zip(visible, [*placed, new], strict=True))
                 if enough and visible[-1] >= MIN_INSIDE * new.whole:
                     placed.append(new)
                     owner = trial
@@ -174,9 +169,7 @@ def _lay_out(draws: Draws, config: ShapesConfig) -> tuple[list[_Placed], list[in
     )
 
 
-def render_picture(
-    config: ShapesConfig, split: str, index: int
-) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+def render_picture(config: ShapesConfig, split: str, index: int) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """Picture `index` of a split: (size, size, 3) bytes, RGB, and its annotations in COCO's format.
 
     Annotations come in the order of painting, the lowest object first. `bbox` is [x, y, width, height] in
@@ -272,9 +265,7 @@ def _write_split(whole: Path, config: ShapesConfig, split: str, count: int, step
             "fingerprint": fingerprint(config),
         },
         "licenses": [],
-        "categories": [
-            {"id": k + 1, "name": name, "supercategory": "shape"} for k, name in enumerate(config.classes)
-        ],
+        "categories": [{"id": k + 1, "name": name, "supercategory": "shape"} for k, name in enumerate(config.classes)],
         "images": images,
         "annotations": annotations,
     }
@@ -306,7 +297,5 @@ def _is_there(folder: Path, config: ShapesConfig) -> bool:
         present = {picture.name for picture in (folder / split).glob("*.png")}
         missing = {f"{index:06d}.png" for index in range(count)} - present
         if missing:
-            raise FileExistsError(
-                f"{folder} lacks {len(missing)} pictures of {split}, {min(missing)} first: {remedy}"
-            )
+            raise FileExistsError(f"{folder} lacks {len(missing)} pictures of {split}, {min(missing)} first: {remedy}")
     return True

@@ -60,9 +60,7 @@ def _heart(steps: int) -> list[tuple[float, float]]:
 
 def _star(points: int, inner: float) -> list[tuple[float, float]]:
     angles = [math.pi * k / points for k in range(2 * points)]
-    return [
-        (math.sin(a) * r, -math.cos(a) * r) for k, a in enumerate(angles) for r in [inner if k % 2 else 1.0]
-    ]
+    return [(math.sin(a) * r, -math.cos(a) * r) for k, a in enumerate(angles) for r in [inner if k % 2 else 1.0]]
 
 
 _ARM = 0.34

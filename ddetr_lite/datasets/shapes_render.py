@@ -171,9 +171,7 @@ def _blur(counts: Ints, reach: int) -> Ints:
     return counts
 
 
-def paint_object(
-    draws: Draws, canvas: Floats, window: Window, counts: Ints, others: Sequence[Floats] = ()
-) -> Floats:
+def paint_object(draws: Draws, canvas: Floats, window: Window, counts: Ints, others: Sequence[Floats] = ()) -> Floats:
     """Paint an object over `canvas` (H, W, 3), in place: shadow, then pattern, shaded, with a darker rim.
 
     `window` and `counts` are `coverage`'s, and may reach beyond the picture. Returns the object's main colour

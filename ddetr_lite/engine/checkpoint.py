@@ -6,7 +6,7 @@ Two kinds: a *model* (weights, configuration, class names, what it was trained o
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,4 @@ def load_model(path: str | Path) -> LoadedModel:
 
 def _without_download(config: Any) -> Any:
     """The same model, its backbone not filled from elsewhere first."""
-    from dataclasses import replace
-
     return replace(config, backbone=replace(config.backbone, weights="none"))

@@ -83,13 +83,15 @@ def ap_of(
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) over all sizes
     for index, category in enumerate(evaluation.params.catIds):
         values = precision[:, :, index]
-        metrics[f"AP/{dataset.categories[category]}"] = float(values[values > -1].mean()) if (values > -1).any() else -1.0
+        metrics[f"AP/{dataset.categories[category]}"] = (
+            float(values[values > -1].mean()) if (values > -1).any() else -1.0
+        )
     return metrics
 
 
 def _truth(dataset: CocoDetection) -> COCO:
     """The data set's annotations for pycocotools, whose ids must be unique and not 0, and which needs areas and crowds."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for objects in dataset.annotations:
         for annotation in objects:
             _, _, width, height = annotation["bbox"]
@@ -126,9 +128,9 @@ def _area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> lis
     if large < 1:
         sizes = {(image["height"], image["width"]) for image in dataset.images}
         if len(sizes) > 1:
-            raise ValueError(f"size_bands={size_bands} are shares of the picture, but pictures differ in size: give pixels")
+            raise ValueError(
+                f"size_bands={size_bands} are shares of the picture, but pictures differ in size: give pixels"
+            )
         side = float(np.sqrt(np.prod(sizes.pop())))
         small, large = small * side, large * side
     return [[0, 1e10], [0, small**2], [small**2, large**2], [large**2, 1e10]]
-
-

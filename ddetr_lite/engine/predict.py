@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 
 from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform
 from ddetr_lite.engine.checkpoint import LoadedModel
+from ddetr_lite.models.presets import dataclass_from_dict
 from ddetr_lite.set_prediction.postprocess import Detections
 
 
@@ -37,11 +38,8 @@ def read_picture(path: str | Path) -> Tensor:
 
 def augment_of(loaded: LoadedModel) -> AugmentConfig:
     """How the model's validation pictures were resized, as its checkpoint says; the paper's rule where it says nothing."""
-    values = loaded.about.get("recipe", {}).get("augment")
-    if values is None:
-        return AugmentConfig()
-    known = AugmentConfig.__dataclass_fields__
-    return AugmentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+    config: AugmentConfig = dataclass_from_dict(AugmentConfig, loaded.about.get("recipe", {}).get("augment", {}))
+    return config
 
 
 @torch.no_grad()

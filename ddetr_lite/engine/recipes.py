@@ -101,12 +101,8 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
         "small",
         DataConfig("data/shapes", cache=True, size_bands=(0.2, 0.4)),
         AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True),
-        TrainConfig(
-            epochs=8, batch=16, lr=8e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0
-        ),
-        TrainConfig(
-            epochs=12, batch=16, lr=4e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0
-        ),
+        TrainConfig(epochs=8, batch=16, lr=8e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0),
+        TrainConfig(epochs=12, batch=16, lr=4e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0),
     ),
 }
 _DEFAULT_ROW = {"coco": "deformable-detr", "coco-mini": "deformable-detr-refine", "shapes": "deformable-detr-refine"}
@@ -137,7 +133,15 @@ def check(recipe: Recipe) -> None:
     for name in ("epochs", "batch", "log_every", "checkpoint_every"):
         if getattr(train, name) < 1:
             raise ValueError(f"{name}={getattr(train, name)} must be at least 1")
-    for name in ("workers", "warmup_steps", "evaluate_every", "clip_norm", "weight_decay", "backbone_lr", "sampling_lr"):
+    for name in (
+        "workers",
+        "warmup_steps",
+        "evaluate_every",
+        "clip_norm",
+        "weight_decay",
+        "backbone_lr",
+        "sampling_lr",
+    ):
         if getattr(train, name) < 0:
             raise ValueError(f"{name}={getattr(train, name)} must not be negative")
     if not 0 < train.lr < 1:

@@ -211,7 +211,9 @@ def _open_run(recipe: Recipe, folder: Path, resume: bool) -> dict[str, Any] | No
             raise ValueError(f"nothing to resume: {last} does not exist; start without --resume")
         state = read(last)
         if state["about"]["recipe"] != recipe_to_dict(recipe):
-            raise ValueError(f"{last} was made with another recipe: resume with the options of {folder / 'recipe.json'}")
+            raise ValueError(
+                f"{last} was made with another recipe: resume with the options of {folder / 'recipe.json'}"
+            )
         return state
     if (folder / "log.jsonl").exists():
         raise ValueError(f"{folder} already holds a run: go on with --resume, or give another --out")
@@ -243,7 +245,12 @@ def _save_state(
 
 
 def _circumstances(
-    recipe: Recipe, model: Detector, device: torch.device, training: CocoDetection, validation: CocoDetection, steps: int
+    recipe: Recipe,
+    model: Detector,
+    device: torch.device,
+    training: CocoDetection,
+    validation: CocoDetection,
+    steps: int,
 ) -> dict[str, Any]:
     """What a reader of the log must know to repeat the run."""
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
@@ -255,5 +262,9 @@ def _circumstances(
         "steps_in_all": steps,
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": f"{chip}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
     }

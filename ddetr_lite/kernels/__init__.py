@@ -58,7 +58,9 @@ def _check(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights:
     if locations.dim() != 6 or locations.shape[-1] != 2:
         raise ValueError(f"locations must be (B, N_q, M, L, P, 2), got {tuple(locations.shape)}")
     if weights.shape != locations.shape[:-1]:
-        raise ValueError(f"weights must be {tuple(locations.shape[:-1])} like the locations, got {tuple(weights.shape)}")
+        raise ValueError(
+            f"weights must be {tuple(locations.shape[:-1])} like the locations, got {tuple(weights.shape)}"
+        )
     batch, tokens, heads, _ = value.shape
     if (locations.shape[0], locations.shape[2]) != (batch, heads):
         raise ValueError(

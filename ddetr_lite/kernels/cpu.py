@@ -167,9 +167,9 @@ def _grad_value(
     bag_of_sample = order // base.shape[-1]
     by_corner = shares.movedim(3, 0)  # (4, B, N_q, M, L·P)
     sums = [
-        F.embedding_bag(
-            bag_of_sample, grad_bags, offsets, per_sample_weights=corner.flatten()[order], mode="sum"
-        ).view(batch, rows, heads, channels)
+        F.embedding_bag(bag_of_sample, grad_bags, offsets, per_sample_weights=corner.flatten()[order], mode="sum").view(
+            batch, rows, heads, channels
+        )
         for corner in by_corner
     ]
     grads, row = [], 0

@@ -4,8 +4,9 @@ Letters: B pictures or sentences, N_q queries, N_k keys, M heads, D channels of 
 Masks are boolean and True where a key must *not* be seen, as in `torch.nn.MultiheadAttention` and in DETR's own code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,8 +127,8 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str):
-        def hook(module, args, kwargs, _output):
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: MultiHeadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
             named = dict(zip(("query", "key", "value", "padding_mask", "mask"), args, strict=False)) | kwargs
             named.pop("value", None)
             with torch.no_grad():

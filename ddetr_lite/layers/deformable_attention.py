@@ -6,8 +6,9 @@ Letters: B pictures, N tokens of all levels, N_q queries, M heads, D channels of
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +124,10 @@ def record_samples(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(name: str):
-        def hook(module, args, kwargs, _output):
+    def keep(name: str) -> Callable[..., None]:
+        def hook(
+            module: MultiScaleDeformableAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor
+        ) -> None:
             named = dict(zip(("query", "reference", "tokens", "level_shapes"), args, strict=False)) | kwargs
             with torch.no_grad():
                 found[name] = module.samples(named["query"], named["reference"], named["level_shapes"])

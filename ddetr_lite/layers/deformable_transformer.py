@@ -61,7 +61,9 @@ def encoder_reference_points(level_shapes: LevelShapes, ratios: Tensor) -> Tenso
     ratios: (B, L, 2). A cell's centre is first a fraction of its own level's real picture, and then of each level's map.
     """
     points = []
-    for level, (centres, (h, w)) in enumerate(zip(cell_centres(level_shapes, ratios.device), level_shapes, strict=True)):
+    for level, (centres, (h, w)) in enumerate(
+        zip(cell_centres(level_shapes, ratios.device), level_shapes, strict=True)
+    ):
         size = torch.tensor((w, h), dtype=ratios.dtype, device=ratios.device)
         points.append(centres / (ratios[:, None, level] * size))  # (B, H·W, 2)
     return torch.cat(points, dim=1)[:, :, None] * ratios[:, None]
@@ -163,7 +165,9 @@ class DeformableDecoder(nn.Module):
         outputs, references = [], []
         for k, layer in enumerate(self.layers):
             references.append(reference)
-            on_levels = reference[:, :, None] * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, N_q, L, 2|4)
+            on_levels = (
+                reference[:, :, None] * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
+            )  # (B, N_q, L, 2|4)
             x = layer(x, query_position, on_levels, memory, level_shapes, padding_mask, mask)
             outputs.append(x)
             if refine is not None:

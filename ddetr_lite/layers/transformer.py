@@ -23,6 +23,10 @@ class FeedForward(nn.Module):
     The official code has `linear1` and `linear2` directly in the layer, so this is a parent and not a child.
     """
 
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    norm3: nn.LayerNorm
+
     def __init__(self, dim: int, hidden: int, dropout: float, norms: int):
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden)

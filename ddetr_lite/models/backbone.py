@@ -44,9 +44,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(8, outputs)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(8, outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(8, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) → (B, outputs, H/stride, W/stride)."""
@@ -138,7 +136,9 @@ def _network(name: str) -> nn.Module:
     if name not in known:
         near = get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()"
-        raise ValueError(f"backbone {name!r} is neither {SMALL!r} nor one of torchvision's classification models: {hint}")
+        raise ValueError(
+            f"backbone {name!r} is neither {SMALL!r} nor one of torchvision's classification models: {hint}"
+        )
     return get_model(name, weights=None)
 
 
@@ -157,7 +157,9 @@ def _stage_ends(steps: list[nn.Module], name: str) -> dict[int, tuple[int, int]]
     for step, mode in zip(steps, training, strict=True):
         step.train(mode)
     if not {4, 8, 16} <= set(ends):
-        raise ValueError(f"backbone {name!r} has maps at strides {sorted(ends)}: detectors here need 4, 8 and 16 at least")
+        raise ValueError(
+            f"backbone {name!r} has maps at strides {sorted(ends)}: detectors here need 4, 8 and 16 at least"
+        )
     return ends
 
 
@@ -207,7 +209,9 @@ def _read_weights(config: BackboneConfig) -> tuple[dict[str, Tensor], str]:
     source = config.weights
     if source == "imagenet":
         if config.name == SMALL:
-            raise ValueError(f"backbone {SMALL!r} has no ImageNet weights: set weights='none' and train it from scratch")
+            raise ValueError(
+                f"backbone {SMALL!r} has no ImageNet weights: set weights='none' and train it from scratch"
+            )
         # The first version of each, as in both papers; later ones were trained with stronger recipes.
         source = next(iter(get_model_weights(config.name))).url
     if source.startswith(("http://", "https://", "file://")):

@@ -97,41 +97,33 @@ class DeformableDetr(Detector):
             raise ValueError(f"dim={config.dim} must be a multiple of 4")
         self.config, self.classes, self.loss = config, classes, config.loss
         strides = (8, 16, 32)[-config.levels :]
-        self.backbone = nn.Sequential(Backbone(config.backbone, strides))
-        self.input_proj = self._projections(self.backbone[0].channels)
+        backbone = Backbone(config.backbone, strides)
+        self.backbone = nn.Sequential(backbone)
+        self.input_proj = self._projections(backbone.channels)
         self.transformer = DeformableTransformer(config)
         if not config.two_stage:
             self.query_embed = nn.Embedding(config.queries, config.dim * 2)  # position and content
         logits = classes + (1 if config.loss.kind == "softmax" else 0)
         # One head for all layers; under refinement one for each, and in two stages one more for the encoder.
         heads = config.decoder_layers + int(config.two_stage) if config.refine else 1
-        self.class_embed = nn.ModuleList(nn.Linear(config.dim, logits) for _ in range(heads))
-        self.bbox_embed = nn.ModuleList(MLP(config.dim, config.dim, 4, layers=3) for _ in range(heads))
-        self._reset_heads()
+        self.class_embed = nn.ModuleList(_class_head(config.dim, logits) for _ in range(heads))
+        # The first layer starts from a point, so its head sets a size; later ones, and a second stage, start from a box.
+        sizes = [-2.0 if i == 0 and not config.two_stage else 0.0 for i in range(heads)]
+        self.bbox_embed = nn.ModuleList(_box_head(config.dim, size) for size in sizes)
 
     def _projections(self, channels: list[int]) -> nn.ModuleList:
         """To d channels: 1×1 convolutions of the backbone's maps, then strided 3×3 ones from C5 onwards."""
-        dim, projections = self.config.dim, nn.ModuleList()
-        for inputs in channels:
-            projections.append(nn.Sequential(nn.Conv2d(inputs, dim, 1), nn.GroupNorm(32, dim)))
+        dim = self.config.dim
+        convolutions = [nn.Conv2d(inputs, dim, 1) for inputs in channels]
         inputs = channels[-1]
         for _ in range(self.config.levels - len(channels)):
-            projections.append(nn.Sequential(nn.Conv2d(inputs, dim, 3, stride=2, padding=1), nn.GroupNorm(32, dim)))
+            convolutions.append(nn.Conv2d(inputs, dim, 3, stride=2, padding=1))
             inputs = dim
-        for convolution, _ in projections:
+        for convolution in convolutions:
             nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
-        return projections
-
-    def _reset_heads(self) -> None:
-        """Every class starts unlikely (1 %), every box at its reference and small."""
-        for head in self.class_embed:
-            nn.init.constant_(head.bias, -math.log(99))
-        for i, head in enumerate(self.bbox_embed):
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
-            if i == 0 and not self.config.two_stage:  # later layers, and a second stage, start from a box that has a size
-                nn.init.constant_(head.layers[-1].bias[2:], -2.0)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+        return nn.ModuleList(nn.Sequential(convolution, nn.GroupNorm(32, dim)) for convolution in convolutions)
 
     def levels(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Features (B, d, H_l, W_l), masks (B, H_l, W_l) and encodings with level embedding (B, H_l, W_l, d) of each level."""
@@ -207,7 +199,9 @@ class DeformableDetr(Detector):
         """(B, N, 4): the centre of each cell as a fraction of the real picture, and a size that doubles by level."""
         result = []
         level_masks = mask.split([h * w for h, w in level_shapes], dim=1)
-        for level, (centres, shape) in enumerate(zip(cell_centres(level_shapes, mask.device), level_shapes, strict=True)):
+        for level, (centres, shape) in enumerate(
+            zip(cell_centres(level_shapes, mask.device), level_shapes, strict=True)
+        ):
             real = ~level_masks[level].unflatten(1, shape)
             size = torch.stack((real[:, 0].sum(1), real[:, :, 0].sum(1)), dim=-1)[:, None]  # (B, 1, 2): width, height
             points = centres / size
@@ -228,3 +222,21 @@ class DeformableDetr(Detector):
         encoded = sine_encoding_of(reference * 2 * math.pi, self.config.dim // 2).flatten(2)  # (B, N_q, 2d)
         position, content = self.transformer.pos_trans_norm(self.transformer.pos_trans(encoded)).chunk(2, dim=-1)
         return content, position
+
+
+def _class_head(dim: int, logits: int) -> nn.Linear:
+    """Every class starts unlikely: 1 %."""
+    head = nn.Linear(dim, logits)
+    nn.init.constant_(head.bias, -math.log(99))
+    return head
+
+
+def _box_head(dim: int, size: float) -> MLP:
+    """Every box starts at its reference; `size` is the logit of its width and height where that is a point."""
+    head = MLP(dim, dim, 4, layers=3)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor((0.0, 0.0, size, size)))
+    return head

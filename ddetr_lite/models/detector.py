@@ -5,6 +5,7 @@ They are called as torchvision's detectors are. A subclass says how it goes from
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,9 @@ class Detector(nn.Module, ABC):
         batch = self.batch(images)
         if self.training:
             if targets is None:
-                raise ValueError("in training mode targets are needed: model(images, targets); or call model.eval() first")
+                raise ValueError(
+                    "in training mode targets are needed: model(images, targets); or call model.eval() first"
+                )
             wanted = self.normalise_targets(targets, batch.sizes)
             return set_losses(self.outputs(batch, wanted), wanted, self.loss)
         final = self.outputs(batch)
@@ -75,7 +78,11 @@ class Detector(nn.Module, ABC):
             if len(labels) != len(boxes):
                 raise ValueError(f"{name}: {len(labels)} labels but {len(boxes)} boxes")
             # Only where it costs no wait: on a GPU the data set has looked already.
-            if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            if (
+                labels.device.type == "cpu"
+                and len(labels)
+                and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes
+            ):
                 raise ValueError(
                     f"{name}: labels {sorted(set(labels.tolist()))} must lie in 0..{self.classes - 1}, since the model has "
                     f"{self.classes} classes: map category ids to 0..C−1, or build the model with more classes"
@@ -90,8 +97,8 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int):
         super().__init__()
-        widths = [inputs] + [hidden] * (layers - 1) + [outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        widths = [inputs, *[hidden] * (layers - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) → (..., outputs)."""

@@ -47,10 +47,11 @@ class Detr(Detector):
         self.config, self.classes, self.loss = config, classes, config.loss
         extra = 1 if config.loss.kind == "softmax" else 0
         # The official model has the encoding of positions at index 1; ours is a function unless it is learned.
-        self.backbone = nn.Sequential(Backbone(config.backbone, strides=(config.stride,)))
+        backbone = Backbone(config.backbone, strides=(config.stride,))
+        self.backbone = nn.Sequential(backbone)
         if config.position == "learned":
             self.backbone.append(LearnedEncoding2d(config.dim))
-        self.input_proj = nn.Conv2d(self.backbone[0].channels[0], config.dim, kernel_size=1)
+        self.input_proj = nn.Conv2d(backbone.channels[0], config.dim, kernel_size=1)
         self.transformer = Transformer(
             config.dim, config.heads, config.hidden, config.encoder_layers, config.decoder_layers, config.dropout
         )
@@ -67,6 +68,9 @@ class Detr(Detector):
         else:
             position = sine_encoding_2d(mask, self.config.dim, "detr")
         hidden = self.transformer(
-            flatten_levels([self.input_proj(features)]), mask.flatten(1), position.flatten(1, 2), self.query_embed.weight
+            flatten_levels([self.input_proj(features)]),
+            mask.flatten(1),
+            position.flatten(1, 2),
+            self.query_embed.weight,
         )  # (K, B, N_q, d)
         return Outputs(self.class_embed(hidden), self.bbox_embed(hidden).sigmoid())

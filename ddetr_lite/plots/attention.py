@@ -64,9 +64,7 @@ def _label(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str] | None) 
         ax.set_xticks([])
     else:
         slanted = sum(map(len, columns)) > 40
-        ax.set_xticks(
-            range(len(columns)), columns, rotation=40 if slanted else 0, ha="right" if slanted else "center"
-        )
+        ax.set_xticks(range(len(columns)), columns, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     ax.set_yticks([] if rows is None else range(len(rows)), rows)
     ax.tick_params(length=0)
 
@@ -169,9 +167,7 @@ def attention_over_picture(
         ax.imshow(glow / glow.max(), cmap=GLOW, vmin=0, vmax=1, extent=(0, width, height, 0))
         if query is not None:
             y, x = query[0] * height / rows, query[1] * width / columns
-            frame = Rectangle(
-                (x, y), width / columns, height / rows, fill=False, edgecolor=COLOURS[0], linewidth=2.5
-            )
+            frame = Rectangle((x, y), width / columns, height / rows, fill=False, edgecolor=COLOURS[0], linewidth=2.5)
             ax.add_patch(frame)
         ax.set(title=title, xticks=[], yticks=[])
     return ax

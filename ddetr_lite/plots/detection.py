@@ -31,9 +31,7 @@ def boxes(
     height, width = picture.shape[-2:]
     names = sorted(set(labels or ()))
     with mpl.rc_context(STYLE):
-        ax.imshow(
-            picture.detach().cpu().permute(1, 2, 0), extent=(0, width, height, 0), interpolation="antialiased"
-        )
+        ax.imshow(picture.detach().cpu().permute(1, 2, 0), extent=(0, width, height, 0), interpolation="antialiased")
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
             place = one_colour if one_colour is not None else names.index(labels[i]) if labels else 0
             colour = COLOURS[place % len(COLOURS)]
@@ -87,14 +85,13 @@ def sampling_points(
             x, y = (locations[:, level].reshape(-1, 2) * locations.new_tensor((width, height))).T
             share = weights[:, level].flatten() / strongest
             ax.scatter(
-                x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(), color=COLOURS[level % len(COLOURS)],
+                x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(),  # type: ignore[arg-type]
+                color=COLOURS[level % len(COLOURS)],
                 edgecolors=PAPER, linewidths=0.5, label=f"level {level + 1}", zorder=3,
             )  # fmt: skip
         if box is not None:
             x0, y0, x1, y1 = box.tolist()
-            ax.add_patch(
-                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=INK, linewidth=1.8, zorder=2)
-            )
+            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=INK, linewidth=1.8, zorder=2))
         if reference is not None:
             cx, cy = reference[:2].tolist()
             ax.plot(cx * width, cy * height, "+", color=INK, markersize=13, markeredgewidth=2.4, zorder=4)

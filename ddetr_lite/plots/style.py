@@ -19,14 +19,10 @@ PAPER = "#FFFFFF"
 COLOURS = ("#2563A8", "#E8833A", "#3F9C86", "#B23A6B", "#8A6FC0", "#C9A227")
 
 # Weights run from nothing to one: white to deep blue. Signed numbers: orange below zero, blue above.
-WEIGHTS = LinearSegmentedColormap.from_list(
-    "weights", ["#FFFFFF", "#D3E3F4", "#7FB0DD", "#2563A8", "#12305A"]
-)
+WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#FFFFFF", "#D3E3F4", "#7FB0DD", "#2563A8", "#12305A"])
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#A94A0C", "#F0A56B", "#FFFFFF", "#7FB0DD", "#12305A"])
 # Over a picture: transparent where the weight is nothing, so that the picture shows through.
-GLOW = LinearSegmentedColormap.from_list(
-    "glow", [(1, 0.96, 0.3, 0.0), (1, 0.8, 0.1, 0.75), (1, 0.25, 0.05, 0.95)]
-)
+GLOW = LinearSegmentedColormap.from_list("glow", [(1, 0.96, 0.3, 0.0), (1, 0.8, 0.1, 0.75), (1, 0.25, 0.05, 0.95)])
 
 WIDTH = 7.6  # inches, of every figure: JupyterLab shows it without scrolling
 HEIGHT = 3.0

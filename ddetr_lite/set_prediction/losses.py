@@ -92,7 +92,8 @@ def box_losses(
     l1 = (predicted - true).abs().sum(-1)
     giou = 1 - generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
     layers = boxes.new_zeros(2, len(boxes)).index_add(1, matches.layer, torch.stack((l1, giou)))
-    return tuple(layers / num_boxes)  # type: ignore[return-value]
+    l1, giou = layers / num_boxes
+    return l1, giou
 
 
 def count_boxes(targets: Sequence[Target], device: torch.device) -> Tensor | float:
@@ -120,14 +121,14 @@ def set_losses(outputs: Outputs, targets: Sequence[Target], loss: SetLoss) -> di
     result = _losses(outputs.logits, outputs.boxes, targets, loss, num_boxes, layer_names(len(outputs.logits)))
     if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
         objects = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
-        result |= _losses(outputs.encoder_logits[None], outputs.encoder_boxes[None], objects, loss, num_boxes, ["/encoder"])
+        result |= _losses(
+            outputs.encoder_logits[None], outputs.encoder_boxes[None], objects, loss, num_boxes, ["/encoder"]
+        )
     if outputs.hint_logits is not None and outputs.hint_boxes is not None:
         matches = hint_matches(outputs.hint_logits, targets)
         groups = outputs.hint_logits.shape[2] // max(len(t["labels"]) for t in targets)
         names = [f"/hint{name}" for name in layer_names(len(outputs.hint_logits))]
-        result |= _losses(
-            outputs.hint_logits, outputs.hint_boxes, targets, loss, num_boxes * groups, names, matches
-        )
+        result |= _losses(outputs.hint_logits, outputs.hint_boxes, targets, loss, num_boxes * groups, names, matches)
     return result
 
 
@@ -164,7 +165,7 @@ def _losses(
         matches = match(logits, boxes, targets, loss.matching, loss.kind)
     classes = loss.classification * classification_losses(logits, targets, matches, loss, num_boxes)
     l1, giou = box_losses(boxes, targets, matches, num_boxes)
-    result = {}
+    result: dict[str, Tensor] = {}
     for k, name in enumerate(names):
         result |= {f"class{name}": classes[k], f"l1{name}": loss.l1 * l1[k], f"giou{name}": loss.giou * giou[k]}
     return result

@@ -137,7 +137,9 @@ def match(
                     "picture's boxes hold NaN or infinity (too high a learning rate, or a broken annotation)"
                 )
             query, target = assign(own)
-            for column, values in zip(columns, (np.full_like(query, k), np.full_like(query, b), query, target), strict=True):
+            for column, values in zip(
+                columns, (np.full_like(query, k), np.full_like(query, b), query, target), strict=True
+            ):
                 column.append(values)
     indices = torch.from_numpy(np.stack([np.concatenate(c) for c in columns]).astype(np.int64))
     return Matches(*indices.to(device, non_blocking=True))
