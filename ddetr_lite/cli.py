@@ -211,6 +211,61 @@ def data(words: list[str]) -> None:
     print(f"{write_shapes(options.folder, options.shapes)} is ready.")
 
 
+# --------------------------------------------------------------------------------------------------------------- convert
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Weights to and from other projects; the endings of the names say what is what.
+
+    .pt is a checkpoint of this package; .pth or .safetensors the authors' official layout; a folder Hugging Face's
+    (config.json and model.safetensors). Official COCO models have a logit for each of 91 category ids: on the way in they
+    get the 80 real classes, on the way out the 91 ids again.
+    """
+
+    source: Positional[Path]
+    target: Positional[Path]
+    heads: int | None = None
+    """Official files do not tell the number of attention heads: 8 unless you say so."""
+    queries: int | None = None
+    """Nor a two-stage model's number of queries: 300."""
+    dilation: bool | None = None
+    """Nor DC5: taken from "dc5" in the file's name."""
+
+
+def convert(words: list[str]) -> None:
+    """Bring weights in from the authors' or Hugging Face's files, or out to them."""
+    options = _parse(ConvertOptions, words, "ddetr-lite convert")
+    from ddetr_lite import convert as converting
+    from ddetr_lite.engine.checkpoint import load_model, save_model
+
+    source, target = options.source, options.target
+    if target.exists():
+        raise Mistake(f"{target} exists already: give another name")
+    if source.suffix == ".pt":
+        loaded = load_model(source)
+        model, names, about = loaded.model, loaded.classes, loaded.about
+    else:
+        if source.is_dir():
+            found = converting.read_hugging_face(source)
+        else:
+            found = converting.read_official(
+                source, heads=options.heads, dilation=options.dilation, queries=options.queries
+            )
+        model, names = converting.with_class_names(found)
+        about = {"converted_from": source.name}
+    if target.suffix == ".pt":
+        save_model(target, model, names, about)
+    elif target.suffix in (".pth", ".safetensors"):
+        converting.write_official(converting.with_coco_ids(model, names), target)
+    elif not target.suffix:
+        converting.write_hugging_face(model, target, names)
+    else:
+        raise Mistake(f"{target} must end in .pt (this package), .pth or .safetensors (official), or be a folder's name")
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{source} → {target}: {type(model).__name__}, {count / 1e6:.1f}M parameters, {len(names)} classes")
+
+
 # ------------------------------------------------------------------------------------------------------------- the frame
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -218,6 +273,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "data": data,
+    "convert": convert,
 }
 
 
@@ -265,10 +321,10 @@ def _parse(kind: type[Options], words: list[str], program: str, extra: tuple[str
 
 def _one_line(text: str, kind: type, words: list[str], program: str, extra: tuple[str, ...]) -> str:
     """What tyro says in a box, in one line; for an unknown option the nearest known one."""
-    known = [
-        *extra,
-        *re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*", _plain(tyro.extras.get_parser(kind).format_help())),
-    ]
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], prog=program)
+    known = [*extra, *re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*", _plain(page.getvalue()))]
     for word in words:
         option = word.split("=")[0].replace("_", "-")
         if option.startswith("--") and option not in known:

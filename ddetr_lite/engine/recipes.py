@@ -48,7 +48,7 @@ class TrainConfig:
     """Pictures in a step."""
     lr: float = 2e-4
     backbone_lr: float = 0.1
-    """Times `lr` for the backbone."""
+    """Times `lr` for the backbone; 0 freezes it."""
     sampling_lr: float = 0.1
     """Times `lr` for sampling offsets and reference points."""
     weight_decay: float = 1e-4

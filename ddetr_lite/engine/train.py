@@ -50,6 +50,8 @@ def train(
 
     training, validation = datasets(recipe)
     model = build(recipe.model, len(training.classes)).to(device)
+    if config.backbone_lr == 0:
+        model.backbone.requires_grad_(False)  # as in the official code: no gradient is computed for it at all
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, fused=True)
     log = RunLog(folder / "log.jsonl")
     steps_per_epoch = len(EpochSampler(len(training), config.batch, config.seed, epoch=0))

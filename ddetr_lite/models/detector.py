@@ -27,6 +27,7 @@ class Detector(nn.Module, ABC):
     std: Tensor
     loss: SetLoss
     classes: int
+    backbone: nn.Sequential
 
     def __init__(self) -> None:
         super().__init__()

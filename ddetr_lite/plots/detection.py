@@ -31,7 +31,7 @@ def boxes(
     height, width = picture.shape[-2:]
     names = sorted(set(labels or ()))
     with mpl.rc_context(STYLE):
-        ax.imshow(picture.detach().cpu().permute(1, 2, 0), extent=(0, width, height, 0), interpolation="antialiased")
+        ax.imshow(picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased")
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
             place = one_colour if one_colour is not None else names.index(labels[i]) if labels else 0
             colour = COLOURS[place % len(COLOURS)]
@@ -78,12 +78,12 @@ def sampling_points(
     height, width = picture.shape[-2:]
     levels = locations.shape[1]
     with mpl.rc_context(STYLE):
-        pixels = picture.detach().cpu().permute(1, 2, 0).float() / (1 if picture.is_floating_point() else 255)
+        pixels = picture.detach().cpu().permute(1, 2, 0).float().numpy() / (1 if picture.is_floating_point() else 255)
         ax.imshow(0.35 + 0.65 * pixels, extent=(0, width, height, 0), interpolation="antialiased")
         strongest = float(weights.max())
         for level in range(levels):
-            x, y = (locations[:, level].reshape(-1, 2) * locations.new_tensor((width, height))).T
-            share = weights[:, level].flatten() / strongest
+            x, y = (locations[:, level].reshape(-1, 2) * locations.new_tensor((width, height))).T.numpy()
+            share = (weights[:, level].flatten() / strongest).numpy()
             ax.scatter(
                 x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(),  # type: ignore[arg-type]
                 color=COLOURS[level % len(COLOURS)],

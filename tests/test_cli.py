@@ -1,0 +1,151 @@
+"""The command line: what works prints what it did, and every mistake gets one line and exit code 2."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_coco
+import torch
+from PIL import Image
+
+from ddetr_lite.cli import COMMANDS, main
+from ddetr_lite.convert import COCO_CATEGORIES
+from ddetr_lite.engine import checkpoint
+from ddetr_lite.engine.recipes import recipe, recipe_to_dict
+from ddetr_lite.models.presets import build, model_config
+
+SMALLEST = ["--dim", "32", "--heads", "2", "--hidden", "32", "--queries", "5", "--encoder-layers", "1"]
+SMALLEST += ["--decoder-layers", "2", "--epochs", "1", "--batch", "2", "--workers", "0", "--log-every", "1"]
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_coco.write(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained DETR of two classes."""
+    torch.manual_seed(0)
+    config = replace(model_config("detr", "small"), dim=32, heads=2, hidden=32, queries=5)
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    chosen = replace(recipe("shapes", "detr"), model=config)
+    checkpoint.save_model(path, build(config, 2).eval(), ["car", "brush"], {"recipe": recipe_to_dict(chosen)})
+    return path
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+    for words in (["train", "--help"], ["train", "shapes", "--help"], ["evaluate", "--help"], ["data", "shapes", "--help"]):
+        assert main(words) == 0
+    assert "--schedule" in capsys.readouterr().out
+
+
+def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    words = ["train", "shapes", "--model", "detr", "--folder", str(coco), "--out", str(run), *SMALLEST]
+    words += ["--size-bands", "32", "96"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert {p.name for p in run.iterdir()} == {"recipe.json", "log.jsonl", "last.pt", "best.pt", "curves.png"}
+    chosen = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    assert chosen["model"]["architecture"] == "detr"
+    assert chosen["train"]["batch"] == 2
+    assert Image.open(run / "curves.png").size[0] > 300
+
+    assert main(["train", "shapes", "--out", str(run), "--resume"]) == 0  # nothing left to do, and nothing lost
+    metrics = tmp_path / "metrics.json"
+    assert main(["evaluate", str(run / "best.pt"), "--workers", "0", "--out", str(metrics)]) == 0
+    assert json.loads(metrics.read_text(encoding="utf-8"))["AP"] >= 0
+    capsys.readouterr()
+
+    picture, out = coco / "val2017" / "a.jpg", tmp_path / "found"
+    assert main(["predict", str(run / "best.pt"), str(picture), "--threshold", "0", "--out", str(out)]) == 0
+    assert "5 objects" in capsys.readouterr().out
+    (found,) = json.loads((out / "detections.json").read_text(encoding="utf-8"))
+    assert (found["height"], found["width"], len(found["objects"])) == (40, 60, 5)
+    assert set(found["objects"][0]) == {"label", "score", "box"}
+    assert (out / "a.boxes.png").exists()
+
+
+def test_generated_data_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "shapes", "--folder", str(tmp_path / "s"), "--size", "64", "--train-images", "3"]
+    words += ["--val-images", "2", "--classes", "circle", "star"]
+    assert main(words) == 0
+    assert main(words) == 0
+    assert "is ready" in capsys.readouterr().out
+    assert len(list((tmp_path / "s" / "train").iterdir())) == 3
+
+
+def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    base = model_config("deformable-detr-two-stage")
+    small = {"dim": 32, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 7}
+    backbone = replace(base.backbone, name="resnet18", weights="none")
+    model = build(replace(base, backbone=backbone, **small), 80).eval()  # type: ignore[arg-type]
+    checkpoint.save_model(tmp_path / "a.pt", model, list(COCO_CATEGORIES), {})
+    assert main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "official.pth")]) == 0
+    options = ["--queries", "7"]
+    assert main(["convert", str(tmp_path / "official.pth"), str(tmp_path / "b.pt"), *options]) == 0
+    assert main(["convert", str(tmp_path / "b.pt"), str(tmp_path / "hub")]) == 0
+    assert main(["convert", str(tmp_path / "hub"), str(tmp_path / "c.pt")]) == 0
+    assert "80 classes" in capsys.readouterr().out
+    assert (tmp_path / "hub" / "config.json").exists()
+    images = [torch.rand(3, 64, 96)]
+    first = model.outputs(model.batch(images))
+    for name in ("b.pt", "c.pt"):
+        loaded = checkpoint.load_model(tmp_path / name)
+        assert loaded.classes == list(COCO_CATEGORIES)
+        again = loaded.model.outputs(loaded.model.batch(images))
+        assert torch.allclose(first.logits, again.logits, atol=1e-5)
+        assert torch.allclose(first.boxes, again.boxes, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train"], "RECIPE is missing"),
+        (["train", "shaps"], "did you mean 'shapes'"),
+        (["train", "shapes", "--model", "detrr"], "did you mean 'detr'"),
+        (["train", "shapes", "--model"], "--model needs a value"),
+        (["train", "shapes", "--lrr", "1"], "did you mean --lr"),
+        (["train", "shapes", "--lr", "abc"], "--lr"),
+        (["train", "shapes", "--lr", "7"], "lr=7.0"),
+        (["train", "shapes", "--schedule", "cos"], "invalid choice 'cos'"),
+        (["train", "shapes", "--model", "detr", "--levels", "2"], "unknown option --levels"),
+        (["train", "shapes", "--folder", "no/where", "--out", "OUT"], "data folder no/where does not exist"),
+        (["train", "shapes", "--device", "cuda:7", "--folder", "COCO", "--out", "OUT"], "device 'cuda:7' cannot be used"),
+        (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.name", "resnet5"], "did you mean resnet50"),
+        (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.weights", "w.pth"], "w.pth is no file"),
+        (["train", "shapes", "--resume", "--out", "OUT"], "nothing to resume"),
+        (["evaluate", "none.pt"], "checkpoint none.pt does not exist"),
+        (["evaluate", "MODEL", "--folder", "no/where"], "data folder no/where does not exist"),
+        (["evaluate", "MODEL", "--folder", "COCO", "--split", "tset"], "no annotations for split 'tset'"),
+        (["evaluate"], "checkpoint"),
+        (["predict", "MODEL", "none.png"], "picture none.png does not exist"),
+        (["predict", "MODEL", "MODEL"], "cannot be read"),
+        (["predict", "MODEL"], "at least one picture"),
+        (["predict", "MODEL", "none.png", "--threshold", "2"], "--threshold 2.0"),
+        (["data", "shpes"], "data 'shpes' is unknown"),
+        (["data", "shapes", "--sizze", "4"], "did you mean --size"),
+        (["data", "shapes", "--classes", "circl", "--folder", "OUT"], "did you mean 'circle'"),
+        (["data", "shapes", "--size", "9", "--folder", "OUT"], "ShapesConfig.size is 9"),
+        (["convert", "none.pth", "OUT.pt"], "none.pth is no file"),
+        (["convert", "MODEL", "OUT.onnx"], "must end in .pt"),
+        (["convert", "MODEL", "MODEL"], "exists already"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    words: list[str], said: str, coco: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"COCO": str(coco), "MODEL": str(model_file), "OUT": str(tmp_path / "out")}
+    words = [places.get(w, w.replace("OUT.", f"{tmp_path}/out.")) for w in words]
+    assert main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    message = [line for line in lines if line.startswith("ddetr-lite: ")]
+    assert len(message) == 1
+    assert said in message[0]
+    assert not (tmp_path / "out" / "log.jsonl").exists()  # nothing is left that would stand in the way of the next try
