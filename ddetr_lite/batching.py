@@ -28,7 +28,9 @@ def batch_images(images: Sequence[Tensor], mean: Tensor, std: Tensor) -> ImageBa
     if not images:
         raise ValueError("no pictures: give a list with at least one (3, H, W) tensor")
     for i, image in enumerate(images):
-        if image.dim() != 3 or image.shape[0] != 3:
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise ValueError(f"picture {i} is {image.dtype}: give uint8 in 0..255, or floating point in 0..1")
+        if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
             raise ValueError(
                 f"picture {i} must be (3, H, W), got {tuple(image.shape)}: convert it to RGB, channels first"
             )

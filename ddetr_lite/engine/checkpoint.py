@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddetr_lite.models.detector import Detector
-from ddetr_lite.models.presets import build, config_from_dict, config_to_dict
+from ddetr_lite.models.presets import Model, build, config_from_dict, config_to_dict
 
 FORMAT = "ddetr_lite checkpoint 1"
 
@@ -23,7 +22,7 @@ FORMAT = "ddetr_lite checkpoint 1"
 class LoadedModel:
     """A model from a file: in evaluation mode, on the CPU; the names of its classes; and what else the file says."""
 
-    model: Detector
+    model: Model
     classes: list[str]
     about: dict[str, Any]
 
@@ -43,11 +42,11 @@ def write_atomically(content: Any, path: Path) -> None:
         raise
 
 
-def model_content(model: Detector, classes: list[str], about: dict[str, Any]) -> dict[str, Any]:
+def model_content(model: Model, classes: list[str], about: dict[str, Any]) -> dict[str, Any]:
     """What a model checkpoint holds."""
     return {
         "format": FORMAT,
-        "config": config_to_dict(model.config),  # type: ignore[arg-type]
+        "config": config_to_dict(model.config),
         "classes": list(classes),
         "about": about,
         "model": model.state_dict(),
@@ -55,7 +54,7 @@ def model_content(model: Detector, classes: list[str], about: dict[str, Any]) ->
 
 
 def save_model(
-    path: str | Path, model: Detector, classes: list[str], about: dict[str, Any], half: bool = False
+    path: str | Path, model: Model, classes: list[str], about: dict[str, Any], half: bool = False
 ) -> None:
     """Write a model checkpoint. half: weights in float16, half the size; they are float32 again once loaded."""
     content = model_content(model, classes, about)

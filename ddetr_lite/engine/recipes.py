@@ -151,6 +151,12 @@ def check(recipe: Recipe) -> None:
     for name in ("queries", "dim", "heads", "hidden", "decoder_layers"):
         if getattr(model, name) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
+    backbone = model.backbone
+    if backbone.frozen and backbone.weights == "none":
+        raise ValueError(
+            f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
+            "stem; give weights, or train all of it with --backbone.no-frozen"
+        )
     if isinstance(model, DeformableDetrConfig) and min(model.levels, model.points) < 1:
         raise ValueError(f"levels={model.levels} and points={model.points} must be at least 1")
 

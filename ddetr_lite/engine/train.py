@@ -25,8 +25,7 @@ from ddetr_lite.engine.checkpoint import model_content, read, save_model, write_
 from ddetr_lite.engine.evaluate import METRICS, evaluate
 from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.recipes import Recipe, TrainConfig, check, recipe_to_dict
-from ddetr_lite.models.detector import Detector
-from ddetr_lite.models.presets import build
+from ddetr_lite.models.presets import Model, build
 
 
 def train(
@@ -226,7 +225,7 @@ def _open_run(recipe: Recipe, folder: Path, resume: bool) -> dict[str, Any] | No
 
 def _save_state(
     folder: Path,
-    model: Detector,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     classes: list[str],
@@ -248,7 +247,7 @@ def _save_state(
 
 def _circumstances(
     recipe: Recipe,
-    model: Detector,
+    model: Model,
     device: torch.device,
     training: CocoDetection,
     validation: CocoDetection,

@@ -77,5 +77,6 @@ def _check(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights:
     devices = {value.device, locations.device, weights.device}
     if len(devices) > 1:
         raise ValueError(f"value, locations and weights must be on one device, found {sorted(map(str, devices))}")
-    if not torch.is_floating_point(locations):
-        raise ValueError(f"locations must be floating point, got {locations.dtype}")
+    for name, tensor in (("value", value), ("locations", locations), ("weights", weights)):
+        if not torch.is_floating_point(tensor):
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")

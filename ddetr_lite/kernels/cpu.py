@@ -75,7 +75,8 @@ def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) 
     head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1)
     row = torch.addcmul(corner[0], corner[1], pitch_by_sample)
     row = torch.add((picture + first_by_sample) * heads + head, row, alpha=heads)
-    return Samples(row, fx, fy, pitch_by_sample * heads, clamped == pixels)
+    inside = (pixels >= 0) & (pixels < sizes + 1)
+    return Samples(row, fx, fy, pitch_by_sample * heads, inside)
 
 
 def _by_sample(numbers: list[list[int]], points: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -114,6 +114,10 @@ class Backbone(nn.Module):
         if config.dilation:
             _dilate(steps[ends[strides[-1] // 2][0] + 1 :])
             self.strides[-1] //= 2
+            if max(_stage_ends(steps, config.name)) != self.strides[-1]:
+                raise ValueError(
+                    f"backbone {config.name!r} cannot use dilation: its last stage shrinks by other means than strides"
+                )
         if config.frozen:
             freeze_batch_norms(self.body)
             for step in steps[: ends[4][0] + 1]:
@@ -150,9 +154,13 @@ def _stage_ends(steps: list[nn.Module], name: str) -> dict[int, tuple[int, int]]
     training = [step.training for step in steps]
     with torch.no_grad():
         for i, step in enumerate(steps):
-            x = step.eval()(x)
-            if x.dim() != 4:
-                raise ValueError(f"backbone {name!r} has no chain of feature maps: choose a resnet or a mobilenet")
+            try:
+                x = step.eval()(x)
+                assert x.dim() == 4
+            except Exception as error:  # networks that are no chain fail in many ways
+                raise ValueError(
+                    f"backbone {name!r} has no chain of feature maps: choose a resnet or a mobilenet"
+                ) from error
             ends[size // x.shape[-1]] = (i, x.shape[1])
     for step, mode in zip(steps, training, strict=True):
         step.train(mode)
@@ -192,6 +200,9 @@ def _load_weights(body: Body, config: BackboneConfig) -> None:
     if config.weights == "none":
         return
     state, source = _read_weights(config)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        found = ", ".join(map(repr, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"weights {source} hold no state dict (found {found}): save the dict of tensors by itself")
     expected = {k: v for k, v in body.state_dict().items() if not k.endswith("num_batches_tracked")}
     missing = sorted(expected.keys() - state.keys())
     wrong = sorted(k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape)
@@ -219,10 +230,10 @@ def _read_weights(config: BackboneConfig) -> tuple[dict[str, Tensor], str]:
             return torch.hub.load_state_dict_from_url(
                 source, map_location="cpu", check_hash=True, weights_only=True
             ), source
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # no network, a wrong hash, a page instead of a file
             raise ValueError(
-                f"backbone weights could not be downloaded from {source} ({error}). Without a network: give a file with "
-                "torchvision's keys as weights, or 'none' to train from scratch"
+                f"backbone weights could not be had from {source} ({type(error).__name__}: {error}). Instead, give a file with "
+                "torchvision's keys, or 'none' to train from scratch"
             ) from error
     path = Path(source).expanduser()
     if not path.is_file():

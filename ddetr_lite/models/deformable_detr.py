@@ -93,8 +93,10 @@ class DeformableDetr(Detector):
             raise ValueError("two_stage=True needs refine=True: the second stage refines the first one's boxes")
         if config.hints and not config.two_stage:
             raise ValueError(f"hints={config.hints} needs two_stage=True: only there a query can be made from a box")
-        if config.dim % 4:
-            raise ValueError(f"dim={config.dim} must be a multiple of 4")
+        if config.dim % 32:
+            raise ValueError(
+                f"dim={config.dim} must be a multiple of 32: the input projections norm 32 groups of channels"
+            )
         self.config, self.classes, self.loss = config, classes, config.loss
         strides = (8, 16, 32)[-config.levels :]
         backbone = Backbone(config.backbone, strides)
@@ -159,7 +161,7 @@ class DeformableDetr(Detector):
             content, query_position = self.queries_from(reference)
         else:
             query_position, content = self.query_embed.weight.expand(len(memory), -1, -1).chunk(2, dim=-1)
-            reference = self.transformer.reference_points(query_position).sigmoid()  # (B, N_q, 2)
+            reference = self.transformer.reference_points(query_position).float().sigmoid()  # (B, N_q, 2)
 
         refined: list[Tensor] = []
 

@@ -74,23 +74,32 @@ class Detector(nn.Module, ABC):
             raise ValueError(f"{len(sizes)} pictures but {len(targets)} targets: give one for each")
         result = []
         for i, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
-            labels, boxes = target["labels"], target["boxes"].reshape(-1, 4).float()
-            name = f"image id {int(target['image_id'])}" if "image_id" in target else f"picture {i} of the batch"
+            labels, boxes = target["labels"].long(), target["boxes"].reshape(-1, 4).float()
             if len(labels) != len(boxes):
-                raise ValueError(f"{name}: {len(labels)} labels but {len(boxes)} boxes")
-            # Only where it costs no wait: on a GPU the data set has looked already.
-            if (
-                labels.device.type == "cpu"
-                and len(labels)
-                and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes
-            ):
-                raise ValueError(
-                    f"{name}: labels {sorted(set(labels.tolist()))} must lie in 0..{self.classes - 1}, since the model has "
-                    f"{self.classes} classes: map category ids to 0..C−1, or build the model with more classes"
-                )
+                raise ValueError(f"{_name(target, i)}: {len(labels)} labels but {len(boxes)} boxes")
+            if labels.device.type == "cpu":  # on a GPU a look would be a wait
+                self._check(labels, boxes, target, i)
             scale = boxes.new_tensor((width, height, width, height))
-            result.append({**target, "boxes": xyxy_to_cxcywh(boxes) / scale})
+            result.append({**target, "labels": labels, "boxes": xyxy_to_cxcywh(boxes) / scale})
         return result
+
+    def _check(self, labels: Tensor, boxes: Tensor, target: Target, i: int) -> None:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise ValueError(
+                f"{_name(target, i)}: labels {sorted(set(labels.tolist()))} must lie in 0..{self.classes - 1}, since the model "
+                f"has {self.classes} classes: map category ids to 0..C−1, or build the model with more classes"
+            )
+        wrong = (boxes[:, 2:] < boxes[:, :2]).any(1)
+        if wrong.any():
+            box = [round(x, 2) for x in boxes[wrong][0].tolist()]
+            raise ValueError(
+                f"{_name(target, i)}: box {box} has x1 < x0 or y1 < y0: corners (x0, y0, x1, y1) in pixels are expected, "
+                "not (x, y, width, height)"
+            )
+
+
+def _name(target: Target, index: int) -> str:
+    return f"image id {int(target['image_id'])}" if "image_id" in target else f"picture {index} of the batch"
 
 
 class MLP(nn.Module):

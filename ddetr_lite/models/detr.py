@@ -44,6 +44,8 @@ class Detr(Detector):
 
     def __init__(self, config: DetrConfig, classes: int):
         super().__init__()
+        if config.dim % 4:
+            raise ValueError(f"dim={config.dim} must be a multiple of 4: sines and cosines of x and of y")
         self.config, self.classes, self.loss = config, classes, config.loss
         extra = 1 if config.loss.kind == "softmax" else 0
         # The official model has the encoding of positions at index 1; ours is a function unless it is learned.
@@ -73,4 +75,4 @@ class Detr(Detector):
             position.flatten(1, 2),
             self.query_embed.weight,
         )  # (K, B, N_q, d)
-        return Outputs(self.class_embed(hidden), self.bbox_embed(hidden).sigmoid())
+        return Outputs(self.class_embed(hidden), self.bbox_embed(hidden).float().sigmoid())

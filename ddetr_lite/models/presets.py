@@ -9,10 +9,10 @@ from typing import Any, Literal, get_type_hints
 
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
-from ddetr_lite.models.detector import Detector
 from ddetr_lite.models.detr import Detr, DetrConfig
 
 ModelConfig = DetrConfig | DeformableDetrConfig
+Model = Detr | DeformableDetr
 Size = Literal["paper", "mobile", "small"]
 
 ARCHITECTURES: dict[str, type[DetrConfig] | type[DeformableDetrConfig]] = {
@@ -75,7 +75,7 @@ def model_config(row: str, size: Size = "paper") -> ModelConfig:
     return replace(config, **changes)
 
 
-def build(config: ModelConfig, classes: int) -> Detector:
+def build(config: ModelConfig, classes: int) -> Model:
     """A new model with `classes` classes (without "no object")."""
     if classes < 1:
         raise ValueError(f"classes={classes}: a detector needs at least one class")

@@ -85,7 +85,7 @@ def sampling_points(
             x, y = (locations[:, level].reshape(-1, 2) * locations.new_tensor((width, height))).T.numpy()
             share = (weights[:, level].flatten() / strongest).numpy()
             ax.scatter(
-                x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(),  # type: ignore[arg-type]
+                x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(),
                 color=COLOURS[level % len(COLOURS)],
                 edgecolors=PAPER, linewidths=0.5, label=f"level {level + 1}", zorder=3,
             )  # fmt: skip

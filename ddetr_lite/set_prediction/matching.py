@@ -1,7 +1,7 @@
 """The bipartite matching between queries and objects (Carion et al. 2020, equation 1).
 
 Every object gets exactly one query, no query two objects, and the sum of the costs is the least possible. All decoder
-layers are matched in one go: their costs leave the GPU in one copy, which is the only wait in a training step.
+layers are matched in one go: their costs leave the GPU in one copy.
 Letters: K layers, B pictures, N_q queries, C classes, T the most objects in a picture.
 """
 
@@ -123,8 +123,8 @@ def match(
     queries = logits.shape[2]
     if max(counts, default=0) > queries:
         raise ValueError(
-            f"picture {_name(targets, int(np.argmax(counts)))} has {max(counts)} objects, the model {queries} queries: "
-            "raise the number of queries"
+            f"picture {_name(targets, int(np.argmax(counts)))} has {max(counts)} objects, the model only {queries} queries or "
+            "proposals for it: raise the number of queries, or enlarge the pictures"
         )
     cost = matching_cost(logits, boxes, labels, target_boxes, weights, kind).cpu().numpy()  # the one copy
     columns: list[list[np.ndarray]] = [[], [], [], []]

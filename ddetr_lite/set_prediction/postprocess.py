@@ -22,7 +22,8 @@ def postprocess(
 
     logits: (B, N_q, C or C+1); boxes: (B, N_q, 4), (cx, cy, w, h) in 0..1; sizes: (height, width) in pixels of each.
     softmax: each query's best class that is not "no object"; one detection a query. focal: the `top` best of all pairs
-    of query and class, so that a query may speak for two classes. Boxes are clipped to the picture.
+    of query and class, so that a query may speak for two classes. Boxes are clipped to the picture
+    and sorted by score, as torchvision's detectors do; the official code leaves them as they are.
     """
     logits = logits.float()
     if kind == "softmax":
