@@ -157,9 +157,9 @@ class PredictOptions:
 def predict(words: list[str]) -> None:
     """Find the objects in pictures of your own."""
     options = _parse(PredictOptions, words, "ddetr-lite predict")
+    from ddetr_lite.datasets.pictures import read_picture
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.predict import predict as find
-    from ddetr_lite.engine.predict import read_picture
     from ddetr_lite.plots.detection import boxes
     from ddetr_lite.plots.style import png
 

@@ -121,6 +121,7 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.name", "resnet5"], "did you mean resnet50"),
         (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.weights", "w.pth"], "w.pth is no file"),
         (["train", "shapes", "--resume", "--out", "OUT"], "nothing to resume"),
+        (["train", "shapes", "--folder", "COCO", "--out", "OUT", "--queries", "1"], "has 2 objects, the model only 1 queries"),
         (["evaluate", "none.pt"], "checkpoint none.pt does not exist"),
         (["evaluate", "MODEL", "--folder", "no/where"], "data folder no/where does not exist"),
         (["evaluate", "MODEL", "--folder", "COCO", "--split", "tset"], "no annotations for split 'tset'"),

@@ -89,9 +89,9 @@ def test_missing_and_broken_files_are_named(folder: Path) -> None:
     (folder / "train2017" / "a.jpg").write_bytes(b"no picture")
     (folder / "train2017" / "b.png").unlink()
     data = dataset(folder)
-    with pytest.raises(ValueError, match=r"a\.jpg \(image id 42\) cannot be read"):
+    with pytest.raises(ValueError, match=r"image id 42: picture .*a\.jpg cannot be read"):
         data[0]
-    with pytest.raises(ValueError, match=r"b\.png \(image id 7\) is missing"):
+    with pytest.raises(ValueError, match=r"image id 7: picture .*b\.png does not exist"):
         data[1]
     (folder / "annotations" / "instances_train2017.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not a readable JSON file"):

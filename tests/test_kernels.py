@@ -439,6 +439,8 @@ def test_errors_say_what_does_not_fit() -> None:
         attend(weights=weights.to("meta"))
     with pytest.raises(ValueError, match=r"locations must be floating point, got torch\.int64"):
         attend(locations=locations.long())
+    with pytest.raises(ValueError, match=r"value must be floating point, got torch\.uint8"):
+        attend(value=value.byte())
     with pytest.raises(ValueError, match="backend='fast' is unknown: choose 'auto' or one of 'loop'"):
         attend(backend="fast")
     with pytest.raises(ValueError, match="backend='cpu' needs tensors on the CPU, value is on meta"):

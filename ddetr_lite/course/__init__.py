@@ -6,23 +6,30 @@
     course.reset()                   the package's own functions again
     course.restore()                 in a later notebook: plug in what was kept and still passes
     course.parts()                   which parts are the package's, which are yours
-    course.symbols(...), course.equation_map(...), course.picture()
+    course.symbols(...), course.equation_map(...)
+    course.picture(), course.detector(), course.followed_query()   what the whole course follows
 
 Used by the notebooks alone: nothing in the package imports it.
 """
 
 from ddetr_lite.course.checking import Verdict, check
 from ddetr_lite.course.equations import equation_map
+from ddetr_lite.course.following import FollowedQuery, followed_query
 from ddetr_lite.course.glossary import symbols
 from ddetr_lite.course.hints import hint
 from ddetr_lite.course.plugging import parts, reset, restore, use
 from ddetr_lite.course.scene import Scene, picture
+from ddetr_lite.course.shipped import checkpoint, detector
 
 __all__ = [
+    "FollowedQuery",
     "Scene",
     "Verdict",
     "check",
+    "checkpoint",
+    "detector",
     "equation_map",
+    "followed_query",
     "hint",
     "parts",
     "picture",

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.transforms import drop_empty_boxes
 
 Key = tuple[int, int]
@@ -122,20 +122,19 @@ class CocoDetection(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    def objects(self, index: int) -> list[dict[str, Any]]:
+        """The annotations of a picture that are single objects, not crowds."""
+        return [a for a in self.annotations[index] if not a.get("iscrowd", 0)]
+
     def read_image(self, index: int) -> Tensor:
         """The picture as it lies on the disk: (3, H, W), uint8, RGB."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         record = self.images[index]
-        path = self.folder.images / record["file_name"]
         try:
-            with Image.open(path) as picture:
-                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-        except (OSError, SyntaxError) as error:
-            problem = "is missing" if not path.exists() else f"cannot be read ({error})"
-            raise ValueError(
-                f"picture {path} (image id {record['id']}) {problem}: restore it or drop its record"
-            ) from error
+            pixels = read_picture(self.folder.images / record["file_name"])
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"image id {record['id']}: {error}; restore it or drop its record") from error
         if self._cache is not None:
             self._cache[index] = pixels
         return pixels
@@ -144,7 +143,7 @@ class CocoDetection(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         pixels = self.read_image(index)
         height, width = pixels.shape[1:]
-        objects = [a for a in self.annotations[index] if not a.get("iscrowd", 0)]
+        objects = self.objects(index)
         xywh = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
         corners = torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1)
         target = {

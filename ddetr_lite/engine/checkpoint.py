@@ -53,9 +53,7 @@ def model_content(model: Model, classes: list[str], about: dict[str, Any]) -> di
     }
 
 
-def save_model(
-    path: str | Path, model: Model, classes: list[str], about: dict[str, Any], half: bool = False
-) -> None:
+def save_model(path: str | Path, model: Model, classes: list[str], about: dict[str, Any], half: bool = False) -> None:
     """Write a model checkpoint. half: weights in float16, half the size; they are float32 again once loaded."""
     content = model_content(model, classes, about)
     if half:

@@ -1,11 +1,8 @@
 """A trained model on somebody's own pictures."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -22,18 +19,6 @@ class Found:
     label: str
     score: float
     box: tuple[float, float, float, float]
-
-
-def read_picture(path: str | Path) -> Tensor:
-    """(3, H, W), uint8, RGB. Raises FileNotFoundError or ValueError naming the file."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"picture {path} does not exist")
-    try:
-        with Image.open(path) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
 
 
 def augment_of(loaded: LoadedModel) -> AugmentConfig:

@@ -101,11 +101,25 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
         "small",
         DataConfig("data/shapes", cache=True, size_bands=(0.2, 0.4)),
         AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True),
-        TrainConfig(epochs=8, batch=16, lr=8e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0),
+        TrainConfig(
+            epochs=9,
+            batch=16,
+            lr=1e-3,
+            backbone_lr=1.0,
+            sampling_lr=1.0,
+            warmup_steps=100,
+            schedule="cosine",
+            workers=0,
+        ),
         TrainConfig(epochs=12, batch=16, lr=4e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0),
     ),
 }
-_DEFAULT_ROW = {"coco": "deformable-detr", "coco-mini": "deformable-detr-refine", "shapes": "deformable-detr-refine"}
+# What a recipe trains when no row is named, and with how many hints: the rows themselves have none, as in the paper.
+_DEFAULT_MODEL = {
+    "coco": ("deformable-detr", 0),
+    "coco-mini": ("deformable-detr-two-stage", 3),
+    "shapes": ("deformable-detr-two-stage", 4),
+}
 
 
 def recipe_names() -> list[str]:
@@ -123,7 +137,10 @@ def recipe(name: str, model: str | None = None) -> Recipe:
         hint = f"did you mean {near[0]!r}? Known are " if near else "known are "
         raise ValueError(f"recipe {name!r} is unknown: {hint}{', '.join(_RECIPES)}")
     size, data, augment, deformable, dense = _RECIPES[name]
-    config = model_config(model or _DEFAULT_ROW[name], size)
+    row, hints = _DEFAULT_MODEL[name] if model is None else (model, 0)
+    config = model_config(row, size)
+    if hints and isinstance(config, DeformableDetrConfig):
+        config = replace(config, hints=hints)
     return Recipe(name, config, data, augment, dense if isinstance(config, DetrConfig) else deformable)
 
 

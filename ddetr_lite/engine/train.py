@@ -48,6 +48,7 @@ def train(
     torch.manual_seed(config.seed)
 
     training, validation = datasets(recipe)
+    _check_queries(recipe, training)
     model = build(recipe.model, len(training.classes)).to(device)
     if config.backbone_lr == 0:
         model.backbone.requires_grad_(False)  # as in the official code: no gradient is computed for it at all
@@ -150,6 +151,16 @@ def datasets(recipe: Recipe) -> tuple[CocoDetection, CocoDetection]:
         limit=limit if data.overfit else None,
     )
     return training, validation
+
+
+def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
+    """Each object needs a query of its own: say so before the run, and not when the picture comes."""
+    most, index = max((len(training.objects(i)), i) for i in range(len(training)))
+    if most > recipe.model.queries:
+        raise ValueError(
+            f"{training.folder.annotations}: image id {training.images[index]['id']} has {most} objects, the model only "
+            f"{recipe.model.queries} queries: train with --queries {most} or more"
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -4,13 +4,14 @@ Letters: B pictures or sentences, N_q queries, N_k keys, M heads, D channels of 
 Masks are boolean and True where a key must *not* be seen, as in `torch.nn.MultiheadAttention` and in DETR's own code.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ddetr_lite.layers.recording import record
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -115,8 +116,7 @@ def causal_mask(length: int, device: torch.device | str | None = None) -> Tensor
     return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
-@contextmanager
-def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def record_attention(model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
     """Within this context every `MultiHeadAttention` of `model` leaves its weights in the dict that is returned.
 
     Keys are the modules' names, values (B, M, N_q, N_k), detached. A module that runs twice keeps its last weights.
@@ -125,24 +125,8 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             model(images)
         attention["transformer.decoder.layers.5.multihead_attn"]  # where each object query looked
     """
-    found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: MultiHeadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
-            named = dict(zip(("query", "key", "value", "padding_mask", "mask"), args, strict=False)) | kwargs
-            named.pop("value", None)
-            with torch.no_grad():
-                found[name] = module.weights(**named)
+    def weights(module: MultiHeadAttention, given: dict[str, Any]) -> Tensor:
+        return module.weights(given["query"], given["key"], given.get("padding_mask"), given.get("mask"))
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(keep(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, MultiHeadAttention)
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    return record(model, MultiHeadAttention, ("query", "key", "value", "padding_mask", "mask"), weights)

@@ -6,8 +6,7 @@ Letters: B pictures, N tokens of all levels, N_q queries, M heads, D channels of
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ddetr_lite.kernels import multi_scale_deformable_attention
 from ddetr_lite.kernels.reference import LevelShapes
+from ddetr_lite.layers.recording import record
 
 
 def compass_offsets(heads: int, levels: int, points: int) -> Tensor:
@@ -115,32 +115,14 @@ class DeformableAttention(MultiScaleDeformableAttention):
         super().__init__(dim, heads, levels=1, points=points, backend=backend)
 
 
-@contextmanager
-def record_samples(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def record_samples(model: nn.Module) -> AbstractContextManager[dict[str, tuple[Tensor, Tensor]]]:
     """Within this context every deformable attention of `model` leaves its samples in the dict that is returned.
 
     Keys are the modules' names, values (locations, weights) as `MultiScaleDeformableAttention.samples` gives them,
     detached: what is drawn in the paper's figure 6.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(
-            module: MultiScaleDeformableAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor
-        ) -> None:
-            named = dict(zip(("query", "reference", "tokens", "level_shapes"), args, strict=False)) | kwargs
-            with torch.no_grad():
-                found[name] = module.samples(named["query"], named["reference"], named["level_shapes"])
+    def samples(module: MultiScaleDeformableAttention, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return module.samples(given["query"], given["reference"], given["level_shapes"])
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(keep(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, MultiScaleDeformableAttention)
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    return record(model, MultiScaleDeformableAttention, ("query", "reference", "tokens", "level_shapes"), samples)

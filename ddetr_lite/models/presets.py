@@ -53,7 +53,16 @@ SIZES: dict[str, dict[str, ModelConfig]] = {
             _SMALL, stride=16, queries=20, dim=128, hidden=256, encoder_layers=2, decoder_layers=3, dropout=0.0
         ),
         "deformable-detr": DeformableDetrConfig(
-            _SMALL, levels=3, queries=20, dim=128, hidden=256, encoder_layers=1, decoder_layers=2, dropout=0.0
+            _SMALL,
+            levels=3,
+            points=2,
+            queries=20,
+            dim=96,
+            heads=4,
+            hidden=192,
+            encoder_layers=1,
+            decoder_layers=2,
+            dropout=0.0,
         ),
     },
 }

@@ -4,6 +4,7 @@ Letters: H × W pixels of a picture, M heads, L levels, P points.
 """
 
 from collections.abc import Sequence
+from zlib import crc32
 
 import matplotlib as mpl
 import matplotlib.patheffects as effects
@@ -29,11 +30,11 @@ def boxes(
     """
     ax = axes_or_new(ax, height=3.6)
     height, width = picture.shape[-2:]
-    names = sorted(set(labels or ()))
     with mpl.rc_context(STYLE):
         ax.imshow(picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased")
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
-            place = one_colour if one_colour is not None else names.index(labels[i]) if labels else 0
+            # A class has the same colour in every picture: its name decides.
+            place = one_colour if one_colour is not None else crc32(labels[i].encode()) if labels else 0
             colour = COLOURS[place % len(COLOURS)]
             outline = [effects.Stroke(linewidth=3.6, foreground=PAPER), effects.Normal()]
             ax.add_patch(

@@ -1,0 +1,29 @@
+"""Class names for models from elsewhere, and COCO's 91 ids for models that go there."""
+
+from dataclasses import replace
+
+from ddetr_lite.convert.coco_ids import COCO_CATEGORIES, to_coco91, to_contiguous
+from ddetr_lite.convert.official import Converted, Model, build
+
+COCO_LOGITS = 91  # the highest category id and one, as official models count
+
+
+def with_class_names(found: Converted) -> tuple[Model, list[str]]:
+    """The model, and the names of its classes.
+
+    A model with COCO's 91 logits is cut down to the 80 ids that exist; where the source names no classes they are called
+    "class 0", "class 1" and so on.
+    """
+    if found.classes == COCO_LOGITS:
+        cut = replace(found, classes=len(COCO_CATEGORIES), state=to_contiguous(found.state))
+        return cut.model(), list(COCO_CATEGORIES)
+    return found.model(), list(found.names or (f"class {i}" for i in range(found.classes)))
+
+
+def with_coco_ids(model: Model, names: list[str]) -> Model:
+    """A model of COCO's 80 classes with a logit for each of the 91 ids; any other model as it is."""
+    if names != list(COCO_CATEGORIES):
+        return model
+    spread = build(model.config, COCO_LOGITS)
+    spread.load_state_dict(to_coco91(model.state_dict()))
+    return spread.eval()

@@ -1,0 +1,57 @@
+"""Files of tensors: `.safetensors`, and PyTorch's `.pth` without running the code that a pickle can hold."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """What a file holds: a dict of tensors, or a whole training checkpoint, on the CPU.
+
+    The authors' checkpoints hold their command line as an `argparse.Namespace`; that class, which runs no
+    code, is let through, and no other. Raises ValueError with the remedy for a path that is no file, or no
+    file of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: give the path of a .pth or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # A file that is something else fails in torch in a dozen ways, down to KeyError and EOFError.
+    except (SafetensorError, Exception) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise ValueError(
+            f"{path} cannot be read as tensors ({type(error).__name__}: {reason}). Expected: .safetensors, "
+            "or a .pth of tensors, numbers and an argparse.Namespace: save it again without anything else"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors, or one with 'model'")
+    return content
+
+
+def write_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a dict of tensors to `.safetensors` (with `metadata`), or to `.pth` under the key "model" as the
+    authors do.
+
+    The file appears only when it is whole. Raises ValueError for another ending.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{path} must end in .safetensors or .pth")
+    partial = path.with_name(path.name + ".partial")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    if path.suffix == ".safetensors":
+        save_file(tensors, partial, metadata=dict(metadata or {}))
+    else:
+        torch.save({"model": tensors}, partial)
+    os.replace(partial, path)  # noqa: PTH105 (replaces an older file on every system)
