@@ -261,7 +261,9 @@ def convert(words: list[str]) -> None:
     elif not target.suffix:
         converting.write_hugging_face(model, target, names)
     else:
-        raise Mistake(f"{target} must end in .pt (this package), .pth or .safetensors (official), or be a folder's name")
+        raise Mistake(
+            f"{target} must end in .pt (this package), .pth or .safetensors (official), or be a folder's name"
+        )
     count = sum(p.numel() for p in model.parameters())
     print(f"{source} → {target}: {type(model).__name__}, {count / 1e6:.1f}M parameters, {len(names)} classes")
 

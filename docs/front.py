@@ -30,7 +30,9 @@ def main() -> None:
     last = f"transformer.decoder.layers.{len(outputs.logits) - 1}.cross_attn"
     locations, weights = samples[last]
     surest = int(outputs.logits[-1, 0].amax(-1).argmax())
-    detection.sampling_points(pictures[0], locations[0, surest], weights[0, surest], outputs.boxes[-2, 0, surest], ax=axes[3])
+    detection.sampling_points(
+        pictures[0], locations[0, surest], weights[0, surest], outputs.boxes[-2, 0, surest], ax=axes[3]
+    )
     Path("docs/front.png").write_bytes(png(drawn))
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from ddetr_lite.batching import ImageBatch
-from ddetr_lite.convert.infer import Config
-from ddetr_lite.convert.official import Model, build
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
+from ddetr_lite.models.presets import Model, ModelConfig, build
 
 SMALL_BACKBONE = BackboneConfig("resnet18", weights="none")
 _SIZES = {
@@ -25,7 +24,7 @@ _SIZES = {
     "queries": 12,
 }
 
-SMALL: dict[str, Config] = {
+SMALL: dict[str, ModelConfig] = {
     "detr": DetrConfig(**_SIZES),  # type: ignore[arg-type]
     "detr_learned_positions": DetrConfig(**_SIZES, position="learned"),  # type: ignore[arg-type]
     "single_scale": DeformableDetrConfig(**_SIZES, levels=1),  # type: ignore[arg-type]
@@ -37,7 +36,7 @@ SMALL: dict[str, Config] = {
 shape.
 """
 
-FULL: dict[str, tuple[Config, int]] = {
+FULL: dict[str, tuple[ModelConfig, int]] = {
     "detr": (DetrConfig(), 458),
     "multi_scale": (DeformableDetrConfig(), 561),
     "refine": (DeformableDetrConfig(refine=True), 597),
@@ -48,7 +47,7 @@ FULL: dict[str, tuple[Config, int]] = {
 
 
 @cache
-def random_model(config: Config, classes: int = 7, seed: int = 0) -> Model:
+def random_model(config: ModelConfig, classes: int = 7, seed: int = 0) -> Model:
     """A model in evaluation mode with every tensor random; made once, so do not change it."""
     model = build(config, classes)
     randomise(model, seed)

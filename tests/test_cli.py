@@ -39,7 +39,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in COMMANDS)
-    for words in (["train", "--help"], ["train", "shapes", "--help"], ["evaluate", "--help"], ["data", "shapes", "--help"]):
+    for words in (
+        ["train", "--help"],
+        ["train", "shapes", "--help"],
+        ["evaluate", "--help"],
+        ["data", "shapes", "--help"],
+    ):
         assert main(words) == 0
     assert "--schedule" in capsys.readouterr().out
 
@@ -117,11 +122,17 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "shapes", "--schedule", "cos"], "invalid choice 'cos'"),
         (["train", "shapes", "--model", "detr", "--levels", "2"], "unknown option --levels"),
         (["train", "shapes", "--folder", "no/where", "--out", "OUT"], "data folder no/where does not exist"),
-        (["train", "shapes", "--device", "cuda:7", "--folder", "COCO", "--out", "OUT"], "device 'cuda:7' cannot be used"),
+        (
+            ["train", "shapes", "--device", "cuda:7", "--folder", "COCO", "--out", "OUT"],
+            "device 'cuda:7' cannot be used",
+        ),
         (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.name", "resnet5"], "did you mean resnet50"),
         (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.weights", "w.pth"], "w.pth is no file"),
         (["train", "shapes", "--resume", "--out", "OUT"], "nothing to resume"),
-        (["train", "shapes", "--folder", "COCO", "--out", "OUT", "--queries", "1"], "has 2 objects, the model only 1 queries"),
+        (
+            ["train", "shapes", "--folder", "COCO", "--out", "OUT", "--queries", "1"],
+            "has 2 objects, the model only 1 queries",
+        ),
         (["evaluate", "none.pt"], "checkpoint none.pt does not exist"),
         (["evaluate", "MODEL", "--folder", "no/where"], "data folder no/where does not exist"),
         (["evaluate", "MODEL", "--folder", "COCO", "--split", "tset"], "no annotations for split 'tset'"),

@@ -28,11 +28,11 @@ from ddetr_lite.convert import (
     write_official,
 )
 from ddetr_lite.convert.coco_ids import COCO91_NAMES
-from ddetr_lite.convert.infer import Config, infer
-from ddetr_lite.convert.official import Model, build
+from ddetr_lite.convert.infer import infer
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
+from ddetr_lite.models.presets import Model, ModelConfig, build
 from ddetr_lite.set_prediction.losses import DETR_LOSS
 
 ARGS = Namespace(nheads=4, num_queries=12, dropout=0.1, dilation=False, lr_backbone_names=["backbone.0"])
@@ -45,7 +45,7 @@ def assert_same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def blank(config: Config, classes: int = 7) -> Model:
+def blank(config: ModelConfig, classes: int = 7) -> Model:
     """A model of zeros, to be filled."""
     model = deepcopy(random_model(config, classes))
     for value in model.state_dict().values():
@@ -152,7 +152,7 @@ def test_dilation_comes_from_elsewhere(
 def test_the_resnet_is_told_by_its_blocks(name: str) -> None:
     backbone = BackboneConfig(name, weights="none")
     sizes: dict[str, Any] = {"encoder_layers": 2, "decoder_layers": 3, "dim": 64, "hidden": 32}
-    configs: list[Config] = [
+    configs: list[ModelConfig] = [
         DetrConfig(backbone, stride=16, queries=9, **sizes),
         DeformableDetrConfig(backbone, levels=3, points=2, queries=9, **sizes),
     ]

@@ -94,9 +94,7 @@ def test_each_mistake_gives_its_own_message(exercise: Exercise) -> None:
 
 
 @every_exercise
-def test_solution_plugs_in_and_out(
-    exercise: Exercise, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_solution_plugs_in_and_out(exercise: Exercise, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if exercise.part is None:
         assert course.use(exercise.name, solution(tmp_path, exercise.name), folder=tmp_path)
         assert "nothing to plug in" in capsys.readouterr().out
@@ -209,9 +207,7 @@ def test_hints_come_one_by_one_and_begin_again(capsys: pytest.CaptureFixture[str
 
 def test_the_package_runs_on_the_learners_function(tmp_path: Path) -> None:
     text = next(block.solution for block in BLOCKS if block.name == ATTENTION.name)
-    counted = "calls = []\n\n\n" + text.replace(
-        "    scores = query", "    calls.append(1)\n    scores = query"
-    )
+    counted = "calls = []\n\n\n" + text.replace("    scores = query", "    calls.append(1)\n    scores = query")
     function = written(tmp_path, ATTENTION.name, counted)
     layer = attention.MultiHeadAttention(16, 4)
     x, padding = torch.randn(2, 5, 16), torch.arange(5) >= torch.tensor([[5], [3]])
@@ -243,9 +239,7 @@ def test_what_fails_its_check_is_never_plugged_in(tmp_path: Path, capsys: pytest
     assert list(tmp_path.glob("*.py")) == []
 
 
-def test_a_later_failure_keeps_the_earlier_function(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_later_failure_keeps_the_earlier_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     course.use(ATTENTION.name, solution(tmp_path, ATTENTION.name), folder=tmp_path)
     mine = attention.scaled_dot_product_attention
     assert not course.use(ATTENTION.name, ATTENTION.mistakes[0].wrong, folder=tmp_path)
@@ -311,9 +305,7 @@ def causal_mask(length, start=STEP):
     assert examine(find("causal_mask"), namespace["causal_mask"])
 
 
-def test_what_cannot_be_kept_is_plugged_in_all_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_kept_is_plugged_in_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "ones = torch.ones(9, 9)\n\n\ndef causal_mask(n):\n    return ones[:n, :n].triu(1).bool()\n"
     assert course.use("causal_mask", written(tmp_path, "causal_mask", text), folder=tmp_path / "kept")
     assert "Not kept for other notebooks: it uses the notebook's variable `ones`" in capsys.readouterr().out
@@ -326,9 +318,7 @@ def test_parts_shows_whose_each_part_is(tmp_path: Path) -> None:
     course.use("causal_mask", solution(tmp_path, "causal_mask"), folder=tmp_path)
     rows = {row[0]: row for row in course.parts().rows}
     assert rows["causal_mask"][3:] == ("yours", "causal_mask.py")
-    assert (
-        "|causal_mask|01|ddetr_lite.layers.attention.causal_mask|yours|" in course.parts()._repr_markdown_()
-    )
+    assert "|causal_mask|01|ddetr_lite.layers.attention.causal_mask|yours|" in course.parts()._repr_markdown_()
 
 
 # --- glossary, equations, picture ------------------------------------------------------------------------

@@ -53,9 +53,7 @@ def test_executed_in_order_and_without_errors(path: Path) -> None:
 def test_outputs_are_there_where_something_is_shown(path: Path) -> None:
     """nbval passes a notebook without outputs: nothing stored, nothing compared."""
     for cell in code_cells(read(path)):
-        if re.search(
-            r"(?m)^(print|plots\.show|course\.(check|use|symbols|equation_map|parts))\(", cell.source
-        ):
+        if re.search(r"(?m)^(print|plots\.show|course\.(check|use|symbols|equation_map|parts))\(", cell.source):
             assert cell.outputs, cell.source
 
 
@@ -84,9 +82,7 @@ def test_text_twin_says_the_same(path: Path) -> None:
     twin = path.parent / "text" / f"{path.stem}.py"
     theirs = jupytext.read(twin).cells
     ours = read(path).cells
-    assert [(c.cell_type, c.source, tags(c)) for c in ours] == [
-        (c.cell_type, c.source, tags(c)) for c in theirs
-    ]
+    assert [(c.cell_type, c.source, tags(c)) for c in ours] == [(c.cell_type, c.source, tags(c)) for c in theirs]
 
 
 @every_notebook
@@ -126,9 +122,7 @@ def test_every_exercise_is_whole(path: Path) -> None:
     blocks = exercises(path)
     cells = read(path).cells
     for block in blocks:
-        assert re.search(r"Difficulty [●○]{5} · Importance [●○]{5} · about \d+ minutes", block.header), (
-            block.name
-        )
+        assert re.search(r"Difficulty [●○]{5} · Importance [●○]{5} · about \d+ minutes", block.header), block.name
         assert "raise NotImplementedError" in cells[block.stub].source
         assert IGNORED in tags(cells[block.check]), f"the check of {block.name} lacks the tag {IGNORED}"
         assert EXERCISES[block.name].notebook == path.name[:2]
@@ -139,9 +133,7 @@ def test_every_exercise_is_whole(path: Path) -> None:
 
 
 @every_notebook
-def test_a_copy_with_all_solutions_runs_whole(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_with_all_solutions_runs_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a learner leaves it: every check passes, and no other output is different from the one stored."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     solved = copy.deepcopy(read(path))

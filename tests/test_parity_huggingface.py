@@ -22,11 +22,10 @@ from ddetr_lite.convert import (
     to_hugging_face,
     write_hugging_face,
 )
-from ddetr_lite.convert.infer import Config
-from ddetr_lite.convert.official import Model, build
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import Detr, DetrConfig
+from ddetr_lite.models.presets import Model, ModelConfig, build
 from ddetr_lite.set_prediction.losses import Outputs
 
 transformers: Any = pytest.importorskip("transformers")
@@ -213,7 +212,7 @@ SIZES: dict[str, Any] = {
     ],
     ids=["detr_dc5", "single_scale_dc5", "multi_scale"],
 )
-def test_timms_names_and_dilation(config: Config, monkeypatch) -> None:
+def test_timms_names_and_dilation(config: ModelConfig, monkeypatch) -> None:
     """The hub's models hold timm's names. With dilation (DC5) torchvision decides what is right."""
     kind = "detr" if isinstance(config, DetrConfig) else "deformable_detr"
     monkeypatch.setattr(f"transformers.models.{kind}.modeling_{kind}.load_backbone", fake_timm)

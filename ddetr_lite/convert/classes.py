@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from ddetr_lite.convert.coco_ids import COCO_CATEGORIES, to_coco91, to_contiguous
-from ddetr_lite.convert.official import Converted, Model, build
+from ddetr_lite.convert.official import Converted
+from ddetr_lite.models.presets import Model, build
 
 COCO_LOGITS = 91  # the highest category id and one, as official models count
 
@@ -24,6 +25,6 @@ def with_coco_ids(model: Model, names: list[str]) -> Model:
     """A model of COCO's 80 classes with a logit for each of the 91 ids; any other model as it is."""
     if names != list(COCO_CATEGORIES):
         return model
-    spread = build(model.config, COCO_LOGITS)
+    spread = build(model.config, COCO_LOGITS, load_backbone=False)
     spread.load_state_dict(to_coco91(model.state_dict()))
     return spread.eval()

@@ -18,8 +18,9 @@ from torch import Tensor
 from ddetr_lite.convert.files import read_tensors, write_tensors
 from ddetr_lite.convert.hugging_face_names import to_hub_names, to_official_names, uses_timm, with_all_names
 from ddetr_lite.convert.infer import RESNETS, infer
-from ddetr_lite.convert.official import Converted, Model, converted, to_official, unwrap
+from ddetr_lite.convert.official import Converted, converted, to_official, unwrap
 from ddetr_lite.models.detr import Detr, DetrConfig
+from ddetr_lite.models.presets import Model
 
 
 def to_hugging_face(

@@ -10,7 +10,7 @@ two-stage 630.
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,9 @@ from torch import Tensor
 
 from ddetr_lite.convert.coco_ids import COCO91_NAMES
 from ddetr_lite.convert.files import read_tensors, write_tensors
-from ddetr_lite.convert.infer import Config, infer
-from ddetr_lite.models.deformable_detr import DeformableDetr
+from ddetr_lite.convert.infer import infer
 from ddetr_lite.models.detr import Detr, DetrConfig
-
-Model = Detr | DeformableDetr
+from ddetr_lite.models.presets import Model, ModelConfig, build
 
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Ends of keys that are no weights: batch norm's counter, and what a tool that counts FLOPs leaves behind."""
@@ -35,25 +33,19 @@ class Converted:
     and the classes' names where the source has them.
     """
 
-    config: Config
+    config: ModelConfig
     classes: int
     state: dict[str, Tensor]
     names: tuple[str, ...] | None = None
 
     def model(self) -> Model:
         """The detector with these weights, in evaluation mode."""
-        model = build(self.config, self.classes)
+        model = build(self.config, self.classes, load_backbone=False)
         model.load_state_dict(self.state)
         return model.eval()
 
 
-def build(config: Config, classes: int) -> Model:
-    """The detector that belongs to a config; its backbone's weights are left to the checkpoint."""
-    config = replace(config, backbone=replace(config.backbone, weights="none"))
-    return Detr(config, classes) if isinstance(config, DetrConfig) else DeformableDetr(config, classes)
-
-
-def second_names(config: Config) -> dict[str, list[str]]:
+def second_names(config: ModelConfig) -> dict[str, list[str]]:
     """For the prefix of each tensor that official files hold more than once: the other prefixes."""
     if isinstance(config, DetrConfig):
         return {}
@@ -130,11 +122,11 @@ def write_official(model: Model, path: str | Path) -> None:
 
 
 def converted(
-    state: Mapping[str, Any], config: Config, classes: int, names: tuple[str, ...] | None, source: str
+    state: Mapping[str, Any], config: ModelConfig, classes: int, names: tuple[str, ...] | None, source: str
 ) -> Converted:
     """Check an official state dict against a config, and bring it under our names."""
     with torch.device("meta"):  # names and shapes are all that is needed
-        model = build(config, classes)
+        model = build(config, classes, load_backbone=False)
     return Converted(config, classes, ours_from_official(state, model, source), names)
 
 

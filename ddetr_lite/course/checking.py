@@ -176,9 +176,7 @@ def _where(function: Callable[..., Any], error: Exception) -> list[str]:
     return [f"in line {line} of your function: {frames[-1].line}"]
 
 
-def _gradient_problem(
-    exercise: Exercise, function: Callable[..., Any], case: Case
-) -> tuple[str, list[str]] | None:
+def _gradient_problem(exercise: Exercise, function: Callable[..., Any], case: Case) -> tuple[str, list[str]] | None:
     """Compare the gradients of the inputs; None when they agree."""
 
     def gradients(tried: Callable[..., Any]) -> list[Tensor | None]:
@@ -192,12 +190,8 @@ def _gradient_problem(
     for i, (mine, theirs) in enumerate(zip(gradients(function), gradients(exercise.reference))):
         name = printing.names(exercise.reference, (i,))
         if mine is None:
-            advice = (
-                "Stay with torch: `.item()`, `.detach()`, `.tolist()`, `torch.tensor()` and numpy cut it."
-            )
-            return f"the numbers are right, but no gradient flows back to {name}: nothing could learn", [
-                advice
-            ]
+            advice = "Stay with torch: `.item()`, `.detach()`, `.tolist()`, `torch.tensor()` and numpy cut it."
+            return f"the numbers are right, but no gradient flows back to {name}: nothing could learn", [advice]
         if theirs is not None and not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4):
             return f"the numbers are right, but the gradient of {name} is not", []
     return None

@@ -36,8 +36,7 @@ SCALED_SCORES = Exercise(
     cases=_score_cases,
     differentiable=True,
     hints=(
-        "Two loops: one over the rows of query, one over the rows of key. What are the two sizes of the "
-        "result?",
+        "Two loops: one over the rows of query, one over the rows of key. What are the two sizes of the result?",
         "A dot product is (query[i] * key[j]).sum(). D is query.shape[-1], and √D is D ** 0.5.",
         "Begin with scores = torch.zeros(len(query), len(key)), and fill scores[i, j].",
     ),
@@ -45,8 +44,7 @@ SCALED_SCORES = Exercise(
         Mistake("the scores are not divided by √D", lambda q, k: q @ k.T),
         Mistake("the scores are divided by D, not by √D", lambda q, k: q @ k.T / q.shape[-1]),
         Mistake(
-            "the square root is taken of the number of keys, not of the number of channels D "
-            "(query.shape[-1])",
+            "the square root is taken of the number of keys, not of the number of channels D (query.shape[-1])",
             lambda q, k: q @ k.T / len(k) ** 0.5,
         ),
         Mistake(
@@ -95,8 +93,7 @@ SOFTMAX = Exercise(
         "exp() makes every number positive. A row then needs dividing by its own sum: sum(-1, keepdim=True).",
         "exp(1000) is infinite in float32. Subtracting one number from a whole row changes no weight. "
         "Which number is best?",
-        "Subtract the row's largest score, x.amax(-1, keepdim=True): then the largest exponential is "
-        "exp(0) = 1.",
+        "Subtract the row's largest score, x.amax(-1, keepdim=True): then the largest exponential is exp(0) = 1.",
     ),
     mistakes=(
         Mistake(
@@ -107,17 +104,14 @@ SOFTMAX = Exercise(
             "everything together sums to one, where each row should",
             lambda s, t: (s / t).flatten().softmax(0).reshape(s.shape),
         ),
-        Mistake(
-            "the scores are multiplied by the temperature, not divided", lambda s, t: (s * t).softmax(-1)
-        ),
+        Mistake("the scores are multiplied by the temperature, not divided", lambda s, t: (s * t).softmax(-1)),
         Mistake("the temperature is not used", lambda s, t: s.softmax(-1)),
         Mistake(
             "the weights are divided by the temperature after the softmax; it belongs to the scores, before",
             lambda s, t: s.softmax(-1) / t,
         ),
         Mistake(
-            "the exponential overflows: ∞/∞ is NaN. Subtract each row's largest score first; no weight "
-            "changes by that",
+            "the exponential overflows: ∞/∞ is NaN. Subtract each row's largest score first; no weight changes by that",
             _naive_softmax,
         ),
     ),
@@ -146,10 +140,8 @@ CAUSAL_MASK = Exercise(
     hints=(
         "Write down the table for three words. Row i is the word that looks, column j the one looked at. "
         "Where is j > i?",
-        "torch.arange(length) gives positions; compared as a column [:, None] with a row [None, :] it "
-        "gives a table.",
-        "Or begin with torch.ones(length, length, dtype=torch.bool) and look up Tensor.triu; mind its "
-        "argument.",
+        "torch.arange(length) gives positions; compared as a column [:, None] with a row [None, :] it gives a table.",
+        "Or begin with torch.ones(length, length, dtype=torch.bool) and look up Tensor.triu; mind its argument.",
     ),
     mistakes=(
         Mistake(
@@ -157,8 +149,7 @@ CAUSAL_MASK = Exercise(
             lambda n: torch.ones(n, n, dtype=torch.bool).tril(),
         ),
         Mistake(
-            "a word cannot see itself: the diagonal must stay False (the first word would see nothing at "
-            "all)",
+            "a word cannot see itself: the diagonal must stay False (the first word would see nothing at all)",
             lambda n: torch.ones(n, n, dtype=torch.bool).triu(),
         ),
         Mistake(
@@ -170,8 +161,7 @@ CAUSAL_MASK = Exercise(
             lambda n: torch.ones(n, n).triu(1),
         ),
         Mistake(
-            "this is a mask of zeros and −∞ to be added to the scores; the package's masks are True and "
-            "False",
+            "this is a mask of zeros and −∞ to be added to the scores; the package's masks are True and False",
             lambda n: torch.full((n, n), -torch.inf).triu(1),
         ),
     ),
@@ -216,8 +206,7 @@ PERMUTATION_GAP = Exercise(
     cases=_gap_cases,
     hints=(
         "Run attend twice: once on the words in their new order, once on the words as they were.",
-        "The second result is still in the old order: bring it into the new one with [order] before you "
-        "subtract.",
+        "The second result is still in the old order: bring it into the new one with [order] before you subtract.",
     ),
     mistakes=(
         Mistake(

@@ -79,8 +79,7 @@ ATTENTION = Exercise(
     part=attention.scaled_dot_product_attention,
     adapt=_adapt_attention,
     hints=(
-        "Four lines: scores, mask, softmax, product with the values. Only the mask is optional: `if mask "
-        "is not None`.",
+        "Four lines: scores, mask, softmax, product with the values. Only the mask is optional: `if mask is not None`.",
         "Inputs may have dimensions in front (pictures, heads): key.transpose(-2, -1) swaps the last two "
         "alone, and -1 is the dimension of the keys in the scores.",
         "scores.masked_fill(mask, float('-inf')) before the softmax gives weight zero, and the others "
@@ -90,8 +89,7 @@ ATTENTION = Exercise(
         Mistake("the scores are not divided by √D", _variant(scale=lambda q, k: 1.0)),
         Mistake("the scores are divided by D, not by √D", _variant(scale=lambda q, k: q.shape[-1])),
         Mistake(
-            "the square root is taken of the number of keys, not of the number of channels D "
-            "(query.shape[-1])",
+            "the square root is taken of the number of keys, not of the number of channels D (query.shape[-1])",
             _variant(scale=lambda q, k: k.shape[-2] ** 0.5),
         ),
         Mistake(
@@ -113,9 +111,7 @@ ATTENTION = Exercise(
                 @ v
             ),
         ),
-        Mistake(
-            "there is no softmax: the raw scores weigh the values", lambda q, k, v, mask=None: _raw(q, k) @ v
-        ),
+        Mistake("there is no softmax: the raw scores weigh the values", lambda q, k, v, mask=None: _raw(q, k) @ v),
         Mistake("the mask is not applied", _variant(hide=lambda scores, mask: scores)),
         Mistake(
             "the mask is inverted: True hides a key, and you hid where it is False",
@@ -127,9 +123,7 @@ ATTENTION = Exercise(
         ),
         Mistake(
             "the mask is applied after the softmax: the weights that stay no longer sum to one",
-            _variant(
-                hide=lambda scores, mask: scores, after=lambda weights, mask: weights.masked_fill(mask, 0.0)
-            ),
+            _variant(hide=lambda scores, mask: scores, after=lambda weights, mask: weights.masked_fill(mask, 0.0)),
         ),
         Mistake(
             "you returned the weights: they still have to weigh the values",

@@ -35,6 +35,4 @@ def symbols(*letters: str) -> Table:
     unknown = [letter for letter in letters if letter not in SYMBOLS]
     if unknown:
         raise ValueError(f"the glossary has no {', '.join(unknown)}; it has {', '.join(SYMBOLS)}")
-    return Table(
-        ("symbol", "meaning"), [(s, text) for s, text in SYMBOLS.items() if s in letters or not letters]
-    )
+    return Table(("symbol", "meaning"), [(s, text) for s, text in SYMBOLS.items() if s in letters or not letters])

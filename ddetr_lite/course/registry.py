@@ -19,9 +19,7 @@ def find(name: str) -> Exercise:
     raise ValueError(f"there is no exercise {name!r}: {advice}")
 
 
-def resolve(
-    name: str | Callable[..., Any], function: Callable[..., Any] | None
-) -> tuple[Exercise, Callable[..., Any]]:
+def resolve(name: str | Callable[..., Any], function: Callable[..., Any] | None) -> tuple[Exercise, Callable[..., Any]]:
     """The exercise and the learner's function, from `("name", function)` or from `(function)` alone."""
     if callable(name):
         return find(getattr(name, "__name__", "")), name

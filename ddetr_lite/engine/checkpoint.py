@@ -6,7 +6,7 @@ Two kinds: a *model* (weights, configuration, class names, what it was trained o
 
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,10 @@ def load_model(path: str | Path) -> LoadedModel:
     """The model of a checkpoint of either kind, ready for use. Raises ValueError when its tensors do not fit."""
     content = read(path)
     config = config_from_dict(content["config"])
-    model = build(_without_download(config), len(content["classes"]))
+    model = build(config, len(content["classes"]), load_backbone=False)
     state: dict[str, Tensor] = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path}: the tensors do not fit the configuration in the same file: {error}") from error
     return LoadedModel(model.eval(), list(content["classes"]), dict(content["about"]))
-
-
-def _without_download(config: Any) -> Any:
-    """The same model, its backbone not filled from elsewhere first."""
-    return replace(config, backbone=replace(config.backbone, weights="none"))

@@ -84,8 +84,13 @@ def model_config(row: str, size: Size = "paper") -> ModelConfig:
     return replace(config, **changes)
 
 
-def build(config: ModelConfig, classes: int) -> Model:
-    """A new model with `classes` classes (without "no object")."""
+def build(config: ModelConfig, classes: int, load_backbone: bool = True) -> Model:
+    """A new model with `classes` classes (without "no object").
+
+    load_backbone: fill the backbone with the weights that its configuration names; not when a checkpoint follows.
+    """
+    if not load_backbone:
+        config = replace(config, backbone=replace(config.backbone, weights="none"))
     if classes < 1:
         raise ValueError(f"classes={classes}: a detector needs at least one class")
     return Detr(config, classes) if isinstance(config, DetrConfig) else DeformableDetr(config, classes)

@@ -31,7 +31,9 @@ def boxes(
     ax = axes_or_new(ax, height=3.6)
     height, width = picture.shape[-2:]
     with mpl.rc_context(STYLE):
-        ax.imshow(picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased")
+        ax.imshow(
+            picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased"
+        )
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
             # A class has the same colour in every picture: its name decides.
             place = one_colour if one_colour is not None else crc32(labels[i].encode()) if labels else 0
