@@ -184,10 +184,24 @@ def test_locations_stay_float32_under_autocast() -> None:
     query, reference, tokens = torch.randn(1, 3, 8), torch.rand(1, 3, 3, 2), torch.randn(1, TOKENS, 8)
     exact = module(query, reference, tokens, LEVELS)
     with torch.autocast("cpu", torch.bfloat16):
+        offsets = module.sampling_offsets(query).unflatten(-1, (2, 3, 2, 2))
         locations, _ = module.samples(query, reference, LEVELS)
         output = module(query, reference, tokens, LEVELS)
+    assert offsets.dtype == torch.bfloat16
     assert locations.dtype == torch.float32
+    assert torch.equal(locations, sampling_locations(reference, offsets.float(), LEVELS)), (
+        "no rounding after the linear"
+    )
     torch.testing.assert_close(output.float(), exact, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("backend", ["loop", "reference", "cpu"])
+def test_module_uses_the_backend_it_was_told(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = MultiScaleDeformableAttention(8, heads=2, levels=3, points=2, backend=backend)
+    monkeypatch.setattr("ddetr_lite.kernels.BACKENDS", {backend: lambda value, *_: value[:, :4].flatten(2)})
+    value = module.value_proj(tokens := torch.randn(1, TOKENS, 8))
+    output = module(torch.randn(1, 4, 8), torch.rand(1, 4, 3, 2), tokens, LEVELS)
+    torch.testing.assert_close(output, module.output_proj(value[:, :4]))
 
 
 def test_heads_must_divide_the_width() -> None:

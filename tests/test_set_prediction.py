@@ -220,6 +220,14 @@ def test_costs_stay_finite_and_exact_for_certain_queries() -> None:
     torch.testing.assert_close(classification_cost(logits, "focal"), torch.tensor([[50.0, -150.0]]))
 
 
+def test_no_object_is_no_class_to_be_matched_with() -> None:
+    logits = torch.randn(2, 5, 4)
+    torch.testing.assert_close(
+        classification_cost(logits, "softmax"), -(logits.exp() / logits.exp().sum(-1, True))[..., :3]
+    )
+    assert classification_cost(logits, "focal").shape == (2, 5, 4)
+
+
 def test_cost_is_float32_whatever_comes_in() -> None:
     targets = random_targets([2], 3)
     logits, boxes = random_predictions(1, 1, 4, 3, "focal")

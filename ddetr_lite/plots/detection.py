@@ -9,6 +9,7 @@ from zlib import crc32
 import matplotlib as mpl
 import matplotlib.patheffects as effects
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -99,5 +100,9 @@ def sampling_points(
             cx, cy = reference[:2].tolist()
             ax.plot(cx * width, cy * height, "+", color=INK, markersize=13, markeredgewidth=2.4, zorder=4)
         ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        for handle in legend.legend_handles:  # the first dot of a level may be tiny and pale
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([30])
+                handle.set_alpha(1)
     return ax
