@@ -9,7 +9,6 @@ from zlib import crc32
 import matplotlib as mpl
 import matplotlib.patheffects as effects
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -91,8 +90,9 @@ def sampling_points(
             ax.scatter(
                 x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(),
                 color=COLOURS[level % len(COLOURS)],
-                edgecolors=PAPER, linewidths=0.5, label=f"level {level + 1}", zorder=3,
+                edgecolors=PAPER, linewidths=0.5, zorder=3,
             )  # fmt: skip
+            ax.scatter([], [], s=30, color=COLOURS[level % len(COLOURS)], label=f"level {level + 1}")  # for the legend
         if box is not None:
             x0, y0, x1, y1 = box.tolist()
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=INK, linewidth=1.8, zorder=2))
@@ -100,9 +100,12 @@ def sampling_points(
             cx, cy = reference[:2].tolist()
             ax.plot(cx * width, cy * height, "+", color=INK, markersize=13, markeredgewidth=2.4, zorder=4)
         ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-        legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
-        for handle in legend.legend_handles:  # the first dot of a level may be tiny and pale
-            if isinstance(handle, PathCollection):
-                handle.set_sizes([30])
-                handle.set_alpha(1)
+        ax.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.0),
+            ncol=levels,
+            handletextpad=0.1,
+            columnspacing=0.8,
+            borderaxespad=0.2,
+        )
     return ax
