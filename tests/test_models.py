@@ -18,7 +18,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from ddetr_lite.batching import ImageBatch, batch_images, flatten_levels, mask_for
 from ddetr_lite.layers.attention import record_attention
-from ddetr_lite.layers.deformable_attention import record_samples
+from ddetr_lite.layers.deformable_attention import (
+    MultiScaleDeformableAttention,
+    compass_offsets,
+    record_samples,
+)
 from ddetr_lite.layers.positional_encoding import LearnedEncoding2d, sine_encoding_2d
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
@@ -692,6 +696,40 @@ def test_fresh_deformable_model_says_no_with_99_percent_and_boxes_at_their_refer
             torch.testing.assert_close(boxes[..., 2:], torch.full_like(boxes[..., 2:], 1 / (1 + math.exp(2))))
             points = model.transformer.reference_points(model.query_embed.weight[:, :64]).sigmoid()
             torch.testing.assert_close(boxes[0, 0, :, :2], points, atol=1e-5, rtol=0)
+
+
+def test_fresh_deformable_model_looks_around_itself() -> None:
+    model = build(replace(DEFORMABLE, dim=256, levels=3))
+    assert isinstance(model, DeformableDetr)
+    attentions = [m for m in model.modules() if isinstance(m, MultiScaleDeformableAttention)]
+    assert len(attentions) == 3
+    for attention in attentions:
+        for layer in (attention.sampling_offsets, attention.attention_weights):
+            assert layer.weight.abs().max() == 0
+        assert attention.attention_weights.bias.abs().max() == 0
+        assert torch.equal(attention.sampling_offsets.bias, compass_offsets(4, 3, 2).flatten())
+    assert model.transformer.reference_points.bias.abs().max() == 0
+    assert abs(float(model.transformer.level_embed.detach().std()) - 1) < 0.1
+    assert abs(float(model.transformer.level_embed.detach().mean())) < 0.1
+
+
+@pytest.mark.parametrize("name", ["detr", "deformable", "deformable + refinement"])
+def test_boxes_teach_the_queries(name: str) -> None:
+    model: Any = build(CONFIGS[name]).eval()
+    randomise(model)
+    boxes = model.outputs(model.batch(pictures())).boxes
+    wanted = [model.query_embed.weight, *model.transformer.encoder.layers[0].parameters()]
+    for layer in range(2):
+        for gradient in torch.autograd.grad(boxes[layer].square().sum(), wanted, retain_graph=True):
+            assert gradient.abs().max() > 0
+
+
+def test_pixels_are_normalised_as_for_imagenet() -> None:
+    image = torch.rand(3, 8, 9)
+    expected = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms(crop_size=9, resize_size=8)
+    assert (expected.mean, expected.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    normalised = torchvision.transforms.functional.normalize(image, expected.mean, expected.std)
+    torch.testing.assert_close(build(DETR).batch([image]).pixels[0], normalised)
 
 
 @torch.no_grad()
