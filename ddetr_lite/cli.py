@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
@@ -371,8 +371,3 @@ def _table(metrics: dict[str, float]) -> str:
     """Metrics in two columns; −1 means that the set has no such objects."""
     lines = [f"  {name:<16} {value:.3f}" if value >= 0 else f"  {name:<16} –" for name, value in metrics.items()]
     return "\n".join(lines)
-
-
-def entry() -> NoReturn:
-    """The console script."""
-    sys.exit(main())

@@ -33,7 +33,6 @@ from ddetr_lite.engine.recipes import (
     recipe_from_dict,
     recipe_names,
     recipe_to_dict,
-    with_folder,
 )
 from ddetr_lite.engine.train import learning_rate, parameter_groups, train
 from ddetr_lite.models.presets import ROWS, SIZES, build, config_from_dict, config_to_dict, model_config
@@ -49,11 +48,12 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_recipe(folder: Path, row: str = "deformable-detr-refine", **options: Any) -> Recipe:
     """A run of a few seconds with everything on: augmentation, dropout, auxiliary losses."""
-    base = with_folder(recipe("shapes", row), folder)
+    base = recipe("shapes", row)
     model = replace(base.model, **TINY, dropout=0.1)
     augment = AugmentConfig(short_sides=(40, 48), max_side=64, eval_short_side=0, flip_vertical=True, color=True)
     settings = {"epochs": 3, "batch": 4, "workers": 0, "checkpoint_every": 2, "log_every": 1, "evaluate_every": 2}
-    return replace(base, model=model, augment=augment, train=replace(base.train, **(settings | options)))
+    data = replace(base.data, folder=str(folder))
+    return replace(base, model=model, data=data, augment=augment, train=replace(base.train, **(settings | options)))
 
 
 @pytest.mark.parametrize("row", ROWS)

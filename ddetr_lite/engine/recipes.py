@@ -5,7 +5,6 @@ A named recipe says what is trained on; `--model` picks a row of the paper's tab
 
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
 from ddetr_lite.datasets.transforms import AugmentConfig
@@ -191,8 +190,3 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
         model=config_from_dict(values["model"]),
         **{key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()},
     )
-
-
-def with_folder(recipe: Recipe, folder: str | Path) -> Recipe:
-    """The same recipe on other data."""
-    return replace(recipe, data=replace(recipe.data, folder=str(folder)))

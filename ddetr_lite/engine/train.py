@@ -114,8 +114,7 @@ def train(
                 bar.set_postfix_str(f"loss {loss.item():.2f}, {speed:.0f} pictures/s", refresh=False)
             bar.update()
             if step % config.checkpoint_every == 0 and step % steps_per_epoch:
-                now = time.perf_counter()
-                seconds, since, seen = seconds + now - since, now, 0
+                seconds, seen = seconds + time.perf_counter() - since, 0
                 _save_state(folder, model, optimizer, recipe, training.classes, step, best, seconds)
                 since = time.perf_counter()
         seconds += time.perf_counter() - since

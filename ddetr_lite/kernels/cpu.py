@@ -60,7 +60,7 @@ def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) 
     if not torch.isfinite(planes.sum()):  # one pass over the input; only what is broken pays for more
         broken = ~torch.isfinite(planes)
         planes = planes.masked_fill(broken, 0.0)
-    sizes = _by_sample([[w for _, w in level_shapes], [h for h, _ in level_shapes]], points, planes.dtype, device)
+    sizes = _sizes_by_sample(level_shapes, points, planes)
     # Pixel coordinates are loc·W − ½; the border shifts them by one cell, so that cell 0 is the border.
     pixels = torch.addcmul(sizes.new_full((), 0.5), planes, sizes)
     clamped = torch.minimum(pixels.clamp(min=0), sizes + 1)  # beyond the border all is zero as well
@@ -82,6 +82,11 @@ def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) 
 def _by_sample(numbers: list[list[int]], points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Two lists of L numbers, repeated for each point: (2, 1, 1, 1, L·P)."""
     return torch.tensor(numbers, dtype=dtype, device=device).repeat_interleave(points, dim=1)[:, None, None, None]
+
+
+def _sizes_by_sample(level_shapes: LevelShapes, points: int, like: Tensor) -> Tensor:
+    """Width and height of each sample's level, (2, 1, 1, 1, L·P), in the dtype and on the device of `like`."""
+    return _by_sample([[w for _, w in level_shapes], [h for h, _ in level_shapes]], points, like.dtype, like.device)
 
 
 class _EmbeddingBagAttention(torch.autograd.Function):
@@ -134,9 +139,7 @@ class _EmbeddingBagAttention(torch.autograd.Function):
             grad_weights = torch.lerp(upper, lower, fy).view_as(weights)
             slope_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, fy)
             points, flat = weights.shape[-1], weights.flatten(3)
-            width, height = _by_sample(
-                [[w for _, w in ctx.level_shapes], [h for h, _ in ctx.level_shapes]], points, flat.dtype, flat.device
-            )
+            width, height = _sizes_by_sample(ctx.level_shapes, points, flat)
             grad_x = slope_x * (flat * width) * inside[0]
             grad_y = (lower - upper) * (flat * height) * inside[1]
             grad_locations = torch.stack((grad_x, grad_y), dim=-1).view(*weights.shape, 2)
