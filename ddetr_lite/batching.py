@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of ImageNet's pictures in 0..1: what every backbone here was trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class ImageBatch(NamedTuple):
     """B pictures in one tensor.
@@ -36,12 +40,20 @@ def batch_images(images: Sequence[Tensor], mean: Tensor, std: Tensor) -> ImageBa
             )
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    pixels = mean.new_zeros(len(images), 3, height, width)
-    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=mean.device)
+    if len({image.dtype for image in images}) > 1:
+        images = [image.to(mean.dtype) / (1 if image.is_floating_point() else 255) for image in images]
+    # Bytes go to the device as bytes, and what follows runs once for the batch.
+    raw = torch.zeros(len(images), 3, height, width, dtype=images[0].dtype, device=mean.device)
+    mask = torch.zeros(len(images), height, width, dtype=torch.bool, device=mean.device)
     for i, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-        scaled = image.to(mean.device, mean.dtype, non_blocking=True) / (1 if image.is_floating_point() else 255)
-        pixels[i, :, :h, :w] = (scaled - mean[:, None, None]) / std[:, None, None]
-        mask[i, :h, :w] = False
+        raw[i, :, :h, :w].copy_(image, non_blocking=True)
+        if (h, w) != (height, width):
+            mask[i, h:] = True
+            mask[i, :, w:] = True
+    pixels = raw.to(mean.dtype) / (1 if raw.is_floating_point() else 255)
+    pixels = (pixels - mean[:, None, None]) / std[:, None, None]
+    if len(set(sizes)) > 1:
+        pixels = pixels.masked_fill(mask[:, None], 0.0)
     return ImageBatch(pixels, mask, sizes)
 
 

@@ -238,6 +238,7 @@ def convert(words: list[str]) -> None:
     options = _parse(ConvertOptions, words, "ddetr-lite convert")
     from ddetr_lite import convert as converting
     from ddetr_lite.engine.checkpoint import load_model, save_model
+    from ddetr_lite.models.faster_rcnn import FasterRcnn
 
     source, target = options.source, options.target
     if target.exists():
@@ -254,6 +255,8 @@ def convert(words: list[str]) -> None:
             )
         model, names = converting.with_class_names(found)
         about = {"converted_from": source.name}
+    if isinstance(model, FasterRcnn):
+        raise Mistake(f"{source} is a Faster R-CNN: only DETR and Deformable DETR have a form among the authors' files")
     if target.suffix == ".pt":
         save_model(target, model, names, about)
     elif target.suffix in (".pth", ".safetensors"):

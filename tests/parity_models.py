@@ -11,7 +11,7 @@ from ddetr_lite.batching import ImageBatch
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
-from ddetr_lite.models.presets import Model, ModelConfig, build
+from ddetr_lite.models.presets import SetModel, SetModelConfig, build
 
 SMALL_BACKBONE = BackboneConfig("resnet18", weights="none")
 _SIZES = {
@@ -24,7 +24,7 @@ _SIZES = {
     "queries": 12,
 }
 
-SMALL: dict[str, ModelConfig] = {
+SMALL: dict[str, SetModelConfig] = {
     "detr": DetrConfig(**_SIZES),  # type: ignore[arg-type]
     "detr_learned_positions": DetrConfig(**_SIZES, position="learned"),  # type: ignore[arg-type]
     "single_scale": DeformableDetrConfig(**_SIZES, levels=1),  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ SMALL: dict[str, ModelConfig] = {
 shape.
 """
 
-FULL: dict[str, tuple[ModelConfig, int]] = {
+FULL: dict[str, tuple[SetModelConfig, int]] = {
     "detr": (DetrConfig(), 458),
     "multi_scale": (DeformableDetrConfig(), 561),
     "refine": (DeformableDetrConfig(refine=True), 597),
@@ -47,7 +47,7 @@ FULL: dict[str, tuple[ModelConfig, int]] = {
 
 
 @cache
-def random_model(config: ModelConfig, classes: int = 7, seed: int = 0) -> Model:
+def random_model(config: SetModelConfig, classes: int = 7, seed: int = 0) -> SetModel:
     """A model in evaluation mode with every tensor random; made once, so do not change it."""
     model = build(config, classes)
     randomise(model, seed)
@@ -88,7 +88,9 @@ def _gain(name: str) -> float:
     return 1.5 if "class_embed" in name else 1.2 if "conv" in name else 1.0
 
 
-def two_pictures(model: Model, sizes: tuple[tuple[int, int], ...] = ((96, 128), (44, 62)), seed: int = 0) -> ImageBatch:
+def two_pictures(
+    model: SetModel, sizes: tuple[tuple[int, int], ...] = ((96, 128), (44, 62)), seed: int = 0
+) -> ImageBatch:
     """A padded batch of two noise pictures of different sizes, smooth enough to survive a backbone."""
     generator = torch.Generator().manual_seed(seed)
     coarse = [torch.rand(1, 3, 6, 6, generator=generator) for _ in sizes]

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_coco
@@ -28,7 +29,8 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained DETR of two classes."""
     torch.manual_seed(0)
-    config = replace(model_config("detr", "small"), dim=32, heads=2, hidden=32, queries=5)
+    small: Any = model_config("detr", "small")
+    config = replace(small, dim=32, heads=2, hidden=32, queries=5)
     path = tmp_path_factory.mktemp("model") / "model.pt"
     chosen = replace(recipe("shapes", "detr"), model=config)
     checkpoint.save_model(path, build(config, 2).eval(), ["car", "brush"], {"recipe": recipe_to_dict(chosen)})

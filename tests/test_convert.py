@@ -238,6 +238,12 @@ def test_another_model_than_the_files() -> None:
         from_official(state, blank(SMALL["detr"]))
     with pytest.raises(ValueError, match="class loss 'softmax'"):
         to_official(build(replace(SMALL["refine"], loss=DETR_LOSS), 7))
+    two_stage: Any = SMALL["two_stage"]
+    larger = build(replace(two_stage, anchor_size=0.1), 7)
+    with pytest.raises(ValueError, match=r"anchor_size=0\.1, the official one 0\.05"):
+        to_official(larger)
+    with pytest.raises(ValueError, match=r"anchor_size=0\.1, the official one 0\.05"):
+        from_official(to_official(random_model(SMALL["two_stage"])), larger)
 
 
 class Evil:

@@ -286,6 +286,8 @@ def test_mistaken_calls_say_what_is_wrong() -> None:
         build(replace(DEFORMABLE, two_stage=True))
     with pytest.raises(ValueError, match="hints=2 needs two_stage=True"):
         build(replace(DEFORMABLE, refine=True, hints=2))
+    with pytest.raises(ValueError, match=r"anchor_size=0\.3 makes boxes of 1\.2 of the picture"):
+        build(replace(DEFORMABLE, refine=True, two_stage=True, levels=3, anchor_size=0.3))
     with pytest.raises(ValueError, match="dim=36 must be a multiple of 32"):
         build(replace(DEFORMABLE, dim=36))
     with pytest.raises(ValueError, match="dim=34 must be a multiple of 4"):
@@ -537,7 +539,8 @@ def test_a_layers_box_does_not_teach_the_layer_before() -> None:
     assert all(g is None or g.abs().max() == 0 for g in gradients[len(own) :])
 
 
-def test_anchors_cell_by_cell() -> None:
+@pytest.mark.parametrize("finest", [0.05, 0.2])
+def test_anchors_cell_by_cell(finest: float) -> None:
     shapes, real = [(4, 6), (2, 3)], [[(4, 6), (2, 3)], [(3, 4), (2, 2)]]
     mask = torch.ones(2, 30, dtype=torch.bool)
     for b in range(2):
@@ -545,14 +548,14 @@ def test_anchors_cell_by_cell() -> None:
         for (h, w), (real_h, real_w) in zip(shapes, real[b]):
             mask[b, first : first + h * w].view(h, w)[:real_h, :real_w] = False
             first += h * w
-    anchors = DeformableDetr.anchors(mask, shapes)
+    anchors = DeformableDetr.anchors(mask, shapes, finest)
     for b in range(2):
         token = 0
         for level, (h, w) in enumerate(shapes):
             for row in range(h):
                 for column in range(w):
                     real_h, real_w = real[b][level]
-                    size = (0.05, 0.1)[level]
+                    size = (finest, 2 * finest)[level]
                     expected = ((column + 0.5) / real_w, (row + 0.5) / real_h, size, size)
                     assert anchors[b, token].tolist() == pytest.approx(expected)
                     token += 1
@@ -847,8 +850,8 @@ def test_feature_maps_are_torchvisions(name: str, nodes: list[str], tmp_path: Pa
 def test_small_backbone() -> None:
     backbone = Backbone(SMALL)
     maps = backbone(torch.randn(1, 3, 70, 33))
-    assert [tuple(m.shape) for m in maps] == [(1, 64, 9, 5), (1, 128, 5, 3), (1, 192, 3, 2)]
-    assert backbone.channels == [64, 128, 192]
+    assert [tuple(m.shape) for m in maps] == [(1, 64, 9, 5), (1, 128, 5, 3), (1, 128, 3, 2)]
+    assert backbone.channels == [64, 128, 128]
     assert all(p.requires_grad for p in backbone.parameters())
 
 

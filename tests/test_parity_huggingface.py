@@ -25,7 +25,7 @@ from ddetr_lite.convert import (
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import Detr, DetrConfig
-from ddetr_lite.models.presets import Model, ModelConfig, build
+from ddetr_lite.models.presets import ModelConfig, SetModel, build
 from ddetr_lite.set_prediction.losses import Outputs
 
 transformers: Any = pytest.importorskip("transformers")
@@ -38,7 +38,7 @@ NAMES = tuple("abcdefg")
 
 
 @cache
-def small_pair(kind: str) -> tuple[Model, Any]:
+def small_pair(kind: str) -> tuple[SetModel, Any]:
     """A small model, and what transformers makes of it."""
     model = random_model(SMALL[kind])
     return model, hugging_face_model(model, NAMES)
@@ -65,7 +65,7 @@ def theirs(model: Any, batch: ImageBatch) -> Outputs:
     return Outputs(logits, boxes, out.enc_outputs_class, out.enc_outputs_coord_logits.sigmoid())
 
 
-def assert_equal_outputs(model: Model, batch: ImageBatch, found: Outputs) -> None:
+def assert_equal_outputs(model: SetModel, batch: ImageBatch, found: Outputs) -> None:
     """Within the tolerance, and so far from all alike that a mistake would show."""
     with torch.no_grad():
         ours = model.outputs(batch)

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from ddetr_lite.convert.coco_ids import COCO_CATEGORIES, to_coco91, to_contiguous
 from ddetr_lite.convert.official import Converted
-from ddetr_lite.models.presets import Model, build
+from ddetr_lite.models.presets import SetModel, build
 
 COCO_LOGITS = 91  # the highest category id and one, as official models count
 
 
-def with_class_names(found: Converted) -> tuple[Model, list[str]]:
+def with_class_names(found: Converted) -> tuple[SetModel, list[str]]:
     """The model, and the names of its classes.
 
     A model with COCO's 91 logits is cut down to the 80 ids that exist; where the source names no classes they are called
@@ -21,7 +21,7 @@ def with_class_names(found: Converted) -> tuple[Model, list[str]]:
     return found.model(), list(found.names or (f"class {i}" for i in range(found.classes)))
 
 
-def with_coco_ids(model: Model, names: list[str]) -> Model:
+def with_coco_ids(model: SetModel, names: list[str]) -> SetModel:
     """A model of COCO's 80 classes with a logit for each of the 91 ids; any other model as it is."""
     if names != list(COCO_CATEGORIES):
         return model

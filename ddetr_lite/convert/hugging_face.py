@@ -20,11 +20,11 @@ from ddetr_lite.convert.hugging_face_names import to_hub_names, to_official_name
 from ddetr_lite.convert.infer import RESNETS, infer
 from ddetr_lite.convert.official import Converted, converted, to_official, unwrap
 from ddetr_lite.models.detr import Detr, DetrConfig
-from ddetr_lite.models.presets import Model
+from ddetr_lite.models.presets import SetModel
 
 
 def to_hugging_face(
-    model: Model, names: Sequence[str] | None = None, timm: bool | None = None
+    model: SetModel, names: Sequence[str] | None = None, timm: bool | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The model as transformers has it: what goes into `config.json`, and a state dict under the hub's names.
 
@@ -119,7 +119,7 @@ def from_hugging_face(
     return converted(state, ours, classes, names, source)
 
 
-def hugging_face_model(model: Model, names: Sequence[str] | None = None, timm: bool | None = None) -> Any:
+def hugging_face_model(model: SetModel, names: Sequence[str] | None = None, timm: bool | None = None) -> Any:
     """`DetrForObjectDetection` or `DeformableDetrForObjectDetection` with the model's weights, evaluating.
 
     Arguments and errors as in `to_hugging_face`. Needs transformers, and timm where its names are asked for.
@@ -148,7 +148,7 @@ def read_hugging_face(directory: str | Path) -> Converted:
 
 
 def write_hugging_face(
-    model: Model, directory: str | Path, names: Sequence[str] | None = None, timm: bool | None = None
+    model: SetModel, directory: str | Path, names: Sequence[str] | None = None, timm: bool | None = None
 ) -> None:
     """Write a folder that transformers' `from_pretrained` reads. Arguments as in `to_hugging_face`."""
     config, state = to_hugging_face(model, names, timm)
@@ -158,7 +158,7 @@ def write_hugging_face(
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _backbone_settings(model: Model, timm: bool) -> dict[str, Any]:
+def _backbone_settings(model: SetModel, timm: bool) -> dict[str, Any]:
     config, backbone = model.config, model.config.backbone
     strides = (config.stride,) if isinstance(config, DetrConfig) else (8, 16, 32)[-config.levels :]
     if timm:

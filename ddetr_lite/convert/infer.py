@@ -9,7 +9,7 @@ from torch import Tensor
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
-from ddetr_lite.models.presets import ModelConfig
+from ddetr_lite.models.presets import SetModelConfig
 
 RESNETS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
     "resnet18": ((2, 2, 2, 2), False),
@@ -30,7 +30,7 @@ def infer(
     dropout: float,
     source: str,
     refine: bool | None = None,
-) -> tuple[ModelConfig, int]:
+) -> tuple[SetModelConfig, int]:
     """The config and the number of classes that an official state dict was made with.
 
     queries: used for two stages only; refine: None reads it from the second names. Raises ValueError for no

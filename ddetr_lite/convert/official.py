@@ -20,8 +20,9 @@ from torch import Tensor
 from ddetr_lite.convert.coco_ids import COCO91_NAMES
 from ddetr_lite.convert.files import read_tensors, write_tensors
 from ddetr_lite.convert.infer import infer
+from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import Detr, DetrConfig
-from ddetr_lite.models.presets import Model, ModelConfig, build
+from ddetr_lite.models.presets import SetModel, SetModelConfig, build
 
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Ends of keys that are no weights: batch norm's counter, and what a tool that counts FLOPs leaves behind."""
@@ -33,19 +34,19 @@ class Converted:
     and the classes' names where the source has them.
     """
 
-    config: ModelConfig
+    config: SetModelConfig
     classes: int
     state: dict[str, Tensor]
     names: tuple[str, ...] | None = None
 
-    def model(self) -> Model:
+    def model(self) -> SetModel:
         """The detector with these weights, in evaluation mode."""
         model = build(self.config, self.classes, load_backbone=False)
         model.load_state_dict(self.state)
         return model.eval()
 
 
-def second_names(config: ModelConfig) -> dict[str, list[str]]:
+def second_names(config: SetModelConfig) -> dict[str, list[str]]:
     """For the prefix of each tensor that official files hold more than once: the other prefixes."""
     if isinstance(config, DetrConfig):
         return {}
@@ -59,13 +60,14 @@ def second_names(config: ModelConfig) -> dict[str, list[str]]:
     return {f"{head}.{k}.": [f"transformer.decoder.{head}.{k}."] for head in doubled for k in range(count)}
 
 
-def to_official(model: Model) -> dict[str, Tensor]:
+def to_official(model: SetModel) -> dict[str, Tensor]:
     """The model's weights under all official names: what stands under "model" in the authors' files.
 
-    Own names refer to the model's tensors, second names are copies. Raises ValueError for a class loss that
-    the official model does not have: its last logit would be taken for "no object", or the other way round.
+    Own names refer to the model's tensors, second names are copies. Raises ValueError where the official model would
+    answer differently: for another class loss, whose last logit would be taken for "no object" or the other way round, and
+    for another `anchor_size`.
     """
-    _check_loss(model)
+    _check_meaning(model)
     state = {k: v.detach() for k, v in model.state_dict().items() if not k.endswith(_COUNTERS)}
     for prefix, others in second_names(model.config).items():
         for key in [k for k in state if k.startswith(prefix)]:
@@ -73,14 +75,14 @@ def to_official(model: Model) -> dict[str, Tensor]:
     return state
 
 
-def from_official(state: Mapping[str, Any], model: Model, source: str = "the state dict") -> Model:
+def from_official(state: Mapping[str, Any], model: SetModel, source: str = "the state dict") -> SetModel:
     """Load official weights into `model`, and return it.
 
     state: a state dict, or a whole checkpoint with one under "model"; `source` names it in errors. Raises
     ValueError that lists what is missing, unexpected, of another shape, or not equal under its names; the
     model is then unchanged.
     """
-    _check_loss(model)
+    _check_meaning(model)
     counters = {k: v for k, v in model.state_dict().items() if k.endswith(_COUNTERS)}
     model.load_state_dict(counters | ours_from_official(state, model, source))
     return model
@@ -114,7 +116,7 @@ def read_official(
     return converted(state, config, classes, COCO91_NAMES if classes == 91 else None, str(path))
 
 
-def write_official(model: Model, path: str | Path) -> None:
+def write_official(model: SetModel, path: str | Path) -> None:
     """Write `to_official(model)`: to `.pth` under "model", for the authors' `--resume`; or to
     `.safetensors`.
     """
@@ -122,7 +124,7 @@ def write_official(model: Model, path: str | Path) -> None:
 
 
 def converted(
-    state: Mapping[str, Any], config: ModelConfig, classes: int, names: tuple[str, ...] | None, source: str
+    state: Mapping[str, Any], config: SetModelConfig, classes: int, names: tuple[str, ...] | None, source: str
 ) -> Converted:
     """Check an official state dict against a config, and bring it under our names."""
     with torch.device("meta"):  # names and shapes are all that is needed
@@ -141,7 +143,7 @@ def unwrap(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     return state
 
 
-def ours_from_official(content: Mapping[str, Any], model: Model, source: str) -> dict[str, Tensor]:
+def ours_from_official(content: Mapping[str, Any], model: SetModel, source: str) -> dict[str, Tensor]:
     """Official names to ours, every key accounted for; see `from_official` for the errors."""
     state = unwrap(content, source)
     expected = {k: v for k, v in model.state_dict().items() if not k.endswith(_COUNTERS)}
@@ -172,12 +174,20 @@ def ours_from_official(content: Mapping[str, Any], model: Model, source: str) ->
     return {k: state[k] for k in expected}
 
 
-def _check_loss(model: Model) -> None:
+def _check_meaning(model: SetModel) -> None:
+    """Raise ValueError for what official files cannot say, where the same weights would answer differently there."""
     kind = "softmax" if isinstance(model, Detr) else "focal"
     if model.loss.kind != kind:
         raise ValueError(
             f"this {type(model).__name__} has the class loss {model.loss.kind!r}, the official one {kind!r}: "
             "its class head would mean something else there, so it cannot be converted"
+        )
+    config = model.config
+    official = DeformableDetrConfig.anchor_size
+    if isinstance(config, DeformableDetrConfig) and config.two_stage and config.anchor_size != official:
+        raise ValueError(
+            f"this {type(model).__name__} has anchor_size={config.anchor_size}, the official one {official}: its first stage "
+            f"would propose other boxes there, so it cannot be converted; train with --anchor-size {official}"
         )
 
 
@@ -185,7 +195,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.is_meta or torch.equal(a, b)  # a tensor without values has only a shape
 
 
-def _describe(model: Model) -> str:
+def _describe(model: SetModel) -> str:
     config = model.config
     if isinstance(config, DetrConfig):
         return f"DETR ({config.backbone.name}, {model.classes} classes)"

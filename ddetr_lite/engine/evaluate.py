@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ddetr_lite.datasets.coco import CocoDetection, collate
-from ddetr_lite.models.detector import Detector
+from ddetr_lite.models.presets import Model
 from ddetr_lite.set_prediction.postprocess import Detections
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -22,7 +22,7 @@ METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 @torch.no_grad()
 def detect(
-    model: Detector, dataset: CocoDetection, batch: int = 16, workers: int = 0, progress: bool = False
+    model: Model, dataset: CocoDetection, batch: int = 16, workers: int = 0, progress: bool = False
 ) -> Iterator[tuple[int, Detections]]:
     """(image id, detections in pixels of the original picture) for every picture of the data set, in its order."""
     model.eval()
@@ -47,7 +47,7 @@ def _in_order(length: int, batch: int) -> list[list[tuple[int, int]]]:
 
 
 def evaluate(
-    model: Detector,
+    model: Model,
     dataset: CocoDetection,
     size_bands: tuple[float, float] = (32, 96),
     batch: int = 16,

@@ -52,15 +52,16 @@ class ResidualBlock(nn.Module):
         return (self.norm2(self.conv2(y)) + self.downsample(x)).relu()
 
 
-def small_network(widths: Sequence[int] = (32, 64, 128, 192)) -> nn.Sequential:
-    """A residual network with one block a stage, at strides 4, 8, 16 and 32, under torchvision's names for its stages."""
+def small_network(widths: Sequence[int] = (32, 64, 128, 128), blocks: Sequence[int] = (1, 2, 2, 1)) -> nn.Sequential:
+    """A residual network with stages at strides 4, 8, 16 and 32, under torchvision's names for them."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv1"] = nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)
     layers["norm1"] = nn.GroupNorm(8, widths[0])
     layers["relu"] = nn.ReLU(inplace=True)
     previous = widths[0]
-    for i, width in enumerate(widths, start=1):
-        layers[f"layer{i}"] = ResidualBlock(previous, width, stride=2)
+    for i, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+        first = ResidualBlock(previous, width, stride=2)
+        layers[f"layer{i}"] = nn.Sequential(first, *(ResidualBlock(width, width) for _ in range(count - 1)))
         previous = width
     return nn.Sequential(layers)
 
@@ -118,6 +119,7 @@ class Backbone(nn.Module):
                 raise ValueError(
                     f"backbone {config.name!r} cannot use dilation: its last stage shrinks by other means than strides"
                 )
+        self.body.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
         if config.frozen:
             freeze_batch_norms(self.body)
             for step in steps[: ends[4][0] + 1]:
@@ -125,7 +127,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """The wanted maps, from fine to coarse."""
-        maps, x = [], pixels
+        maps, x = [], pixels.contiguous(memory_format=torch.channels_last)
         for i, step in enumerate(self.body.steps()):
             x = step(x)
             if i in self.taps:

@@ -51,6 +51,9 @@ class DeformableDetrConfig:
     """"+ iterative bounding box refinement": each decoder layer corrects the boxes of the one before."""
     two_stage: bool = False
     """"++ two-stage": the encoder's best proposals become the queries. Needs `refine`."""
+    anchor_size: float = 0.05
+    """Two stages: the size of the boxes that the finest level proposes, as a share of the picture; each coarser level doubles
+    it. 5 % suits COCO."""
     hints: int = 0
     """Training only, not in the paper: for each object so many more queries that start near its box (`models.hints`).
     Learns much faster from few pictures. Needs `two_stage`."""
@@ -93,6 +96,12 @@ class DeformableDetr(Detector):
             raise ValueError("two_stage=True needs refine=True: the second stage refines the first one's boxes")
         if config.hints and not config.two_stage:
             raise ValueError(f"hints={config.hints} needs two_stage=True: only there a query can be made from a box")
+        coarsest = config.anchor_size * 2 ** (config.levels - 1)
+        if config.two_stage and not 0.01 < config.anchor_size <= coarsest < 0.99:
+            raise ValueError(
+                f"anchor_size={config.anchor_size} makes boxes of {coarsest:.2g} of the picture on the coarsest of "
+                f"{config.levels} levels: both must lie between 0.01 and 0.99"
+            )
         if config.dim % 32:
             raise ValueError(
                 f"dim={config.dim} must be a multiple of 32: the input projections norm 32 groups of channels"
@@ -186,18 +195,18 @@ class DeformableDetr(Detector):
         return Outputs(logits, boxes, encoder_logits, encoder_boxes, hint_logits, hint_boxes)
 
     def proposals(self, memory: Tensor, mask: Tensor, level_shapes: LevelShapes) -> tuple[Tensor, Tensor]:
-        """Stage one: every token proposes a box at its own place, 5 % of the picture wide on the finest level, twice
-        that on the next (section A.4). Returns logits (B, N, C) and boxes before the sigmoid (B, N, 4); padding and
+        """Stage one: every token proposes a box at its own place, `anchor_size` wide on the finest level, twice that on the
+        next (section A.4). Returns logits (B, N, C) and boxes before the sigmoid (B, N, 4); padding and
         tokens too near the border get infinity there.
         """
-        anchors = self.anchors(mask, level_shapes)  # (B, N, 4)
+        anchors = self.anchors(mask, level_shapes, self.config.anchor_size)  # (B, N, 4)
         valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~mask[..., None]
         unscaled = torch.log(anchors / (1 - anchors)).masked_fill(~valid, float("inf"))
         tokens = self.transformer.enc_output_norm(self.transformer.enc_output(memory.masked_fill(~valid, 0.0)))
         return self.class_embed[-1](tokens), self.bbox_embed[-1](tokens).float() + unscaled
 
     @staticmethod
-    def anchors(mask: Tensor, level_shapes: LevelShapes) -> Tensor:
+    def anchors(mask: Tensor, level_shapes: LevelShapes, size: float = 0.05) -> Tensor:
         """(B, N, 4): the centre of each cell as a fraction of the real picture, and a size that doubles by level."""
         result = []
         level_masks = mask.split([h * w for h, w in level_shapes], dim=1)
@@ -205,9 +214,9 @@ class DeformableDetr(Detector):
             zip(cell_centres(level_shapes, mask.device), level_shapes, strict=True)
         ):
             real = ~level_masks[level].unflatten(1, shape)
-            size = torch.stack((real[:, 0].sum(1), real[:, :, 0].sum(1)), dim=-1)[:, None]  # (B, 1, 2): width, height
-            points = centres / size
-            result.append(torch.cat((points, torch.full_like(points, 0.05 * 2**level)), dim=-1))
+            cells = torch.stack((real[:, 0].sum(1), real[:, :, 0].sum(1)), dim=-1)[:, None]  # (B, 1, 2): width, height
+            points = centres / cells
+            result.append(torch.cat((points, torch.full_like(points, size * 2**level)), dim=-1))
         return torch.cat(result, dim=1)
 
     def best_proposals(self, logits: Tensor, unscaled: Tensor) -> Tensor:

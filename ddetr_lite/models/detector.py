@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ddetr_lite.batching import ImageBatch, batch_images
+from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, ImageBatch, batch_images
 from ddetr_lite.set_prediction.boxes import xyxy_to_cxcywh
 from ddetr_lite.set_prediction.losses import Outputs, SetLoss, set_losses
 from ddetr_lite.set_prediction.matching import Target
@@ -31,8 +31,8 @@ class Detector(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
 
     @abstractmethod
     def outputs(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> Outputs:
@@ -72,30 +72,44 @@ class Detector(nn.Module, ABC):
         """
         if len(targets) != len(sizes):
             raise ValueError(f"{len(sizes)} pictures but {len(targets)} targets: give one for each")
-        result = []
-        for i, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
-            labels, boxes = target["labels"].long(), target["boxes"].reshape(-1, 4).float()
-            if len(labels) != len(boxes):
-                raise ValueError(f"{_name(target, i)}: {len(labels)} labels but {len(boxes)} boxes")
-            if labels.device.type == "cpu":  # on a GPU a look would be a wait
-                self._check(labels, boxes, target, i)
-            scale = boxes.new_tensor((width, height, width, height))
-            result.append({**target, "labels": labels, "boxes": xyxy_to_cxcywh(boxes) / scale})
-        return result
+        counts = [len(t["labels"]) for t in targets]
+        for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
+            if target["boxes"].numel() != 4 * count:
+                raise ValueError(f"{_name(target, i)}: {count} labels but {target['boxes'].numel() // 4} boxes")
+        labels = torch.cat([t["labels"] for t in targets]).long()
+        boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets]).float()
+        if labels.device.type == "cpu":  # on a GPU a look would be a wait
+            check_targets(labels, boxes, self.classes, targets)
+        scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype).repeat_interleave(
+            torch.tensor(counts), dim=0, output_size=len(boxes)
+        )
+        normalised = xyxy_to_cxcywh(boxes) / scales.to(boxes.device, non_blocking=True)
+        parts = zip(targets, labels.split(counts), normalised.split(counts), strict=True)
+        return [{**target, "labels": own, "boxes": places} for target, own, places in parts]
 
-    def _check(self, labels: Tensor, boxes: Tensor, target: Target, i: int) -> None:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
-            raise ValueError(
-                f"{_name(target, i)}: labels {sorted(set(labels.tolist()))} must lie in 0..{self.classes - 1}, since the model "
-                f"has {self.classes} classes: map category ids to 0..C−1, or build the model with more classes"
-            )
-        wrong = (boxes[:, 2:] < boxes[:, :2]).any(1)
-        if wrong.any():
-            box = [round(x, 2) for x in boxes[wrong][0].tolist()]
-            raise ValueError(
-                f"{_name(target, i)}: box {box} has x1 < x0 or y1 < y0: corners (x0, y0, x1, y1) in pixels are expected, "
-                "not (x, y, width, height)"
-            )
+
+def check_targets(labels: Tensor, boxes: Tensor, classes: int, targets: Sequence[Target]) -> None:
+    """Raise ValueError naming the picture when a label is not in 0..C−1, or a box (T, 4) is not made of corners.
+
+    labels, boxes: of all pictures, one after another; `targets` says whose they are.
+    """
+    picture_of = [i for i, target in enumerate(targets) for _ in range(len(target["labels"]))]
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = picture_of[int(wrong.nonzero()[0])]
+        raise ValueError(
+            f"{_name(targets[first], first)}: labels {sorted(set(targets[first]['labels'].tolist()))} must lie in "
+            f"0..{classes - 1}, since the model has {classes} classes: map category ids to 0..C−1, or build the model with "
+            "more classes"
+        )
+    wrong = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        box = [round(x, 2) for x in boxes[place].tolist()]
+        raise ValueError(
+            f"{_name(targets[picture_of[place]], picture_of[place])}: box {box} has x1 < x0 or y1 < y0: corners "
+            "(x0, y0, x1, y1) in pixels are expected, not (x, y, width, height)"
+        )
 
 
 def _name(target: Target, index: int) -> str:

@@ -10,18 +10,23 @@ from typing import Any, Literal, get_type_hints
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from ddetr_lite.models.detr import Detr, DetrConfig
+from ddetr_lite.models.faster_rcnn import FasterRcnn, FasterRcnnConfig
 
-ModelConfig = DetrConfig | DeformableDetrConfig
-Model = Detr | DeformableDetr
+SetModelConfig = DetrConfig | DeformableDetrConfig
+ModelConfig = SetModelConfig | FasterRcnnConfig
+SetModel = Detr | DeformableDetr
+Model = SetModel | FasterRcnn
 Size = Literal["paper", "mobile", "small"]
 
-ARCHITECTURES: dict[str, type[DetrConfig] | type[DeformableDetrConfig]] = {
+ARCHITECTURES: dict[str, type[DetrConfig] | type[DeformableDetrConfig] | type[FasterRcnnConfig]] = {
+    "faster-rcnn": FasterRcnnConfig,
     "detr": DetrConfig,
     "deformable-detr": DeformableDetrConfig,
 }
 
 # What each row of the table changes, beside its architecture.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "faster-rcnn": ("faster-rcnn", {}),
     "detr": ("detr", {}),
     "detr-dc5": ("detr", {"dilation": True}),
     "deformable-detr-single-scale": ("deformable-detr", {"levels": 1}),
@@ -37,11 +42,13 @@ _SMALL = BackboneConfig("small", frozen=False)
 SIZES: dict[str, dict[str, ModelConfig]] = {
     # ResNet-50 from ImageNet, as published.
     "paper": {
+        "faster-rcnn": FasterRcnnConfig(BackboneConfig("resnet50", weights="imagenet")),
         "detr": DetrConfig(BackboneConfig("resnet50", weights="imagenet")),
         "deformable-detr": DeformableDetrConfig(BackboneConfig("resnet50", weights="imagenet")),
     },
     # A few million parameters on ImageNet features: small COCO subsets, one GPU, or a patient CPU.
     "mobile": {
+        "faster-rcnn": FasterRcnnConfig(_MOBILE, dim=128, hidden=512, anchor_strides=4.0, sampled=256),
         "detr": DetrConfig(_MOBILE, dim=128, hidden=512, encoder_layers=3, decoder_layers=3, dropout=0.0),
         "deformable-detr": DeformableDetrConfig(
             _MOBILE, levels=3, queries=100, dim=128, hidden=512, encoder_layers=2, decoder_layers=3, dropout=0.0
@@ -49,6 +56,7 @@ SIZES: dict[str, dict[str, ModelConfig]] = {
     },
     # For generated pictures of about 100 px: learns from nothing in minutes on a laptop.
     "small": {
+        "faster-rcnn": FasterRcnnConfig(_SMALL, dim=96, hidden=256, anchor_strides=3.0, proposals=200, sampled=64),
         "detr": DetrConfig(
             _SMALL, stride=16, queries=20, dim=128, hidden=256, encoder_layers=2, decoder_layers=3, dropout=0.0
         ),
@@ -63,6 +71,7 @@ SIZES: dict[str, dict[str, ModelConfig]] = {
             encoder_layers=1,
             decoder_layers=2,
             dropout=0.0,
+            anchor_size=0.1,
         ),
     },
 }
@@ -93,6 +102,8 @@ def build(config: ModelConfig, classes: int, load_backbone: bool = True) -> Mode
         config = replace(config, backbone=replace(config.backbone, weights="none"))
     if classes < 1:
         raise ValueError(f"classes={classes}: a detector needs at least one class")
+    if isinstance(config, FasterRcnnConfig):
+        return FasterRcnn(config, classes)
     return Detr(config, classes) if isinstance(config, DetrConfig) else DeformableDetr(config, classes)
 
 

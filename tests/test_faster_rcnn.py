@@ -1,0 +1,95 @@
+"""The baseline is torchvision's detector: only labels, scaling and sizes are ours."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ddetr_lite.models.backbone import BackboneConfig
+from ddetr_lite.models.faster_rcnn import FasterRcnn, FasterRcnnConfig
+from ddetr_lite.models.presets import build, config_from_dict, config_to_dict, model_config
+
+SMALL: Any = model_config("faster-rcnn", "small")
+
+
+def pictures() -> list[torch.Tensor]:
+    return [
+        torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8),
+        torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8),
+    ]
+
+
+def targets() -> list[dict[str, torch.Tensor]]:
+    boxes = torch.tensor([[8.0, 10.0, 40.0, 50.0], [30.0, 20.0, 70.0, 60.0]])
+    return [
+        {"boxes": boxes, "labels": torch.tensor([0, 2])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+
+
+def test_losses_are_torchvisions_four_and_reach_every_parameter() -> None:
+    model = build(SMALL, 3).train()
+    losses = model(pictures(), targets())
+    assert losses.keys() == {"classifier", "box_reg", "objectness", "rpn_box_reg"}
+    sum(losses.values()).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not without
+
+
+def test_it_finds_what_it_was_trained_on() -> None:
+    """Labels, boxes and sizes survive the way in and out: two objects of known place and class are learned by heart."""
+    torch.manual_seed(0)
+    image = torch.full((3, 96, 96), 90, dtype=torch.uint8)
+    image[0, 10:50, 8:40] = 250
+    image[2, 40:80, 50:90] = 250
+    target = {"boxes": torch.tensor([[8.0, 10, 40, 50], [50, 40, 90, 80]]), "labels": torch.tensor([0, 2])}
+    model = build(SMALL, 3).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sum(model([image], [target]).values()).backward()
+        optimizer.step()
+    (found,) = model.eval()([image])
+    sure = found["scores"] > 0.5
+    order = found["labels"][sure].argsort()
+    assert found["labels"][sure][order].tolist() == [0, 2]
+    assert torch.allclose(found["boxes"][sure][order], target["boxes"], atol=8)
+
+
+def test_pictures_are_not_resized_and_may_be_uint8_or_float() -> None:
+    model = build(replace(SMALL, sampled=16), 3).eval()
+    seen: list[torch.Size] = []
+    model.backbone.register_forward_hook(lambda module, given, out: seen.append(given[0].shape))
+    images = pictures()
+    first = model(images)
+    second = model([image.float() / 255 for image in images])
+    assert seen[0] == (2, 3, 96, 96)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a["boxes"], b["boxes"])
+        assert a["labels"].numel() == 0 or a["labels"].min() >= 0
+
+
+def test_sizes_of_the_paper_are_torchvisions() -> None:
+    config = FasterRcnnConfig(BackboneConfig("resnet50", weights="none"))
+    model = FasterRcnn(config, classes=90)
+    sizes = {anchor for level in model.rpn.anchor_generator.sizes for anchor in level}
+    assert sizes == {32, 64, 128, 256, 512}
+    # torchvision's fasterrcnn_resnet50_fpn has 91 outputs and 41,755,286 parameters, frozen batch norms apart.
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    expected = sum(p.numel() for n, p in theirs.named_parameters() if ".bn" not in n and "downsample.1" not in n)
+    found = sum(p.numel() for n, p in model.named_parameters() if ".bn" not in n and "downsample.1" not in n)
+    assert found == expected
+
+
+def test_its_configuration_survives_a_file() -> None:
+    assert config_from_dict(config_to_dict(SMALL)) == SMALL
+
+
+def test_wrong_labels_are_refused() -> None:
+    model = build(SMALL, 3).train()
+    wrong = [{**t, "labels": t["labels"] + 1} for t in targets()]
+    with pytest.raises(ValueError, match=r"labels \[1, 3\] must lie in 0..2"):
+        model(pictures(), wrong)
