@@ -10,15 +10,19 @@ import tiny_coco
 import torch
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, EpochSampler, collate
 from ddetr_lite.datasets.transforms import (
     AugmentConfig,
+    RandomColor,
     RandomSizeCrop,
     ResizeShortSide,
     eval_transform,
+    hue_matrix,
     resized_size,
+    saturation_matrix,
     train_transform,
 )
 
@@ -164,7 +168,7 @@ def test_boxes_move_with_the_picture(seed: int) -> None:
     pixels = torch.zeros(3, 90, 120, dtype=torch.uint8)
     pixels[:, 30:60, 40:80] = 255
     boxes = tv_tensors.BoundingBoxes([[40.0, 30, 80, 60]], format="XYXY", canvas_size=(90, 120))
-    config = AugmentConfig(short_sides=(60, 90, 120), max_side=200, flip_vertical=True)
+    config = AugmentConfig(short_sides=(60, 90, 120), max_side=200, flip_vertical=True, quarter_turn=True)
     image, target = train_transform(config)(tv_tensors.Image(pixels), {"boxes": boxes, "labels": torch.tensor([0])})
     height, width = image.shape[-2:]
     bright = (image[0] > 127).nonzero()
@@ -173,6 +177,45 @@ def test_boxes_move_with_the_picture(seed: int) -> None:
     assert abs(x0 - bright[:, 1].min()) <= 1.5
     assert abs(min(y1, height) - bright[:, 0].max() - 1) <= 1.5
     assert abs(min(x1, width) - bright[:, 1].max() - 1) <= 1.5
+
+
+def test_flips_and_quarter_turns_show_all_eight_views() -> None:
+    torch.manual_seed(0)
+    pixels = tv_tensors.Image(torch.randint(0, 256, (3, 6, 9), dtype=torch.uint8))
+    transform = train_transform(AugmentConfig(short_sides=(), flip_vertical=True, quarter_turn=True))
+    seen = {(tuple(view.shape), view.numpy().tobytes()) for view in (transform(pixels) for _ in range(200))}
+    views = [torch.rot90(side, turns, (1, 2)) for side in (pixels, pixels.flip(2)) for turns in range(4)]
+    assert seen == {(tuple(view.shape), view.contiguous().numpy().tobytes()) for view in views}
+
+
+def test_changes_of_colour_against_torchvision() -> None:
+    """A rotation by a third of the circle exchanges the channels; half a saturation is torchvision's to a rounding."""
+    pixels = tv_tensors.Image(torch.randint(60, 200, (3, 40, 30), dtype=torch.uint8))
+    colour = RandomColor()
+    turned = colour.transform(pixels, {"matrix": hue_matrix(1 / 3), "offset": 0.0})
+    assert torch.equal(turned, pixels[[2, 0, 1]])
+    grey = colour.transform(pixels, {"matrix": saturation_matrix(0.5), "offset": 0.0})
+    assert (grey.int() - F.adjust_saturation(pixels, 0.5).int()).abs().max() <= 1
+    bright = colour.transform(pixels, {"matrix": 1.2 * torch.eye(3), "offset": 0.0})
+    assert (bright.int() - F.adjust_brightness(pixels, 1.2).int()).abs().max() <= 1
+    assert bright.max() > 230
+    for turn in (-0.05, 0.02, 0.4):  # grey stays grey, and three thirds are a whole
+        assert torch.allclose(hue_matrix(turn) @ torch.ones(3), torch.ones(3), atol=1e-6)
+        assert torch.allclose(hue_matrix(turn) @ hue_matrix(-turn), torch.eye(3), atol=1e-6)
+
+
+def test_random_colours_draw_what_torchvisions_do() -> None:
+    """The same pictures come out, on average and in spread: three colours under many draws of both."""
+    torch.manual_seed(0)
+    pixels = tv_tensors.Image(torch.tensor([[[120, 40, 180]], [[90, 160, 110]], [[150, 100, 70]]], dtype=torch.uint8))
+
+    def statistics(transform: v2.Transform) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = torch.stack([transform(pixels).float() for _ in range(3000)])
+        return draws.mean(0), draws.std(0)
+
+    ours, theirs = statistics(RandomColor()), statistics(v2.RandomPhotometricDistort())
+    assert (ours[0] - theirs[0]).abs().max() < 8
+    assert (ours[1] / theirs[1]).sub(1).abs().max() < 0.25
 
 
 def test_crops_of_small_pictures_do_not_raise() -> None:

@@ -144,11 +144,12 @@ class CocoDetection(Dataset):
         pixels = self.read_image(index)
         height, width = pixels.shape[1:]
         objects = self.objects(index)
-        xywh = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
-        corners = torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1)
+        corners = np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        labels = np.array([self.label_of_category[a["category_id"]] for a in objects], dtype=np.int64)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
-            "labels": torch.tensor([self.label_of_category[a["category_id"]] for a in objects], dtype=torch.int64),
+            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=(height, width)),
+            "labels": torch.from_numpy(labels),
             "image_id": torch.tensor(self.images[index]["id"]),
             "original_size": torch.tensor((height, width)),
         }

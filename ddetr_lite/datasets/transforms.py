@@ -4,10 +4,12 @@ Every transform takes and returns (image, target): a `tv_tensors.Image` and a di
 `tv_tensors.BoundingBoxes`. Draws come from torch's global generator, which the data set seeds for each sample.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -15,6 +17,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 DETR_SHORT_SIDES = tuple(range(480, 801, 32))
+
+# Matrices (3, 3) for (red, green, blue): no change, luminance in every channel, and the cross product with the grey axis.
+_AS_IT_IS = torch.eye(3)
+_LUMINANCE = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
+_AROUND_GREY = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,10 @@ class AugmentConfig:
     """Mirror left and right in half of the cases."""
     flip_vertical: bool = False
     """Turn upside down in half of the cases: for pictures without an up, such as the generated ones."""
+    quarter_turn: bool = False
+    """Turn by 90° in half of the cases; with both flips, a picture is seen in all of its eight ways."""
     color: bool = False
-    """Change brightness, contrast, saturation and hue a little."""
+    """Change brightness, contrast, saturation and hue, and exchange colour channels in half of the cases."""
 
 
 def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
@@ -91,6 +100,69 @@ class RandomSizeCrop(v2.Transform):
         return self._call_kernel(F.crop, inpt, **params)
 
 
+class RandomColor(v2.Transform):
+    """Changes of colour drawn as in torchvision's `RandomPhotometricDistort` (Liu et al. 2016, SSD), as one matrix product.
+
+    Each of them maps (red, green, blue) linearly, so all together are a matrix and an offset: ten times as fast as one
+    after the other. Two of them differ a little from torchvision's: contrast changes about mid-grey instead of the picture's
+    mean, and hue turns about the grey axis instead of HSV's.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws a matrix (3, 3), and the value that it leaves as it is, by channel."""
+
+        def draw(low: float, high: float, otherwise: float = 1.0) -> float:
+            value, chosen = torch.rand(2).tolist()
+            return low + (high - low) * value if chosen < 0.5 else otherwise
+
+        brightness, contrast = draw(0.875, 1.125), draw(0.5, 1.5)
+        saturation, hue = draw(0.5, 1.5), draw(-0.05, 0.05, otherwise=0.0)
+        matrix = hue_matrix(hue) @ saturation_matrix(saturation)
+        if torch.rand(()) < 0.5:
+            matrix = matrix[torch.randperm(3)]
+        return {"matrix": brightness * contrast * matrix, "offset": 127.5 * brightness * (1 - contrast)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Pictures, uint8; all else passes."""
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        pixels = inpt.as_subclass(Tensor).flatten(1).float()  # (3, H·W)
+        changed = (params["matrix"] @ pixels).add_(params["offset"] + 0.5).clamp_(0, 255).to(torch.uint8)
+        return tv_tensors.wrap(changed.view(inpt.shape), like=inpt)
+
+
+def saturation_matrix(factor: float) -> Tensor:
+    """(3, 3): from grey (factor 0) over the colour as it is (1) to more of it; grey is the usual luminance."""
+    return factor * _AS_IT_IS + (1 - factor) * _LUMINANCE
+
+
+def hue_matrix(turn: float) -> Tensor:
+    """(3, 3): a rotation about the grey axis by `turn` of a full circle; a third takes red to green."""
+    angle = 2 * math.pi * turn
+    return math.cos(angle) * _AS_IT_IS + (1 - math.cos(angle)) / 3 + math.sin(angle) * _AROUND_GREY
+
+
+class RandomQuarterTurn(v2.Transform):
+    """Turn by 90° counter-clockwise in half of the cases."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws whether this sample is turned."""
+        return {"turned": bool(torch.randint(2, ())), "size": _size_of(flat_inputs)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Pictures, and boxes as corners; all else passes."""
+        height, width = params["size"]
+        if not params["turned"]:
+            return inpt
+        if isinstance(inpt, tv_tensors.Image):
+            return tv_tensors.wrap(inpt.as_subclass(Tensor).rot90(1, (-2, -1)), like=inpt)
+        if isinstance(inpt, tv_tensors.BoundingBoxes):  # torchvision turns them by sines, at many times the cost
+            x0, y0, x1, y1 = inpt.as_subclass(Tensor).unbind(-1)
+            turned = torch.stack((y0, width - x1, y1, width - x0), dim=-1)
+            return tv_tensors.BoundingBoxes(turned, format="XYXY", canvas_size=(width, height))
+        return inpt
+
+
 def _size_of(flat_inputs: list[Any]) -> tuple[int, int]:
     image = next(i for i in flat_inputs if isinstance(i, tv_tensors.Image))
     return image.shape[-2], image.shape[-1]
@@ -103,8 +175,10 @@ def train_transform(config: AugmentConfig) -> v2.Transform:
         steps.append(v2.RandomHorizontalFlip())
     if config.flip_vertical:
         steps.append(v2.RandomVerticalFlip())
+    if config.quarter_turn:
+        steps.append(RandomQuarterTurn())
     if config.color:
-        steps.append(v2.RandomPhotometricDistort())
+        steps.append(RandomColor())
     if config.short_sides:
         resize = ResizeShortSide(config.short_sides, config.max_side)
         if config.crop:
@@ -135,10 +209,13 @@ def drop_empty_boxes(target: dict[str, Any], size: tuple[int, int]) -> dict[str,
     """Clip boxes (T, 4) to a picture of this (height, width) and drop those without area, and their labels."""
     height, width = size
     boxes: Tensor = target["boxes"]
-    plain = boxes.as_subclass(Tensor)
-    clipped = torch.minimum(plain.clamp(min=0), plain.new_tensor((width, height, width, height)))
-    keep = ((clipped[:, 2:] - clipped[:, :2]) > 0).all(1)
+    # In NumPy, since a handful of boxes costs less than torch's calls.
+    clipped = np.minimum(
+        boxes.as_subclass(Tensor).numpy().clip(min=0), np.array((width, height, width, height), np.float32)
+    )
+    keep = (clipped[:, 2:] > clipped[:, :2]).all(1)
     result = dict(target)
-    result["boxes"] = tv_tensors.wrap(clipped[keep], like=boxes)
-    result["labels"] = target["labels"][keep]
+    result["boxes"] = tv_tensors.wrap(torch.from_numpy(clipped[keep]), like=boxes)
+    if not keep.all():
+        result["labels"] = target["labels"][torch.from_numpy(keep)]
     return result

@@ -51,12 +51,17 @@ class TrainConfig:
     sampling_lr: float = 0.1
     """Times `lr` for sampling offsets and reference points."""
     weight_decay: float = 1e-4
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw: as in the paper; muon: Muon for matrices and convolutions, AdamW for the rest (`engine.muon`)."""
+    muon_lr: float = 0.01
+    """Muon's learning rate, where AdamW's is `lr`; both follow the same schedule."""
+    muon_weight_decay: float = 0.01
     clip_norm: float = 0.1
     """Gradients longer than this are shortened; 0: never."""
     warmup_steps: int = 0
     """The learning rate rises linearly over these steps."""
-    schedule: Literal["step", "cosine", "constant"] = "step"
-    """step: a tenth from `drop_epoch` on; cosine: down to zero at the end."""
+    schedule: Literal["step", "cosine", "linear", "constant"] = "step"
+    """step: a tenth from `drop_epoch` on; cosine, linear: down to zero at the end."""
     drop_epoch: int = 40
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bfloat16 where the device is a GPU that has it, else float32."""
@@ -99,15 +104,16 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
     "shapes": (
         "small",
         DataConfig("data/shapes", cache=True, size_bands=(0.2, 0.4)),
-        AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True),
+        AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True, color=True),
         TrainConfig(
-            epochs=9,
+            epochs=7,
             batch=16,
             lr=1e-3,
+            optimizer="muon",
             backbone_lr=1.0,
             sampling_lr=1.0,
             warmup_steps=100,
-            schedule="cosine",
+            schedule="linear",
             workers=0,
         ),
         TrainConfig(epochs=12, batch=16, lr=4e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0),
@@ -155,17 +161,19 @@ def check(recipe: Recipe) -> None:
         "evaluate_every",
         "clip_norm",
         "weight_decay",
+        "muon_weight_decay",
         "backbone_lr",
         "sampling_lr",
     ):
         if getattr(train, name) < 0:
             raise ValueError(f"{name}={getattr(train, name)} must not be negative")
-    if not 0 < train.lr < 1:
-        raise ValueError(f"lr={train.lr} must lie between 0 and 1, usually 1e-5 to 1e-3")
+    for name, usual in (("lr", "1e-5 to 1e-3"), ("muon_lr", "0.002 to 0.02")):
+        if not 0 < getattr(train, name) < 1:
+            raise ValueError(f"{name}={getattr(train, name)} must lie between 0 and 1, usually {usual}")
     if data.limit < 0 or not 0 < data.size_bands[0] < data.size_bands[1]:
         raise ValueError(f"limit={data.limit} must be 0 or more, size_bands={data.size_bands} rising and positive")
-    for name in ("queries", "dim", "heads", "hidden", "decoder_layers"):
-        if getattr(model, name) < 1:
+    for name in ("queries", "dim", "heads", "hidden", "decoder_layers", "anchor_strides", "proposals", "sampled"):
+        if getattr(model, name, 1) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
     backbone = model.backbone
     if backbone.frozen and backbone.weights == "none":

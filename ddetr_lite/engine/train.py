@@ -24,7 +24,9 @@ from ddetr_lite.datasets.transforms import eval_transform, train_transform
 from ddetr_lite.engine.checkpoint import model_content, read, save_model, write_atomically
 from ddetr_lite.engine.evaluate import METRICS, evaluate
 from ddetr_lite.engine.log import RunLog
+from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
 from ddetr_lite.engine.recipes import Recipe, TrainConfig, check, recipe_to_dict
+from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
 from ddetr_lite.models.presets import Model, build
 
 
@@ -50,9 +52,11 @@ def train(
     training, validation = datasets(recipe)
     _check_queries(recipe, training)
     model = build(recipe.model, len(training.classes)).to(device)
-    if config.backbone_lr == 0:
-        model.backbone.requires_grad_(False)  # as in the official code: no gradient is computed for it at all
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay, fused=True)
+    if config.backbone_lr == 0:  # as in the official code: no gradient is computed for it at all
+        for name, parameter in model.named_parameters():
+            if part_of(name) == "backbone":
+                parameter.requires_grad_(False)
+    optimizers = make_optimizers(model, config)
     log = RunLog(folder / "log.jsonl")
     steps_per_epoch = len(EpochSampler(len(training), config.batch, config.seed, epoch=0))
     total = steps_per_epoch * config.epochs
@@ -61,7 +65,8 @@ def train(
         log.write("start", 0, **_circumstances(recipe, model, device, training, validation, total))
     else:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         step, best, seconds = state["step"], state["best"], state["seconds"]
         log.rewind(step)
         torch.set_rng_state(state["rng"])
@@ -84,7 +89,7 @@ def train(
         since, seen = time.perf_counter(), 0
         for images, targets in loader:
             rate = learning_rate(step, config, steps_per_epoch)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate * group["factor"]
 
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config, device)):
@@ -96,10 +101,11 @@ def train(
                     f"the loss is {loss.item()} at step {step} (image ids {pictures}): lower --lr, or look at these pictures. "
                     f"The run stands at its last checkpoint in {folder}"
                 )
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
             step, seen = step + 1, seen + len(images)
             if step % config.log_every == 0:
@@ -115,7 +121,7 @@ def train(
             bar.update()
             if step % config.checkpoint_every == 0 and step % steps_per_epoch:
                 seconds, seen = seconds + time.perf_counter() - since, 0
-                _save_state(folder, model, optimizer, recipe, training.classes, step, best, seconds)
+                _save_state(folder, model, optimizers, recipe, training.classes, step, best, seconds)
                 since = time.perf_counter()
         seconds += time.perf_counter() - since
 
@@ -128,7 +134,7 @@ def train(
                 best = metrics["AP"]
                 about = {"recipe": recipe_to_dict(recipe), "epoch": epoch + 1, "step": step, "metrics": metrics}
                 save_model(folder / "best.pt", model, training.classes, about)
-        _save_state(folder, model, optimizer, recipe, training.classes, step, best, seconds)
+        _save_state(folder, model, optimizers, recipe, training.classes, step, best, seconds)
         if after_epoch is not None:
             after_epoch(folder)
     bar.close()
@@ -154,6 +160,8 @@ def datasets(recipe: Recipe) -> tuple[CocoDetection, CocoDetection]:
 
 def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
     """Each object needs a query of its own: say so before the run, and not when the picture comes."""
+    if isinstance(recipe.model, FasterRcnnConfig):
+        return
     most, index = max((len(training.objects(i)), i) for i in range(len(training)))
     if most > recipe.model.queries:
         raise ValueError(
@@ -181,39 +189,6 @@ def use_bf16(config: TrainConfig, device: torch.device) -> bool:
     return config.precision == "bf16"
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups as in the paper: the backbone, the parts that say where to look, and the rest.
-
-    Each has a "factor" that its learning rate is multiplied by. Frozen parameters are in none.
-    """
-    factors = {"backbone": config.backbone_lr, "sampling": config.sampling_lr, "rest": 1.0}
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("backbone"):
-            groups["backbone"].append(parameter)
-        elif "sampling_offsets" in name or "reference_points" in name:
-            groups["sampling"].append(parameter)
-        else:
-            groups["rest"].append(parameter)
-    return [
-        {"params": parameters, "name": name, "factor": factors[name], "lr": config.lr * factors[name]}
-        for name, parameters in groups.items()
-        if parameters
-    ]
-
-
-def learning_rate(step: int, config: TrainConfig, steps_per_epoch: int) -> float:
-    """The learning rate of step 0, 1, ...: a function of the step alone, so that a resumed run has the same."""
-    rate = config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    if config.schedule == "cosine":
-        return rate * 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
-    if config.schedule == "step" and step >= config.drop_epoch * steps_per_epoch:
-        return rate * 0.1
-    return rate
-
-
 def _open_run(recipe: Recipe, folder: Path, resume: bool) -> dict[str, Any] | None:
     """Make the run's folder, or read the state to go on from."""
     last = folder / "last.pt"
@@ -236,7 +211,7 @@ def _open_run(recipe: Recipe, folder: Path, resume: bool) -> dict[str, Any] | No
 def _save_state(
     folder: Path,
     model: Model,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     recipe: Recipe,
     classes: list[str],
     step: int,
@@ -248,8 +223,8 @@ def _save_state(
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.zeros(0, dtype=torch.uint8)
     write_atomically(
         {
-            **content, "optimizer": optimizer.state_dict(), "step": step, "best": best, "seconds": seconds,
-            "rng": torch.get_rng_state(), "cuda_rng": cuda,
+            **content, "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step, "best": best,
+            "seconds": seconds, "rng": torch.get_rng_state(), "cuda_rng": cuda,
         },
         folder / "last.pt",
     )  # fmt: skip
