@@ -143,6 +143,14 @@ def test_general_diagnosis(tmp_path: Path, body: str, message: str) -> None:
     assert "seen on: one query, three keys" in verdict.text
 
 
+def test_results_that_are_no_tensors_are_shown(tmp_path: Path) -> None:
+    body = "def wrong(height, width, short_side, max_side):\n    return {}\n"
+    for returned, message in (("[1, 2]", "returned a list, where a tuple is expected"), ("(1, 2)", "another")):
+        verdict = examine(find("resized_size"), written(tmp_path, "wrong", body.format(returned)))
+        assert message in verdict.text
+        assert f"expected (337, 288)\n  got      {returned}" in verdict.text
+
+
 def test_an_error_is_shown_with_the_learners_line(tmp_path: Path) -> None:
     function = written(
         tmp_path, "wrong", "def wrong(query, key, value, mask=None):\n    x = 1\n    return value[7] + x\n"

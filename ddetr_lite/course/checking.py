@@ -151,10 +151,11 @@ def _general(outcome: Outcome, expected: Any) -> str:
         return f"your function raised {type(outcome.error).__name__}: {first_line}"
     if value is None:
         return "your function returned None: is there a `return` at its end?"
+    kind = Tensor if isinstance(expected, Tensor) else type(expected)
+    if not isinstance(value, kind):
+        return f"your function returned a {type(value).__name__}, where a {kind.__name__.lower()} is expected"
     if not isinstance(expected, Tensor):
         return "the result is another"
-    if not isinstance(value, Tensor):
-        return f"your function returned a {type(value).__name__}, where a tensor is expected"
     if value.shape != expected.shape:
         return f"the result has shape {tuple(value.shape)}, where {tuple(expected.shape)} is expected"
     if value.dtype != expected.dtype:

@@ -1,6 +1,7 @@
 """How the checks write numbers: few, rounded, and the same on every machine."""
 
 import inspect
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -46,7 +47,9 @@ def shapes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
 
 def comparison(got: Any, expected: Any) -> list[str]:
     """What came and what should have: the numbers themselves when they are few, else the worst of them."""
-    if not isinstance(got, Tensor) or not isinstance(expected, Tensor):
+    if not isinstance(expected, Tensor):
+        return [f"expected {expected!r}", f"got      {reprlib.repr(got)}"]
+    if not isinstance(got, Tensor):
         return []
     if got.shape != expected.shape:
         return [f"expected shape {tuple(expected.shape)}", f"got shape      {tuple(got.shape)}"]

@@ -55,7 +55,7 @@ class TrainConfig:
     """adamw: as in the paper; muon: Muon for matrices and convolutions, AdamW for the rest (`engine.muon`)."""
     muon_lr: float = 0.01
     """Muon's learning rate, where AdamW's is `lr`; both follow the same schedule."""
-    muon_weight_decay: float = 0.01
+    muon_weight_decay: float = 0.1
     clip_norm: float = 0.1
     """Gradients longer than this are shortened; 0: never."""
     warmup_steps: int = 0
@@ -106,7 +106,7 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
         DataConfig("data/shapes", cache=True, size_bands=(0.2, 0.4)),
         AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True, color=True),
         TrainConfig(
-            epochs=7,
+            epochs=6,
             batch=16,
             lr=1e-3,
             optimizer="muon",

@@ -73,7 +73,7 @@ def sampling_points(
 ) -> Axes:
     """Where one query looks, as in figure 6 of the Deformable DETR paper.
 
-    picture: (3, H, W); locations: (M, L, P, 2), (x, y) in 0..1 of the picture; weights: (M, L, P): larger and darker dots
+    picture: (3, H, W); locations: (M, L, P, 2), (x, y) in 0..1 of the picture; weights: (M, L, P): larger and stronger dots
     weigh more, and each level has its own colour. reference: (2,) or (4,), in 0..1, drawn as a cross; box: corners in
     pixels.
     """
@@ -88,7 +88,7 @@ def sampling_points(
             x, y = (locations[:, level].reshape(-1, 2) * locations.new_tensor((width, height))).T.numpy()
             share = (weights[:, level].flatten() / strongest).numpy()
             ax.scatter(
-                x, y, s=6 + 90 * share, alpha=(0.35 + 0.65 * share).tolist(),
+                x, y, s=16 + 84 * share, alpha=(0.6 + 0.4 * share).tolist(),
                 color=COLOURS[level % len(COLOURS)],
                 edgecolors=PAPER, linewidths=0.5, zorder=3,
             )  # fmt: skip

@@ -21,14 +21,18 @@
 # | | |
 # |:--|:--|
 # | **You will be able to** | run a trained detector, from Python and from a terminal; read what it says and measure how right it is; say what a query, its reference point and its sampling points are; solve an exercise, and let the detector run on your solution |
-# | **You need first** | Python and matrix products; nothing about neural networks |
-# | **Time** | 30 minutes to read and run, 30 for the exercises |
+# | **You need first** | Python, matrix products, and arrays as in NumPy (shape, indexing, broadcasting); nothing about neural networks |
+# | **Time** | 40 minutes to read and run, 30 for the exercises |
 # | **Device** | any CPU; all cells together take less than half a minute, and nothing is downloaded |
 
 # %% [markdown]
 # Run the cells from top to bottom: Shift + Enter runs one and goes on to the next. Where a cell prints
-# something, guess first. Change things and run them again; you can break nothing that *Kernel → Restart* does
-# not mend.
+# something, guess first. Change things and run them again: *Kernel → Restart* gives you a fresh start, and
+# `git checkout notebooks` the text of all cells as it was.
+
+# %% [markdown]
+# Now and then you meet a box with two words in bold. The **claim** is something that one might believe; the
+# **measurement** below it decides. Often it says no.
 
 # %%
 import torch
@@ -43,16 +47,17 @@ from ddetr_lite.set_prediction import boxes as package  # the functions of the p
 # ## 1. What a detector says
 #
 # A **detector** is given a picture and answers two questions: what is in it, and where? Ours is called
-# *Deformable DETR*. What the name means the course will tell; for now it is a machine with a slot for
-# pictures. Here is one to put in:
+# *Deformable DETR*. The course will explain the name; for now it is a machine with a slot for pictures.
+# Here is one to put in:
 
 # %%
 scene = course.picture()
 print(tuple(scene.pixels.shape), scene.pixels.dtype)
 
 # %% [markdown]
-# For a computer a picture is a table of numbers: three tables, for red, green and blue, of 96 rows and 96
-# columns, with whole numbers from 0 to 255 (that is what `uint8` says). To us it looks like this:
+# For a computer a picture is an array of numbers (torch says **tensor**): three tables, for red, green and
+# blue, of 96 rows and 96 columns, with whole numbers from 0 to 255 (that is what `uint8` says). To us it
+# looks like this:
 
 # %%
 ax = plots.picture(scene.pixels, "The course's picture")
@@ -110,9 +115,9 @@ plots.show(
 # is the **intersection over union**, IoU: 1 for equal boxes, 0 for boxes that do not touch.
 
 # %% [markdown]
-# With a pencil: the box (0, 0, 4, 4) and the box (2, 0, 6, 4), the same moved two to the right. They share a
-# strip of 2 × 4 = 8. Together they cover 16 + 16 − 8 = 24. So their IoU is 8 / 24 = 0.33: each has half of
-# the other, and still it is only a third. IoU is a strict measure.
+# With a pencil: the box (0, 0, 4, 4) and the box (2, 0, 6, 4), the same moved two to the right. They share
+# a strip of 2 × 4 = 8. Together they cover 16 + 16 − 8 = 24. So their IoU is 8 / 24 = 0.33: each covers
+# half of the other, and still it is only a third. IoU is a strict measure.
 
 # %%
 def iou(a, b):
@@ -147,13 +152,14 @@ plots.show(
 # %%
 for name, box in zip(scene.names, truth):
     best = max((iou(f.box, box) for f in found if f.label == name), default=0.0)
-    print(f"{name:8}  {'found' if best >= 0.5 else 'missed'}, IoU {best:.1f}")
+    print(f"{name:8}  {'found' if best >= 0.5 else 'missed'}, IoU {best:.2f}")
 
 # %% [markdown]
 # > **Claim:** it finds them because it has learned this very picture by heart.
 # >
-# > **Measurement:** the checkpoint (the file with the parameters) says what it was trained on. And where does
-# > our picture come from?
+# > **Measurement:** such a set of pictures is **split** in two. From one part, `train`, the model learns.
+# > The other, `val` for *validation*, is kept from it. The checkpoint (the file with the parameters) says
+# > which part it was trained on. And where does our picture come from?
 
 # %%
 from ddetr_lite.course.scene import SPLIT
@@ -162,13 +168,13 @@ print("trained on:", detector.about["recipe"]["data"]["train_split"])
 print("our picture:", SPLIT)
 
 # %% [markdown]
-# Such a set is **split** in two. From one part, `train`, the model learns. The other, `val` for *validation*,
-# is kept from it, so that we can see what it does with pictures it has never met. Ours is one of those.
+# So it has never met our picture. The validation part exists for just that: to see what a model does with
+# pictures it cannot know.
 
 # %% [markdown]
 # > **Claim:** so the detector says how many objects there are.
 # >
-# > **Measurement:** the number of its detections, when we believe them from another score on.
+# > **Measurement:** the number of its detections, for different thresholds.
 
 # %%
 for threshold in (0.9, 0.7, 0.5, 0.3, 0.1, 0.0):
@@ -176,9 +182,9 @@ for threshold in (0.9, 0.7, 0.5, 0.3, 0.1, 0.0):
 
 # %% [markdown]
 # It does not. It always makes a hundred guesses, each with a score, and the **threshold** is ours. Set it
-# high, and objects are missed; set it low, and objects are invented. A mark that looks at all thresholds at
-# once is *average precision*, AP, from 0 to 1. [05](05_hungarian_loss.ipynb) draws it; for this detector it
-# was measured on the 300 validation pictures after training:
+# high, and objects are missed; set it low, and objects are invented. A measure that looks at all thresholds
+# at once is *average precision*, AP, from 0 to 1. [05](05_hungarian_loss.ipynb) draws it; for this detector
+# it was measured on the 300 validation pictures after training:
 
 # %%
 print(f"AP {detector.about['metrics']['AP']:.2f}")
@@ -187,10 +193,10 @@ print(f"AP {detector.about['metrics']['AP']:.2f}")
 # ## 2. The same in a terminal
 #
 # What a cell can do, a command can do as well. In the folder of the course, with its environment active
-# (`source .venv/bin/activate`):
+# (`source .venv/bin/activate`, or `conda activate ddetr-lite`), and for any picture of yours:
 #
 # ```
-# ddetr-lite predict data/checkpoints/shapes.pt scene.png
+# ddetr-lite predict data/checkpoints/shapes.pt my_picture.png
 # ```
 #
 # Here we call it from Python, so that you see what it prints. First our picture has to become a file, in a
@@ -252,18 +258,20 @@ print(tuple(photo.shape))  # (3, H, W)
 # > words.
 
 # %%
-print("what it says:", [(f.label, round(f.score, 1)) for f in predict(detector, photo)])
+print("at a score of at least 0.5:", [f.label for f in predict(detector, photo)])
+print("its three surest guesses:  ", [f.label for f in predict(detector, photo, threshold=0.0)[:3]])
 print("a person among its classes:", "person" in detector.classes)
 
 # %% [markdown]
-# It cannot say "person", for it has never heard the word; nor "I have never seen such a thing". A detector
-# knows what its training pictures showed, and how they showed it.
+# It cannot say "person", for it has never heard the word. All its words are names of shapes, so each of its
+# guesses here is wrong; a low score is the nearest it can come to "I do not know". A detector knows what
+# its training pictures showed, and how they showed it.
 
 # %% [markdown]
-# So a second detector comes with the course, of the same design. Two things are different. It was trained on
-# photos, of the data set COCO; and it does not look at raw pixels, but through a network that others had
-# trained on a million photos before, which knows edges, textures and parts of things. (Such a network is
-# called a **backbone**; [06](06_detr.ipynb) explains it.)
+# So a second detector comes with the course, of the same design. Two things are different. It was trained
+# on photos, of the data set COCO; and it began with a part that others had trained on a million photos
+# before, and that knows edges, textures and parts of things. (That part, which turns pixels into features,
+# is called the **backbone**; [06](06_detr.ipynb) explains it.)
 
 # %%
 photo_detector = course.detector("photo")
@@ -328,7 +336,8 @@ print("logits", tuple(outputs.logits.shape), " boxes", tuple(outputs.boxes.shape
 # %% [markdown]
 # Read the shapes from left to right:
 #
-# - the **layers** of the *decoder*: each corrects what the one before has said;
+# - the **layers** of the *decoder*, the part of the detector that works on the queries: each corrects what
+#   the one before has said;
 # - B, the pictures: one;
 # - N_q, the **queries**;
 # - and then C, one number for each class, or 4, a box.
@@ -349,6 +358,7 @@ corners = package.cxcywh_to_xyxy(outputs.boxes[-1, 0]) * 96  # (N_q, 4), after t
 scores = outputs.logits[-1, 0].sigmoid()  # (N_q, C)
 sure = scores.amax(dim=-1) >= 0.5  # (N_q,): does it name any class with conviction?
 print("queries:", len(scores), "  that are sure of something:", sure.sum().item())
+print("pairs of a query and a class:", scores.numel())
 
 # %%
 drawn, axes = plots.panels(2, height=3.2)
@@ -362,8 +372,10 @@ plots.show(
 
 # %% [markdown]
 # Every query names a box, whether there is anything or not. Most of them then say "nothing" by a low score
-# for each of the classes. How training gets them to share out the objects, so that not two of them claim the
-# same, is the story of [05](05_hungarian_loss.ipynb).
+# for each of the classes. (The hundred guesses of section 1 are the best hundred of all pairs of a query
+# and a class: one query may speak more than once, always with the same box.) How training gets them to
+# share out the objects, so that not two of them claim the same, is the story of
+# [05](05_hungarian_loss.ipynb).
 
 # %% [markdown]
 # We choose one query, and keep it for the course: **the one that finds the ring**. Look at the ring once
@@ -424,10 +436,12 @@ print("maps (H, W):", query.level_shapes)
 # %% [markdown]
 # In a layer there are M × L × P points:
 #
-# - M **heads**: so many times the query looks, each time with another question ([02](02_multi_head_attention.ipynb));
-# - L **levels**: the picture as the network sees it, on a fine map, a coarser one and a very coarse one. A
-#   cell of the first covers 8 × 8 pixels, of the second 16 × 16, of the third 32 × 32;
-# - P **points**: so many for each head on each level.
+# - M **heads**: the query looks this many times, each time with another question
+#   ([02](02_multi_head_attention.ipynb));
+# - L **levels**: the picture as the detector sees it inside, as a **map**, a grid of cells with a vector in
+#   each; there is a fine map, a coarser one and a very coarse one. A cell of the first covers 8 × 8 pixels,
+#   of the second 16 × 16, of the third 32 × 32;
+# - P **points** for each head on each level.
 
 # %% [markdown]
 # A **location** is (x, y), from 0 at the left (upper) edge to 1 at the right (lower) one, the same on every
@@ -448,29 +462,33 @@ plots.show(
 )
 
 # %% [markdown]
-# This is the picture to remember. The cross is the reference point, and each dot is one look: the larger and
-# darker, the more it counts; its colour is the level. Figure 6 of the Deformable DETR paper shows such points
-# in photos.
+# This is the picture to remember. The box is the one from which the last layer starts, the cross its
+# reference point, and each dot is one look: the larger and stronger, the more it counts; its colour is the
+# level. Figure 6 of the Deformable DETR paper shows such points in photos.
 
 # %% [markdown]
 # > **Claim:** the query looks at the object it has found.
 # >
-# > **Measurement:** the share of its weight that falls on the ring. The ring is the only yellow thing, so its
-# > pixels are easy to tell: much more green in them than blue, and not more red than green.
+# > **Measurement:** the share of its weight that falls on the ring. The ring is the only yellow thing, so
+# > its pixels are easy to tell: much more green in them than blue, and hardly more red than green.
 
 # %%
 red, green, blue = scene.pixels.float()
 on_ring = (green - blue > 50) & (red < 1.15 * green)  # (H, W)
-print(f"the ring covers {on_ring.float().mean():.0%} of the picture")
-x, y = (query.locations * 96).long().clamp(0, 95).unbind(-1)  # the pixel at each point
+x0, y0, x1, y1 = path[0].round().long().clamp(0, 96)  # the box from which the query starts
+print(f"the ring covers {on_ring.float().mean():.0%} of the picture", end=" ")
+print(f"and {on_ring[y0:y1, x0:x1].float().mean():.0%} of the query's first box")
+pixels = (query.locations * 96).floor().long()  # the pixel at each point
+in_picture = ((pixels >= 0) & (pixels < 96)).all(dim=-1)
+x, y = pixels.clamp(0, 95).unbind(-1)
 for k, weights in enumerate(query.weights):
-    share = (weights * on_ring[y[k], x[k]]).sum() / weights.sum()
+    share = (weights * (on_ring[y[k], x[k]] & in_picture[k])).sum() / weights.sum()
     print(f"layer {k + 1}: weight on the ring {share:.0%}")
 
 # %% [markdown]
-# Far more than chance would give, though no one has told it where the ring is; but by no means all. "It looks
-# at the object" is a fair summary, and not true of every point: what lies *beside* an object tells where the
-# object ends.
+# Much more than the ring's share of the picture, and more than its share of the box that the query was
+# given to start from; but by no means all. "It looks at the object" is a fair summary, and not true of
+# every point: what lies *beside* an object tells where the object ends.
 
 # %% [markdown]
 # **How much did it look at?** In plain attention, as in [01](01_self_attention.ipynb), a query looks at every
@@ -487,8 +505,9 @@ for height, width in ((96, 96), (800, 1066)):
 
 # %% [markdown]
 # A point between cells reads four of them, so multiply the last number by four to be fair. It remains a
-# handful, and **it does not grow with the picture**. That is what *deformable* in the name stands for.
-# [07](07_deformable_attention.ipynb) builds it.
+# handful, and **it does not grow with the picture**. Nor are the points a fixed pattern: every query moves
+# its own to where they help, and that is what *deformable* stands for. [07](07_deformable_attention.ipynb)
+# builds it.
 
 # %% [markdown]
 # ## 5. The map
@@ -512,11 +531,11 @@ for height, width in ((96, 96), (800, 1066)):
 # | **11 · Train on COCO** | training on photos and on your own data, with one GPU or several, or with none |
 # | **12 · Fast kernels** | the same operation, many times as fast, and what the hardware allows |
 #
-# Notebooks without a link are in preparation.
+# Notebooks without a link are in preparation, and links to them in the text will work when they are there.
 
 # %% [markdown]
-# You may go straight through. If attention is no news to you, begin with 05. And what returns again and again
-# is the course's picture, and the query that finds its ring.
+# You may go straight through. If attention is no news to you, you may begin with 05. And what returns again
+# and again is the course's picture, and the query that finds its ring.
 
 # %% [markdown]
 # ## 6. How exercises work
@@ -564,7 +583,16 @@ course.hint("cxcywh_to_xyxy")
 # %% [markdown]
 # ## Exercises
 #
-# Four small ones, to learn the ropes. All four will be needed again.
+# Four small ones, to learn the ropes. All four will be needed again. Difficulty says how hard it is, importance how
+# much of the course builds on it. What they need of torch, in five lines (NumPy has most of it under other names):
+
+# %%
+t = torch.arange(8.0).reshape(2, 4)
+print("unbind(-1): the columns, one by one ", [tuple(column.shape) for column in t.unbind(-1)])
+print("stack, dim=-1: put together again  ", torch.equal(torch.stack(t.unbind(-1), dim=-1), t))
+print("t[..., 0]: the first of the last dimension, whatever is in front", t[..., 0].tolist())
+print("t[rows]: the rows where rows is True", t[torch.tensor([False, True])].tolist())
+print("t * [10, 1, 1, 1]: column by column ", (t * torch.tensor([10, 1, 1, 1]))[1].tolist())
 
 # %% [markdown]
 # ### Exercise 1 · `cxcywh_to_xyxy`
@@ -574,7 +602,7 @@ course.hint("cxcywh_to_xyxy")
 # From centre and size to corners: the left edge is half a width left of the centre. The four numbers stand in
 # the *last* dimension. In front of it there may be any others: boxes, or pictures and boxes.
 #
-# **This function will run the detector**: see below.
+# **The detector will run on this function**: see below.
 
 # %% tags=["exercise"]
 def cxcywh_to_xyxy(boxes):
@@ -694,10 +722,10 @@ course.check("keep_confident", keep_confident)
 #
 # Photos come in all sizes, and are made alike before a detector sees them. The rule of DETR's authors: the
 # *shorter* side becomes `short_side`, and the other keeps the proportion, its fraction cut off with `int`.
-# But if the longer side came out longer than `max_side`, then `short_side` is replaced by a smaller number
-# first: `round(max_side * shorter / longer)`.
+# But if the longer side came out longer than `max_side` (before its fraction is cut), then `short_side` is
+# replaced by a smaller number first: `round(max_side * shorter / longer)`.
 #
-# **This function will run the detector**, too.
+# **The detector will run on this function**, too.
 
 # %% tags=["exercise"]
 def resized_size(height, width, short_side, max_side):
@@ -748,8 +776,8 @@ course.use("resized_size", resized_size)
 course.parts()
 
 # %% [markdown]
-# The table grows with every notebook. Now the detector once more, on whatever is plugged in; the title of the
-# picture tells whose function made the corners:
+# The table lists the parts of all notebooks so far, and whose function is at work. Now the detector once
+# more, on whatever is plugged in; the title of the picture tells whose function made the corners:
 
 # %%
 whose = {row[0]: row[3] for row in course.parts().rows}
@@ -773,8 +801,8 @@ def same(a, b):
     )
 
 
-print("picture:", same(again, found))
-print("photo:  ", same(predict(photo_detector, photo, 0.25), found_in_photo))
+print("same in the picture:", same(again, found))
+print("same in the photo:  ", same(predict(photo_detector, photo, 0.25), found_in_photo))
 course.reset()  # the package's own functions again
 
 # %% [markdown]

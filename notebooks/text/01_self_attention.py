@@ -21,8 +21,8 @@
 # | | |
 # |:--|:--|
 # | **You will be able to** | compute self-attention with a pencil; write it as three matrix products, with masks; say why scores are divided by √64 = 8; say what it cannot see, and what it costs |
-# | **You need first** | Python and matrix products; [00 · Start here](00_start_here.ipynb) shows how exercises work |
-# | **Time** | 50 minutes to read and run, 45 for the exercises |
+# | **You need first** | Python, matrix products, and arrays as in NumPy (shape, indexing, broadcasting); [00 · Start here](00_start_here.ipynb) shows how exercises work |
+# | **Time** | 70 minutes to read and run, 45 for the exercises |
 # | **Device** | any CPU; all cells together take seconds, and nothing is downloaded |
 
 # %% [markdown]
@@ -43,8 +43,9 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. Why a word needs its neighbours
 #
-# Read *the river bank*, then *the money bank*. In the first you stand on grass, in the second you stand in
-# line. Nothing in the word "bank" itself made the difference; the word beside it did.
+# Read *the river bank*, then *the money bank*. (Short for: the bank of the river, the bank that keeps the
+# money.) In the first you stand on grass, in the second you stand in line. Nothing in the word "bank"
+# itself made the difference; the word beside it did.
 
 # %% [markdown]
 # A model works with numbers, so every word first becomes a list of numbers, a **vector**. The vectors stand
@@ -182,8 +183,10 @@ plots.show(
 # A row times a matrix, as everywhere in this course: `x @ W_Q`.
 
 # %% [markdown]
-# In the Transformer of 2017 an embedding has d = 512 numbers, and queries, keys and values have D = 64. A
-# matrix that turns 512 numbers into 64 has 512 rows and 64 columns:
+# In the Transformer of 2017, the model that is made of such layers ([04](04_transformer.ipynb)), an
+# embedding has d = 512 numbers, and queries, keys and values have D = 64. A matrix that turns 512 numbers
+# into 64 has 512 rows and 64 columns. (Its random numbers are divided by √512: a sum of 512 of them then
+# varies about as much as one of the numbers in x.)
 
 # %%
 d, D = 512, 64
@@ -275,9 +278,10 @@ weighted = weights[:, None] * v  # (N, 1) times (N, D): every number of a value 
 print(weighted)
 
 # %% [markdown]
-# **Step 6: sum.** Add what the two words hand over, and "Thinking" has its new vector:
+# **Step 6: sum.** Add what the two words hand over, and "Thinking" has its new vector (with one more digit
+# of the weights):
 #
-# 0.150 · (1, 2, 0) + 0.850 · (3, 0, 2) = (2.699, 0.301, 1.699)
+# 0.1503 · (1, 2, 0) + 0.8497 · (3, 0, 2) = (2.699, 0.301, 1.699)
 
 # %%
 z_thinking = weighted.sum(dim=0)
@@ -342,8 +346,8 @@ for size, scores in raw.items():
     print(f"D = {size:4}   √D = {math.sqrt(size):4.0f}   spread of the scores: about {scores.std():.0f}")
 
 # %% [markdown]
-# With D = 64 the scores spread about 8 wide. Divided by 8 they have spread 1, whatever D is. That explains
-# the square root: D itself would be too much.
+# With D = 64 the scores spread about 8 wide. Divided by √D they have spread 1, whatever D is. That explains
+# the square root: divided by D itself they would shrink as D grows, until all weights were equal.
 
 # %% [markdown]
 # And why is a wide spread bad? Look at what the softmax makes of scores that grow. The same three, times 1, 4
@@ -356,13 +360,15 @@ for factor in (1, 4, 16):
 
 # %% [markdown]
 # The mean has become a choice: one weight is one, the others are zero. The softmax is **saturated**. Then
-# something worse follows. Training follows the **gradient**: how much the result changes when a score changes
-# a little. Where a weight is pinned at one or zero, a little change of a score changes nothing, and there is
-# nothing to follow.
+# something worse follows. Training follows the **gradient**: how much the result changes when a score
+# changes a little. The pencil says how much: if a score grows a little, its own weight p grows p · (1 − p)
+# times as much, and that is next to nothing for a p near one or near zero. There a change of a score
+# changes nothing, and there is nothing to follow.
 
 # %% [markdown]
-# We measure both, for queries with ten keys: the largest of the ten weights, and the gradient of that weight
-# with respect to the scores (its length, to have one number).
+# We measure both, for queries with ten keys: the largest of the ten weights, and the gradient of that
+# weight with respect to the scores (its length, to have one number). `backward()` lets torch work out the
+# gradient, and leaves it in `.grad`.
 
 # %%
 def measure(scores):
@@ -396,8 +402,9 @@ plots.show(
 )
 
 # %% [markdown]
-# Read from left to right. Divided (blue), nothing depends on D. Not divided (orange), the mean over ten words
-# turns into a choice of one, and the gradient fades. In numbers:
+# Read from left to right. Divided (blue), nothing depends on D. Not divided (orange), the mean over ten
+# words turns into a choice of one, and the gradient fades. (At D = 4 it is the longer one: weights that are
+# still undecided have the longest gradient.) In numbers:
 
 # %%
 i64, i1024 = sizes.index(64), sizes.index(1024)
@@ -411,10 +418,10 @@ print(f"gradient at D = 1024: divided, it is {with_root[i1024][1] / without[i102
 # > **Measurement:** suppose training made W^Q eight times smaller. What would change?
 
 # %%
-x64 = torch.randn(5, d)
-W_q, W_k = torch.randn(d, D) / math.sqrt(d), torch.randn(d, D) / math.sqrt(d)
-divided = (x64 @ W_q) @ (x64 @ W_k).T / 8
-smaller = (x64 @ (W_q / 8)) @ (x64 @ W_k).T
+x5 = torch.randn(5, d)
+W_Q64, W_K64, _ = real
+divided = (x5 @ W_Q64) @ (x5 @ W_K64).T / 8
+smaller = (x5 @ (W_Q64 / 8)) @ (x5 @ W_K64).T
 print("same scores:", torch.allclose(divided, smaller, atol=1e-6))
 
 # %% [markdown]
@@ -430,7 +437,7 @@ print("same scores:", torch.allclose(divided, smaller, atol=1e-6))
 # belongs to the word that looks, column j to the word looked at.
 
 # %% [markdown]
-# The softmax runs along each row, and the weighted sum of values is a matrix product again. So the six steps
+# The softmax runs along each row, and the weighted sum of values is a matrix product again. So steps 2 to 6
 # are one line, equation 1 of *Attention Is All You Need* (which writes d_k for our D):
 #
 # $$\text{Attention}(Q, K, V) = \text{softmax}\!\left(\frac{Q K^\top}{\sqrt{D}}\right) V$$
@@ -488,8 +495,9 @@ plots.show(
 )
 
 # %% [markdown]
-# Every row sums to one. "the", whose vector is zero, has nothing to ask: all its scores are equal, and so are
-# its weights. "money" looks mostly at itself; both words "bank" look at the whole river side of the sentence.
+# Every row sums to one. "the", whose vector is zero, has nothing to ask: all its scores are equal, and so
+# are its weights. "money" looks mostly at itself. Both words "bank" look equally at "river" and at either
+# "bank", for all three dot products are 3, and less at "money", whose dot product with them is 2.
 
 # %% [markdown]
 # Look at the rows of the two words "bank": they are equal. The first stands beside "money", the second beside
@@ -573,9 +581,11 @@ print("package:", package.attention_weights(torch.randn(1, D), torch.randn(3, D)
 
 # %% [markdown]
 # **Causal masks.** A model that writes a sentence word by word must not peek at words that are not written
-# yet. So word i may see words 0 to i, and everything later is hidden: True above the diagonal.
+# yet. So word i may see words 0 to i, and everything later is hidden: True above the diagonal. (The vectors
+# of the four words are random here; only who may look at whom matters.)
 
 # %%
+torch.manual_seed(7)
 story = ["once", "upon", "a", "time"]
 x4 = torch.randn(4, d)
 Q, K, V = (x4 @ W for W in real)
@@ -619,8 +629,9 @@ print("man the same in both:", torch.allclose(news_1[2], news_2[0], atol=1e-5))
 
 # %% [markdown]
 # To attention it is the same event. No step of the six asks *where* a word stands; a sum does not care in
-# which order its terms come. Words in another order give the same vectors in that other order. This is called
-# **permutation equivariance**.
+# which order its terms come. Words in another order give the same vectors in that other order. This is
+# called **permutation equivariance**. (A causal mask breaks it, for it counts positions.) The two words
+# "bank" of section 5 had no chance: only what stands beside them differs, and beside means nothing here.
 
 # %% [markdown]
 # Seen in the matrix: the order of words moves rows and columns about, and changes no number.
@@ -651,9 +662,9 @@ plots.show(
 # %% [markdown]
 # ## 8. The price: N²
 #
-# Every word looks at every other: N words make N × N scores. Twice the words, four times the work. We count
-# the operations that torch really does, for the two large products: N · N · D multiplications in each, and as
-# many additions.
+# Every word looks at every other: N words make N × N scores. Twice the words, four times the work. The two
+# large products take N · N · D multiplications each, and as many additions. torch's counter notes every
+# product that is called, and adds these up (the softmax, which is small beside them, it leaves out):
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -665,8 +676,8 @@ for N in (128, 256, 512, 1024):
     print(f"N = {N:4}   operations {counter.get_total_flops():>11,}   4·N²·D = {4 * N * N * D:>11,}")
 
 # %% [markdown]
-# Counted and computed agree, and each line is four times the one above. Time follows, on your machine as on
-# any other (small sizes are distorted by what a call costs in itself):
+# Counted and computed agree: there is no product that we forgot. And each line is four times the one above.
+# Time follows, on your machine as on any other (small sizes are distorted by what a call costs in itself):
 
 # %% tags=["nbval-ignore-output"]
 def seconds(N):
@@ -678,9 +689,9 @@ for N in (512, 1024):
     print(f"from {N} to {2 * N} words: {seconds(2 * N) / seconds(N):.1f} times as long")
 
 # %% [markdown]
-# For a sentence this is no trouble. For a picture the tokens are not words, but the cells of a grid laid over
-# it. A photograph of 800 × 1066 pixels with cells of 32 × 32 pixels has 25 × 34 of them; to find small
-# objects one wants cells of 8 × 8.
+# For a sentence this is no trouble. For a picture the **tokens**, as the vectors that attention works on
+# are called, are not words but the cells of a grid laid over it. A photograph of 800 × 1066 pixels with
+# cells of 32 × 32 pixels has 25 × 34 of them; to find small objects one wants cells of 8 × 8.
 
 # %%
 for cell in (32, 16, 8):
@@ -689,8 +700,8 @@ for cell in (32, 16, 8):
     print(f"cells of {cell:2} px: N = {N:6,}   N² = {N * N:11,}   the weights take {megabytes:4.0f} MB")
 
 # %% [markdown]
-# As a curve, with the number of tokens beside it. Both axes are logarithmic: one step is always a doubling to
-# the right, and a factor of ten upwards.
+# As a curve, with the number of tokens beside it. Both axes are logarithmic: a step to the right doubles N,
+# a step up is a factor of ten.
 
 # %%
 N = [2**i for i in range(6, 15)]
@@ -703,45 +714,51 @@ plots.show(
 )
 
 # %% [markdown]
-# Half the cell size means four times the tokens and sixteen times the weights, and the detector has eight
-# such matrices in every layer. **Remember this curve.** It is the reason why Deformable DETR exists, and
-# [07](07_deformable_attention.ipynb) bends it down.
+# Half the cell size means four times the tokens and sixteen times the weights, and DETR, the detector of
+# 06, has eight such matrices in every layer of its encoder. **Remember this curve.** It is the reason why
+# Deformable DETR exists, and [07](07_deformable_attention.ipynb) bends it down.
 
 # %% [markdown]
 # > **Claim:** a clever implementation makes this cheap. torch has a *fused* one, which never keeps the N × N
 # > weights in memory.
 # >
-# > **Measurement:** count its operations, as above.
+# > **Measurement:** how much longer does it take for twice the words?
 
-# %%
-Q = torch.randn(1, 1, 1024, D)  # it wants two dimensions in front: batch and heads
-with FlopCounterMode(display=False) as counter:
-    _ = torch.nn.functional.scaled_dot_product_attention(Q, Q, Q)
-print(f"N = 1024   operations {counter.get_total_flops():,}")
+# %% tags=["nbval-ignore-output"]
+def seconds_fused(N):
+    Q = torch.randn(1, 1, N, D)  # it wants two dimensions in front
+    return min(timeit(lambda: torch.nn.functional.scaled_dot_product_attention(Q, Q, Q), number=1) for _ in range(9))
+
+
+for N in (1024, 2048):
+    print(f"from {N} to {2 * N} words: {seconds_fused(2 * N) / seconds_fused(N):.1f} times as long")
 
 # %% [markdown]
-# The memory is saved, the operations are not: the same number as in the last line of the count. To be cheap,
-# a query must look at fewer keys.
+# The memory is saved, the work is not: every query still meets every key, and twice the words take about
+# four times as long. To be cheap, a query must look at fewer keys.
 
 # %% [markdown]
 # ## 9. The same, from the package and from torch
 #
-# What you built is what the detector of this course runs on, and what torch itself offers. Three
-# implementations, one result:
+# The package has the weights written out, as you have them, for looking at; and a function for the whole,
+# which hands the work to torch's fused one. Three ways, one result:
 
 # %%
 Q, K, V = torch.randn(3, 6, D)
 mask = package.causal_mask(6)
 
 by_hand = (Q @ K.T / math.sqrt(D)).masked_fill(mask, -torch.inf).softmax(dim=-1) @ V
-ours = package.scaled_dot_product_attention(Q, K, V, mask)
-theirs = torch.nn.functional.scaled_dot_product_attention(Q, K, V, attn_mask=~mask)  # True is visible
-print("package within 1e-6:", (by_hand - ours).abs().max().item() < 1e-6)
-print("torch within 1e-6:  ", (by_hand - theirs).abs().max().item() < 1e-6)
+ways = {
+    "package, weights written out": package.attention_weights(Q, K, mask) @ V,
+    "package, fused": package.scaled_dot_product_attention(Q, K, V, mask),
+    "torch": torch.nn.functional.scaled_dot_product_attention(Q, K, V, attn_mask=~mask),  # True is visible
+}
+for name, result in ways.items():
+    print(f"{name:29} within 1e-6: {(by_hand - result).abs().max().item() < 1e-6}")
 
 # %% [markdown]
-# Mind the `~`: torch's function and this package give True opposite meanings. Where an equation of the paper
-# lives in the package, and which test holds it there:
+# Mind the `~`: in torch's function and in this package True has opposite meanings. Where an equation of the
+# paper lives in the package, and which test holds it there:
 
 # %%
 course.equation_map("01")
@@ -778,8 +795,9 @@ print("tokens", tuple(colour.shape))
 
 # %% [markdown]
 # Queries and keys should fit where colours are alike. So we take the colour as a difference from the
-# picture's mean colour, and give every such vector the same length, 3: the dot product of two is then 9 when
-# they point the same way, and −9 when they are opposite. The values are the colours themselves.
+# picture's mean colour, divided by its spread, and give every such vector the same length, 3: the dot
+# product of two is then 9 when they point the same way, and −9 when they are opposite. The values are the
+# colours themselves.
 
 # %%
 centred = (colour - colour.mean(dim=0)) / colour.std(dim=0)  # (144, 3)
@@ -800,13 +818,14 @@ for (name, (row, column)), ax in zip(over.items(), axes):
 plots.show(
     drawn,
     alt="Attention of four patches over the picture. The patch in the large star lights up that star and "
-    "part of the triangle, the small star and the ring light up themselves, and the ground lights up "
-    "the ground.",
+    "part of the triangle, the small star mostly itself, the ring itself and a little of the triangle, and "
+    "the ground lights up the ground.",
 )
 
 # %% [markdown]
-# Glowing squares are looked at, the brighter the more. The ring finds the rest of itself around its hole, and
-# the ground finds ground in every corner.
+# Red squares are looked at most, orange and yellow ones less, grey ones hardly at all (each picture has its
+# own scale). The ring finds the rest of itself around its hole, and the ground finds ground in every
+# corner.
 
 # %% [markdown]
 # > **Claim:** attention finds objects.
@@ -844,8 +863,9 @@ plots.show(
 )
 
 # %% [markdown]
-# The ground has become calm, and each object has drifted towards a colour of its own: patches that are alike
-# have spoken with one another, in a single step, even from opposite corners of the picture.
+# The ground has become calm, and each object has drifted towards one colour; star and triangle towards the
+# same, as the row of the large star foretold. Patches that are alike have spoken with one another, in a
+# single step, even from opposite corners of the picture.
 
 # %% [markdown]
 # ## Summary
@@ -881,8 +901,8 @@ def scaled_scores(query, key):
 # <details>
 # <summary>Hint</summary>
 #
-# Build a list of lists, one row for each query, and stack it; or fill a table made with `torch.zeros`. The
-# dot product of two vectors is `a @ b`. D is the length of one query, `query.shape[1]`.
+# Fill a table made with `torch.zeros`, one row for each query and one column for each key. The dot product
+# of two vectors is `a @ b`. D is the length of one query, `query.shape[1]`.
 #
 # </details>
 
@@ -910,9 +930,9 @@ course.check("scaled_scores", scaled_scores)
 #
 # Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
 #
-# √D is one choice of a **temperature** T: softmax(scores / T). High temperatures make weights even, low ones
-# make them a choice. Write it with `exp` and `sum` only, without torch's `softmax`. One trap: e to the 1000
-# is infinite for a computer, and scores of 1000 must still give the right weights.
+# √D is one choice of a **temperature** T: softmax(scores / T). High temperatures make weights even, low
+# ones make them a choice. Write it with `exp`, `sum` and `amax`, without torch's `softmax`. One trap: e to
+# the 1000 is infinite for a computer, and scores of 1000 must still give the right weights.
 
 # %% tags=["exercise"]
 def softmax_with_temperature(scores, temperature):
@@ -990,9 +1010,10 @@ course.check("causal_mask", causal_mask)
 #
 # The whole of it, with an optional mask. Two things are new. Inputs may have further dimensions in front
 # (pictures, heads), so count dimensions from the end: `transpose(-2, -1)`, `softmax(dim=-1)`. And the mask
-# may have size 1 where it is the same for all; torch stretches it by itself.
+# may have size 1 where it is the same for all; torch stretches it by itself. (A query that may see nobody
+# need not be handled.)
 #
-# **This function will run the detector**: see below.
+# **The detector will run on this function**: see below.
 
 # %% tags=["exercise"]
 def scaled_dot_product_attention(query, key, value, mask=None):
