@@ -155,6 +155,10 @@ for name, box in zip(scene.names, truth):
     print(f"{name:8}  {'found' if best >= 0.5 else 'missed'}, IoU {best:.2f}")
 
 # %% [markdown]
+# *Missed* means that no detection of the right class and a score of at least 0.5 fits; a less sure one, or one of
+# another class, may still lie there.
+
+# %% [markdown]
 # > **Claim:** it finds them because it has learned this very picture by heart.
 # >
 # > **Measurement:** such a set of pictures is **split** in two. From one part, `train`, the model learns.
@@ -308,9 +312,9 @@ for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
     print(f"{f.label:12} {f.score:.2f}")
 
 # %% [markdown]
-# Be strict with it. Its surest box is right, but the score says that it hardly trusts itself, and below 0.25
-# come more boxes for the same person. Which of the other words are true? And think of what it does *not* name:
-# a flag and a cap are not mistakes, for they are not among its classes; a tie that is missed is one.
+# Be strict with it. Its surest box is right, but the score says that it hardly trusts itself. Which of the
+# other words are true? And think of what it does *not* name: a flag and a cap are not mistakes, for they
+# are not among its classes; a tie that is missed is one.
 
 # %% [markdown]
 # It is a small detector: it saw 1,780 photos, four times each, for ten minutes on one core of a CPU. Those of
@@ -405,8 +409,8 @@ for step, box in zip(steps, path.tolist()):
     print(f"{step:14} {[round(x) for x in box]}   IoU {iou(box, true_ring):.2f}")
 
 # %% [markdown]
-# The start is close already: much has been decided before the decoder begins, and each layer adds a little.
-# One query in one picture proves no rule; what the layers bring on average,
+# The start is close already: much has been decided before the decoder begins, and here its layers add
+# little. One query in one picture proves no rule; what the layers bring on average,
 # [10](10_convergence_and_ablations.ipynb) measures.
 
 # %% [markdown]

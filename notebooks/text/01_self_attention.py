@@ -651,7 +651,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Find the largest weight, "upon" looking at "time", on the left and on the right: the same weight, only in
+# Find the largest weight, "a" looking at "upon", on the left and on the right: the same weight, only in
 # another place.
 
 # %% [markdown]
