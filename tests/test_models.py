@@ -946,9 +946,9 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     config = replace(SMALL, weights=str(file))
     with pytest.raises(ValueError, match=r"weights.pth is no file; give 'imagenet', a URL"):
         Backbone(config)
-    torch.save({k: v for k, v in state.items() if not k.startswith("layer2.conv")}, file)
+    torch.save({k: v for k, v in state.items() if not k.startswith("layer2.0.conv")}, file)
     with pytest.raises(
-        ValueError, match=r"do not fit backbone 'small': the file lacks 'layer2.conv1.weight' \(2 tensors"
+        ValueError, match=r"do not fit backbone 'small': the file lacks 'layer2.0.conv1.weight' \(2 tensors"
     ):
         Backbone(config)
     torch.save({**state, "conv1.weight": torch.zeros(2)}, file)
