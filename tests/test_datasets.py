@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_coco
 import torch
@@ -149,6 +150,25 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> 
     kept = itertools.chain.from_iterable(EpochSampler(103, 10, seed=2, epoch=5, drop_last=False))
     assert len(set(kept)) == 103
     assert len(EpochSampler(4, 10, seed=0, epoch=0)) == 1  # fewer pictures than a batch still make one
+
+
+def test_pictures_of_one_group_share_a_batch() -> None:
+    groups = np.random.default_rng(7).integers(0, 2, 103).tolist()
+    whole = list(EpochSampler(103, 10, seed=2, epoch=5, groups=groups))
+    mixed = [batch for batch in whole if len({groups[index] for _, index in batch}) > 1]
+    assert len(whole) == 10
+    assert len(mixed) <= 1  # the rests of both groups
+    assert len({index for batch in whole for _, index in batch}) == 100
+    first = [groups[batch[0][1]] for batch in whole]
+    assert first != sorted(first), "one group after the other: the batches are not shuffled"
+    assert list(EpochSampler(103, 10, seed=2, epoch=5, start=7, groups=groups)) == whole[7:]
+    assert whole != list(EpochSampler(103, 10, seed=2, epoch=6, groups=groups))
+
+
+def test_orientations_come_from_the_annotations(folder: Path) -> None:
+    data = dataset(folder)
+    data.images = [{"width": 3, "height": 4}, {"width": 4, "height": 3}, {"width": 4, "height": 4}, {}]
+    assert data.orientations() == [1, 0, 0, 0]
 
 
 def test_resize_rule_by_hand() -> None:

@@ -122,6 +122,10 @@ class CocoDetection(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    def orientations(self) -> list[int]:
+        """For each picture 1 where it is upright, 0 where it is wide, or where the file does not say."""
+        return [int(image.get("height", 0) > image.get("width", 0)) for image in self.images]
+
     def objects(self, index: int) -> list[dict[str, Any]]:
         """The annotations of a picture that are single objects, not crowds."""
         return [a for a in self.annotations[index] if not a.get("iscrowd", 0)]
@@ -200,12 +204,30 @@ class EpochSampler(torch.utils.data.Sampler[list[Key]]):
 
     Starts at batch `start` of the epoch: so a run that was stopped in the middle goes on with the very next batch.
     The last, smaller batch is left out in training (`drop_last`), unless it is the only one.
+    groups: a number for each picture (length,); pictures of one group share a batch, but for the rest of each group.
     """
 
-    def __init__(self, length: int, batch: int, seed: int, epoch: int, start: int = 0, drop_last: bool = True):
-        order = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch)))).permutation(length)
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        drop_last: bool = True,
+        groups: Sequence[int] | None = None,
+    ):
+        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
+        order = random.permutation(length)
         count = max(1, length // batch) if drop_last else -(-length // batch)
-        self.batches = [[(epoch, int(i)) for i in order[b * batch : (b + 1) * batch]] for b in range(count)][start:]
+        if groups is not None:
+            members = [order[np.asarray(groups)[order] == group] for group in sorted(set(groups))]
+            whole = [m[: len(m) // batch * batch] for m in members]
+            order = np.concatenate([*whole, *(m[len(w) :] for m, w in zip(members, whole, strict=True))])
+        batches = [[(epoch, int(i)) for i in order[b * batch : (b + 1) * batch]] for b in range(count)]
+        if groups is not None:
+            batches = [batches[i] for i in random.permutation(count)]
+        self.batches = batches[start:]
 
     def __len__(self) -> int:
         return len(self.batches)

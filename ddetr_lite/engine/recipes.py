@@ -45,6 +45,8 @@ class TrainConfig:
     epochs: int = 50
     batch: int = 2
     """Pictures in a step."""
+    group_orientations: bool = False
+    """Upright pictures share a batch, and wide ones: fewer pixels are padding."""
     lr: float = 2e-4
     backbone_lr: float = 0.1
     """Times `lr` for the backbone; 0 freezes it."""
@@ -98,8 +100,24 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
         "mobile",
         DataConfig("data/coco-mini", cache=True),
         AugmentConfig(short_sides=(224, 240, 256, 272, 288, 304, 320), eval_short_side=288, max_side=384, color=True),
-        TrainConfig(epochs=50, batch=8, lr=4e-4, warmup_steps=200, schedule="cosine", evaluate_every=5),
-        TrainConfig(epochs=150, batch=8, lr=2e-4, warmup_steps=200, schedule="cosine", evaluate_every=10),
+        TrainConfig(
+            epochs=50,
+            batch=8,
+            group_orientations=True,
+            lr=4e-4,
+            warmup_steps=200,
+            schedule="cosine",
+            evaluate_every=5,
+        ),
+        TrainConfig(
+            epochs=150,
+            batch=8,
+            group_orientations=True,
+            lr=2e-4,
+            warmup_steps=200,
+            schedule="cosine",
+            evaluate_every=10,
+        ),
     ),
     "shapes": (
         "small",

@@ -59,6 +59,7 @@ def train(
     optimizers = make_optimizers(model, config)
     log = RunLog(folder / "log.jsonl")
     steps_per_epoch = len(EpochSampler(len(training), config.batch, config.seed, epoch=0))
+    groups = training.orientations() if config.group_orientations else None
     total = steps_per_epoch * config.epochs
     step, best, seconds = 0, -1.0, 0.0
     if state is None:
@@ -77,7 +78,8 @@ def train(
     bar = tqdm(total=total, initial=step, desc=recipe.name, unit="step", disable=not progress, dynamic_ncols=True)
     for epoch in range(step // steps_per_epoch, config.epochs):
         model.train()
-        sampler = EpochSampler(len(training), config.batch, config.seed, epoch, start=step % steps_per_epoch)
+        start = step % steps_per_epoch
+        sampler = EpochSampler(len(training), config.batch, config.seed, epoch, start, groups=groups)
         loader: DataLoader[Any] = DataLoader(
             training,
             batch_sampler=sampler,

@@ -4,8 +4,9 @@ They are called as torchvision's detectors are. A subclass says how it goes from
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -93,10 +94,9 @@ def check_targets(labels: Tensor, boxes: Tensor, classes: int, targets: Sequence
 
     labels, boxes: of all pictures, one after another; `targets` says whose they are.
     """
-    picture_of = [i for i, target in enumerate(targets) for _ in range(len(target["labels"]))]
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
-        first = picture_of[int(wrong.nonzero()[0])]
+        first = _picture_of(int(wrong.nonzero()[0]), targets)
         raise ValueError(
             f"{_name(targets[first], first)}: labels {sorted(set(targets[first]['labels'].tolist()))} must lie in "
             f"0..{classes - 1}, since the model has {classes} classes: map category ids to 0..C−1, or build the model with "
@@ -105,11 +105,17 @@ def check_targets(labels: Tensor, boxes: Tensor, classes: int, targets: Sequence
     wrong = (boxes[:, 2:] < boxes[:, :2]).any(1)
     if wrong.any():
         place = int(wrong.nonzero()[0])
-        box = [round(x, 2) for x in boxes[place].tolist()]
+        picture, box = _picture_of(place, targets), [round(x, 2) for x in boxes[place].tolist()]
         raise ValueError(
-            f"{_name(targets[picture_of[place]], picture_of[place])}: box {box} has x1 < x0 or y1 < y0: corners "
+            f"{_name(targets[picture], picture)}: box {box} has x1 < x0 or y1 < y0: corners "
             "(x0, y0, x1, y1) in pixels are expected, not (x, y, width, height)"
         )
+
+
+def _picture_of(place: int, targets: Sequence[Target]) -> int:
+    """Whose object stands at this place, when those of all pictures follow one another."""
+    ends = list(accumulate(len(target["labels"]) for target in targets))
+    return bisect_right(ends, place)
 
 
 def _name(target: Target, index: int) -> str:

@@ -90,12 +90,9 @@ class FasterRcnn(FasterRCNN):
         """As `Detector.forward`; the losses are torchvision's four."""
         scaled = [image if image.is_floating_point() else image.float() / 255 for image in images]
         if self.training and targets is not None:
-            check_targets(
-                torch.cat([t["labels"] for t in targets]),
-                torch.cat([t["boxes"] for t in targets]),
-                self.classes,
-                targets,
-            )
+            labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("labels", "boxes"))
+            if labels.device.type == "cpu":  # on a GPU a look would be a wait
+                check_targets(labels, boxes, self.classes, targets)
             wanted = [{"boxes": t["boxes"].float(), "labels": t["labels"].long() + 1} for t in targets]
             losses: dict[str, Tensor] = super().forward(scaled, wanted)
             return {name.removeprefix("loss_"): value for name, value in losses.items()}
