@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -341,11 +342,14 @@ def test_symbols_are_known() -> None:
 @pytest.mark.parametrize("equation", EQUATIONS, ids=lambda e: f"{e.paper}, {e.place}")
 def test_equation_map_points_to_what_exists(equation: Any) -> None:
     module, name = equation.function.split(":")
-    target = importlib.import_module(module)
+    target: Any = importlib.import_module(module)
     for part in name.split("."):
         target = getattr(target, part)
     assert callable(target)
-    assert set(equation.symbols.values()) <= set(inspect.signature(target).parameters)
+    known = set(inspect.signature(target).parameters)
+    if inspect.isclass(target):  # a module's symbols may also be its attributes
+        known |= set(re.findall(r"self\.(\w+)", inspect.getsource(target)))
+    assert set(equation.symbols.values()) <= known
     file, test = equation.test.split("::")
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -369,6 +373,19 @@ def test_equation_1() -> None:
         for j in range(4):
             expected[i] += weights[i, j] * value[j]
     torch.testing.assert_close(attention.scaled_dot_product_attention(query, key, value), expected)
+
+
+def test_multi_head_attention_of_section_3_2_2() -> None:
+    """Concat(head_1, ..., head_h) W^O, one head after the other, each with its own rows of the weights."""
+    layer = attention.MultiHeadAttention(12, 3).double()
+    query, key, value = (torch.randn(2, n, 12, dtype=torch.float64) for n in (5, 4, 4))
+    w_q, w_k, w_v = layer.in_proj_weight.detach().reshape(3, 3, 4, 12).unbind()  # (M, D, d) each
+    results = []
+    for i in range(3):
+        q, k, v = query @ w_q[i].T, key @ w_k[i].T, value @ w_v[i].T
+        results.append((q @ k.transpose(1, 2) / 4**0.5).softmax(-1) @ v)
+    expected = torch.cat(results, -1) @ layer.out_proj.weight.detach().T
+    torch.testing.assert_close(layer(query, key, value).detach(), expected)
 
 
 def test_the_picture_is_always_the_same() -> None:

@@ -46,6 +46,15 @@ EQUATIONS: tuple[Equation, ...] = (
         "ddetr_lite.layers.attention:scaled_dot_product_attention",
         "tests/test_course.py::test_equation_1",
     ),
+    Equation(
+        "Attention Is All You Need",
+        "section 3.2.2",
+        "02",
+        "Concat(head_1, ..., head_h) W^O, with head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V)",
+        {"h": "heads", "W_i^Q, W_i^K, W_i^V": "in_proj_weight", "W^O": "out_proj"},
+        "ddetr_lite.layers.attention:MultiHeadAttention",
+        "tests/test_course.py::test_multi_head_attention_of_section_3_2_2",
+    ),
 )
 
 

@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from ddetr_lite.course import checks_00, checks_01
+from ddetr_lite.course import checks_00, checks_01, checks_02
 from ddetr_lite.course.exercises import Exercise
 
-EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in (*checks_00.EXERCISES, *checks_01.EXERCISES)}
+EXERCISES: dict[str, Exercise] = {
+    exercise.name: exercise for module in (checks_00, checks_01, checks_02) for exercise in module.EXERCISES
+}
 
 
 def find(name: str) -> Exercise:

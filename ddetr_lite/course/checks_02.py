@@ -1,0 +1,265 @@
+"""The exercises of notebook 02: splitting and merging heads, joining masks, the whole multi-head attention."""
+
+import torch
+from torch import Tensor
+
+from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal
+from ddetr_lite.layers import attention
+
+# The package's own, also while a learner's are plugged in.
+_split, _merge, _weights = attention.split_heads, attention.merge_heads, attention.attention_weights
+
+
+# --- split_heads: (B, N, M·D) → (B, M, N, D) ----------------------------------------------------------------
+
+
+def _split_cases() -> list[Case]:
+    return [
+        Case("one sentence of two words, two heads of two channels", (torch.arange(8.0).reshape(1, 2, 4), 2)),
+        Case("two sentences of five words, three heads of four channels", (normal(0, 2, 5, 12), 3)),
+        Case("three sentences of four words, four heads of four channels", (normal(1, 3, 4, 16), 4)),
+    ]
+
+
+SPLIT_HEADS = Exercise(
+    name="split_heads",
+    notebook="02",
+    task="Turn (B, N, M·D) into (B, M, N, D): head 0 gets the first D channels, head 1 the next D, and so on.",
+    reference=_split,
+    cases=_split_cases,
+    differentiable=True,
+    part=attention.split_heads,
+    hints=(
+        "Two steps: first cut the last dimension into (heads, D), then bring the heads to the front.",
+        "x.reshape(B, N, heads, D) cuts each row of channels into pieces that lie side by side. D is x.shape[-1] // heads.",
+        "Then .transpose(1, 2) exchanges words and heads.",
+    ),
+    mistakes=(
+        Mistake(
+            "words and heads are mixed: a reshape straight to (B, M, N, D) reads on across words. "
+            "Cut the channels first, (B, N, M, D), then transpose",
+            lambda x, m: x.reshape(x.shape[0], m, x.shape[1], -1),
+        ),
+        Mistake(
+            "the heads still stand behind the words, (B, N, M, D): exchange dimensions 1 and 2",
+            lambda x, m: x.unflatten(-1, (m, -1)),
+        ),
+        Mistake(
+            "each head got every M-th channel; it should get D channels that lie side by side",
+            lambda x, m: x.unflatten(-1, (-1, m)).permute(0, 3, 1, 2),
+        ),
+        Mistake(
+            "the heads are folded into the batch, (B·M, N, D): keep them as a dimension of their own",
+            lambda x, m: _split(x, m).flatten(0, 1),
+        ),
+        Mistake(
+            "the last two dimensions are the wrong way round: (B, M, N, D), with the channels last",
+            lambda x, m: _split(x, m).transpose(-2, -1),
+        ),
+    ),
+)
+
+# --- merge_heads: the way back ------------------------------------------------------------------------------
+
+
+def _merge_cases() -> list[Case]:
+    return [
+        Case("one sentence of three words, two heads of two channels", (torch.arange(12.0).reshape(1, 2, 3, 2),)),
+        Case("two sentences of five words, three heads of four channels", (normal(2, 2, 3, 5, 4),)),
+        Case("three sentences of four words, four heads of four channels", (normal(3, 3, 4, 4, 4),)),
+    ]
+
+
+MERGE_HEADS = Exercise(
+    name="merge_heads",
+    notebook="02",
+    task="Turn (B, M, N, D) into (B, N, M·D): the heads' results for a word side by side. It undoes split_heads.",
+    reference=_merge,
+    cases=_merge_cases,
+    differentiable=True,
+    part=attention.merge_heads,
+    hints=(
+        "The two steps of split_heads, backwards: first the heads behind the words, then the last two dimensions into one.",
+        ".transpose(1, 2) gives (B, N, M, D).",
+        "After a transpose the numbers no longer lie in order: .reshape copies them where it must, .view refuses.",
+    ),
+    mistakes=(
+        Mistake(
+            "words and heads are mixed: bring the heads behind the words before the last two dimensions become one",
+            lambda x: x.reshape(x.shape[0], x.shape[2], -1),
+        ),
+        Mistake(
+            ".view cannot join dimensions whose numbers do not lie one behind the other, as after a transpose: use .reshape",
+            lambda x: x.transpose(1, 2).view(x.shape[0], x.shape[2], -1),
+        ),
+        Mistake(
+            "the channels of the heads alternate; each head's D channels should stay side by side",
+            lambda x: x.permute(0, 2, 3, 1).flatten(2),
+        ),
+        Mistake("this is the mean over the heads: each head's result is kept, next to the others", lambda x: x.mean(1)),
+        Mistake("this is the sum over the heads: each head's result is kept, next to the others", lambda x: x.sum(1)),
+        Mistake(
+            "the heads have become further words, (B, M·N, D), where they should become further channels, (B, N, M·D)",
+            lambda x: x.flatten(1, 2),
+        ),
+    ),
+)
+
+# --- combine_masks: padding, or a pattern, or both ----------------------------------------------------------
+
+
+def _mask_cases() -> list[Case]:
+    padding = torch.tensor([[False, False, True], [False, False, False]])
+    causal = torch.ones(3, 3, dtype=torch.bool).triu(1)
+    longer = torch.arange(5) >= torch.tensor([[5], [2], [3]])
+    return [
+        Case("padding alone", (padding, None)),
+        Case("a causal mask alone", (None, causal)),
+        Case("both", (padding, causal)),
+        Case("neither", (None, None)),
+        Case("three sentences, both", (longer, torch.ones(5, 5, dtype=torch.bool).triu(1))),
+    ]
+
+
+def _both(padding: Tensor | None, mask: Tensor | None, view: tuple[int | None, ...]) -> Tensor | None:
+    """As it should be, except for where the padding's new dimensions stand (None)."""
+    if padding is None:
+        return mask
+    shape = list(padding.shape)
+    placed = padding.reshape([1 if n is None else shape[n] for n in view])
+    return placed if mask is None else placed | mask
+
+
+COMBINE_MASKS = Exercise(
+    name="combine_masks",
+    notebook="02",
+    task="One mask that stretches to (B, M, N_q, N_k) from padding (B, N_k) and a pattern (N_q, N_k); either may be None.",
+    reference=attention.combine_masks,
+    cases=_mask_cases,
+    part=attention.combine_masks,
+    hints=(
+        "Begin with the two easy cases: what is the result when there is no padding? When there is no pattern?",
+        "Padding is about keys, whatever the head and whatever the query: padding[:, None, None, :] is (B, 1, 1, N_k).",
+        "Hidden by one or hidden by the other is hidden: `|` between booleans.",
+    ),
+    mistakes=(
+        Mistake(
+            "the padding has shape (B, N_k), which stretches along the wrong dimensions: give it (B, 1, 1, N_k)",
+            lambda p, m: m if p is None else p if m is None else p | m,
+        ),
+        Mistake(
+            "the padding hides queries; it is keys that must not be seen: padding[:, None, None, :], not [:, None, :, None]",
+            lambda p, m: _both(p, m, (0, None, 1, None)),
+        ),
+        Mistake(
+            "one dimension is missing for the heads: (B, 1, 1, N_k), where you have (B, 1, N_k)",
+            lambda p, m: _both(p, m, (0, None, 1)),
+        ),
+        Mistake(
+            "a key is hidden only where both masks hide it: `&` should be `|`",
+            lambda p, m: m if p is None else p[:, None, None, :] if m is None else p[:, None, None, :] & m,
+        ),
+        Mistake(
+            "where there is padding the other mask is forgotten",
+            lambda p, m: m if p is None else p[:, None, None, :],
+        ),
+        Mistake(
+            "where there is another mask the padding is forgotten",
+            lambda p, m: m if m is not None else None if p is None else p[:, None, None, :],
+        ),
+    ),
+)
+
+# --- multi_head_attention: all of it ------------------------------------------------------------------------
+
+
+def _multi_head(
+    x: Tensor, W_Q: Tensor, W_K: Tensor, W_V: Tensor, W_O: Tensor, heads: int, root: float | None = None
+) -> Tensor:
+    return _heads(x, W_Q, W_K, W_V, heads, root).transpose(0, 1).flatten(1) @ W_O
+
+
+def _heads(
+    x: Tensor, W_Q: Tensor, W_K: Tensor, W_V: Tensor, heads: int, root: float | None = None, interleaved: bool = False
+) -> Tensor:
+    """Every head's result, (M, N, D)."""
+
+    def split(y: Tensor) -> Tensor:
+        if interleaved:
+            return y.unflatten(-1, (-1, heads)).permute(2, 0, 1)
+        return y.unflatten(-1, (heads, -1)).transpose(0, 1)
+
+    q, k, v = split(x @ W_Q), split(x @ W_K), split(x @ W_V)
+    factor = 1.0 if root is None else q.shape[-1] ** 0.5 / root
+    return _weights(q * factor, k) @ v
+
+
+def _multi_head_cases() -> list[Case]:
+    def case(what: str, seed: int, words: int, d: int, heads: int) -> Case:
+        matrices = [normal(seed + i, d, d) / d**0.5 for i in range(4)]
+        return Case(what, (2 * normal(seed + 4, words, d), *matrices, heads))
+
+    return [
+        case("two words, d = 4, two heads", 10, 2, 4, 2),
+        case("five words, d = 12, three heads", 20, 5, 12, 3),
+        case("four words, d = 16, four heads", 30, 4, 16, 4),
+    ]
+
+
+MULTI_HEAD_ATTENTION = Exercise(
+    name="multi_head_attention",
+    notebook="02",
+    task="Project, split into heads, attend in each, put the results side by side, and join them by W_O.",
+    reference=_multi_head,
+    cases=_multi_head_cases,
+    differentiable=True,
+    hints=(
+        "A loop is fine: head h owns the columns h·D to (h + 1)·D of x @ W_Q, x @ W_K and x @ W_V.",
+        "In each head: softmax(q kᵀ / √D) v, with the D of one head. package.scaled_dot_product_attention does it.",
+        "torch.cat(results, dim=-1) puts the heads side by side, (N, d); then comes @ W_O.",
+    ),
+    mistakes=(
+        Mistake(
+            "the scores are divided by √d, the width of all heads together: a head's vectors have D = d / M channels",
+            lambda x, q, k, v, o, m: _multi_head(x, q, k, v, o, m, root=x.shape[-1] ** 0.5),
+        ),
+        Mistake(
+            "the scores are not divided by √D",
+            lambda x, q, k, v, o, m: _multi_head(x, q, k, v, o, m, root=1.0),
+        ),
+        Mistake(
+            "W_O is missing: the heads lie side by side, and nothing joins them",
+            lambda x, q, k, v, o, m: _heads(x, q, k, v, m).transpose(0, 1).flatten(1),
+        ),
+        Mistake(
+            "there is only one head: the whole of d = M·D channels is compared at once",
+            lambda x, q, k, v, o, m: _multi_head(x, q, k, v, o, 1),
+        ),
+        Mistake(
+            "words and heads are mixed: a reshape straight to (M, N, D) reads on across words",
+            lambda x, q, k, v, o, m: (
+                (
+                    _weights((x @ q).reshape(m, len(x), -1), (x @ k).reshape(m, len(x), -1))
+                    @ (x @ v).reshape(m, len(x), -1)
+                )
+                .transpose(0, 1)
+                .flatten(1)
+                @ o
+            ),
+        ),
+        Mistake(
+            "the results are put together in the wrong order: for each word head 0's D channels, then head 1's, and so on",
+            lambda x, q, k, v, o, m: _heads(x, q, k, v, m).permute(1, 2, 0).flatten(1) @ o,
+        ),
+        Mistake(
+            "the results are merged without bringing the words to the front: (M, N, D) read straight into (N, M·D)",
+            lambda x, q, k, v, o, m: _heads(x, q, k, v, m).reshape(len(x), -1) @ o,
+        ),
+        Mistake(
+            "each head got every M-th channel; it should get D channels that lie side by side",
+            lambda x, q, k, v, o, m: _heads(x, q, k, v, m, interleaved=True).transpose(0, 1).flatten(1) @ o,
+        ),
+    ),
+)
+
+EXERCISES = (SPLIT_HEADS, MERGE_HEADS, COMBINE_MASKS, MULTI_HEAD_ATTENTION)

@@ -1,0 +1,818 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 · Multi-head attention: several reasons to look
+#
+# One attention looks for one reason. Here eight of them run side by side, at the price of one; and a model that
+# you train in seconds finds out what "it" refers to in a sentence. Then we ask whether its weights *explain*
+# its answers, and the answer is less simple than the pictures.
+
+# %% [markdown]
+# | | |
+# |:--|:--|
+# | **You will be able to** | build multi-head attention from eight single ones, then as four matrix products; split and merge heads without mixing words; say what eight heads cost; train two layers that resolve "it", say why one cannot, and read heads with due doubt |
+# | **You need first** | [01 · Self-attention](01_self_attention.ipynb) |
+# | **Time** | 60 minutes to read and run, 45 for the exercises |
+# | **Device** | any CPU; two cells train for about 10 seconds each, and nothing is downloaded |
+
+# %%
+import math
+
+import torch
+
+from ddetr_lite import course, plots
+from ddetr_lite.layers import attention as package
+
+torch.manual_seed(0)
+torch.set_printoptions(precision=3, sci_mode=False)
+
+# %% [markdown]
+# ## 1. What one head cannot do
+#
+# *The animal didn't cross the street because it was too tired.* To understand "it" one must look at two words
+# at least: at "animal", which it stands for, and at "tired", which is the reason to think so.
+
+# %% [markdown]
+# One attention gives one row of weights for each word, and what it returns is one weighted mean. A mean of two
+# things is a third thing. In the table of notebook 01, with columns for water, money and place:
+
+# %%
+table = {"river": [2.0, 0.0, 1.0], "money": [0.0, 2.0, 0.0], "bank": [1.0, 1.0, 1.0]}
+river, money, bank = (torch.tensor(row) for row in table.values())
+print("half river, half money:", (river + money) / 2)
+print("bank:                  ", bank)
+
+# %% [markdown]
+# Half of the one and half of the other looks nearly like a word that was never looked at. Whoever gets the mean
+# cannot tell any more what went into it. Two means, kept apart, would tell more.
+
+# %% [markdown]
+# There is a second trouble: a word tends to like itself. If queries and keys are made by matrices that are much
+# alike, a word's own key fits its query best. Measured in the extreme case, one and the same random matrix for
+# both:
+
+# %%
+d, D = 512, 64
+words = "the animal didn't cross the street because it was too tired".split()
+vocabulary = {word: torch.randn(d) for word in words}  # a word that comes twice has one vector
+x = torch.stack([vocabulary[word] for word in words])  # (N, d)
+
+
+def random_matrix(rows, columns):
+    return torch.randn(rows, columns) / math.sqrt(rows)
+
+
+W_same, W_other = random_matrix(d, D), random_matrix(d, D)
+selfish = package.attention_weights(x @ W_same, x @ W_same)  # (N, N)
+open_minded = package.attention_weights(x @ W_same, x @ W_other)
+it = words.index("it")
+print(f"weight of 'it' for itself: {selfish[it, it]:.2f} with one matrix, {open_minded[it, it]:.2f} with two")
+
+# %%
+drawn = plots.matrices([selfish, open_minded], ["$W^Q = W^K$", "two matrices"], words, words, height=3.6)
+plots.show(
+    drawn,
+    alt="Two matrices of weights, eleven words by eleven. With one matrix for queries and keys nearly all weight "
+    "lies on the diagonal, and on the other word the; with two matrices it is scattered.",
+)
+
+# %% [markdown]
+# On the left every word looks at itself (and "the" at both words "the"): its new vector is its own value, with
+# next to nothing of the others. That can be of use, for a word should not forget itself. But it must not be
+# all. With several heads one may stay at home while others look around.
+
+# %% [markdown]
+# ## 2. Eight heads
+#
+# So we take not one set of matrices W^Q, W^K, W^V but **eight**, each with its own random start, each trained to
+# its own end. Each set gives an attention of its own, called a **head**. M is the number of heads:
+#
+# $$z_h = \text{Attention}(x\,W^Q_h,\; x\,W^K_h,\; x\,W^V_h), \qquad h = 1 \dots M$$
+
+# %%
+M = 8
+heads = [[random_matrix(d, D) for _ in range(3)] for _ in range(M)]  # W^Q, W^K, W^V of each head
+z = []
+for W_Q, W_K, W_V in heads:
+    z.append(package.scaled_dot_product_attention(x @ W_Q, x @ W_K, x @ W_V))  # (N, D)
+print(len(z), "heads, each", tuple(z[0].shape))
+
+# %% [markdown]
+# What follows (in a Transformer another layer) expects one vector of 512 numbers for a word, not eight of 64. But 8
+# · 64 = 512: we put the eight side by side. `cat` is short for *concatenate*.
+
+# %%
+together = torch.cat(z, dim=-1)  # (N, M·D)
+print(tuple(together.shape))
+
+# %% [markdown]
+# One thing is missing. Number 5 of this vector comes from head 0 alone, and number 500 from head 7 alone. A last
+# matrix, **W^O**, lets the heads' findings meet: each of the 512 numbers of the output is a sum over all of
+# them.
+#
+# $$\text{MultiHead}(x) = \text{Concat}(z_1, \dots, z_M)\,W^O$$
+
+# %%
+W_O = random_matrix(M * D, d)  # (512, 512)
+output = together @ W_O  # (N, d)
+print("in:", tuple(x.shape), " out:", tuple(output.shape))
+
+# %% [markdown]
+# Words come in as 512 numbers and go out as 512 numbers, so such layers can be stacked. The whole way, in one
+# picture:
+
+# %%
+drawn, axes = plots.panels(4, height=2.7, width_ratios=[6, 4, 6, 6])
+rows = list(words)
+titles = ("x: 512", "one head: 64", "eight: 8 · 64", "after $W^O$: 512")
+for values, title, ax in zip((x, z[0], together, output), titles, axes):
+    plots.vectors(values, rows if ax is axes[0] else None, title, ax=ax)
+for h in range(1, M):
+    axes[2].axvline(h * D - 0.5, color=plots.INK, linewidth=1)
+plots.show(
+    drawn,
+    alt="Eleven words as rows of colour, four times: the embeddings, the result of one head, the results of "
+    "eight heads side by side with lines between them, and the output after W^O.",
+)
+
+# %% [markdown]
+# **W^O by hand.** Two words, two heads of two numbers. Head 0 says (1, 0) about the first word, head 1 says
+# (0, 3). With a W^O whose rows are those of the identity, but for the last one, which is all ones, the first
+# word gets (1, 0) from head 0 and 3 · (1, 1, 1, 1) from head 1: the last number of head 1 has reached all
+# places.
+
+# %%
+said = torch.tensor([[1.0, 0.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0]])  # (N, M·D) = (2, 4): head 0 | head 1
+join = torch.eye(4)
+join[3] = 1.0
+print(said @ join)
+
+# %% [markdown]
+# There is another way to see W^O. Its first 64 rows belong to head 0, the next 64 to head 1. So the product
+# is a **sum**: each head adds its own contribution to the word. We shall need this in section 6.
+
+# %%
+contributions = [z[h] @ W_O[h * D : (h + 1) * D] for h in range(M)]  # (N, d) each
+print("sum of contributions equals Concat · W^O:", torch.allclose(sum(contributions), output, atol=1e-4))
+
+# %% [markdown]
+# ## 3. All heads at once
+#
+# A loop over heads is eight small products where one large would do. Put the eight matrices W^Q side by side,
+# and they become one of 512 × 512; a single product then gives the queries of all heads, side by side.
+
+# %%
+W_Q_all, W_K_all, W_V_all = (torch.cat([head[i] for head in heads], dim=1) for i in range(3))  # (d, M·D)
+Q_all = x @ W_Q_all  # (N, M·D)
+print(tuple(Q_all.shape))
+print("head 3 found in it:", torch.allclose(Q_all[:, 3 * D : 4 * D], x @ heads[3][0], atol=1e-4))
+
+# %% [markdown]
+# Now cut each row into eight pieces, (N, M, D), and bring the heads to the front, (M, N, D). Attention
+# treats whatever stands in front of the last two dimensions as many separate cases: eight heads at once.
+
+
+# %%
+def split(y):
+    """(N, M·D) → (M, N, D)."""
+    return y.reshape(len(y), M, D).transpose(0, 1)
+
+
+weights = package.attention_weights(split(Q_all), split(x @ W_K_all))  # (M, N, N)
+z_all = weights @ split(x @ W_V_all)  # (M, N, D)
+print("weights", tuple(weights.shape), " results", tuple(z_all.shape))
+
+# %% [markdown]
+# And back: the words to the front, (N, M, D), then the pieces side by side again, (N, M·D).
+
+# %%
+merged = z_all.transpose(0, 1).reshape(len(x), M * D)  # (N, M·D)
+print("equal to the loop:", torch.allclose(merged @ W_O, output, atol=1e-4))
+
+# %% [markdown]
+# > **Claim:** `reshape` puts numbers into another shape; to get (M, N, D) one may as well ask for it at once.
+# >
+# > **Measurement:** two words, two heads of two channels, numbered.
+
+# %%
+numbered = torch.arange(8).reshape(2, 4)  # (N, M·D): word 0 has 0..3, word 1 has 4..7
+print("head 0, cut then transposed:", numbered.reshape(2, 2, 2).transpose(0, 1)[0].tolist())
+print("head 0, asked for at once:  ", numbered.reshape(2, 2, 2)[0].tolist())
+
+# %% [markdown]
+# Head 0 should hold channels 0 and 1 of both words: 0, 1 and 4, 5. Asked for at once, it holds all channels of
+# word 0: what it takes for two words are two halves of one. The shape is right and no error is raised; only the
+# model learns badly. It is the most frequent mistake in this kind of code, and exercise 1 knows it.
+
+# %% [markdown]
+# ## 4. What do eight heads cost?
+#
+# > **Claim:** eight heads cost eight times as much as one.
+# >
+# > **Measurement:** count the parameters, and the operations, for one head of 512 channels and eight of 64.
+
+# %%
+from torch.utils.flop_counter import FlopCounterMode
+
+tokens = torch.randn(1, 100, d)  # (B, N, d)
+for M_tried in (1, 8):
+    layer = package.MultiHeadAttention(d, M_tried)
+    parameters = sum(p.numel() for p in layer.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _ = layer(tokens, tokens, tokens)
+    print(f"M = {M_tried}: {parameters:,} parameters, {counter.get_total_flops():,} operations")
+
+# %% [markdown]
+# The same, to the last digit: d is *shared out* among the heads, D = d / M. What grows is only the number of
+# weights, M · N² instead of N². What each head pays for it: it compares words by 64 numbers instead of 512.
+
+# %% [markdown]
+# ## 5. What does "it" refer to?
+#
+# Random heads look at random words. What do they do after training? We make a small language of sentences of
+# one kind:
+#
+# *the ANIMAL did not VERB the PLACE because it was too ADJECTIVE*
+
+# %%
+animals = "animal dog cat cow horse sheep fox duck".split()
+places = "street road river bridge field path track canal".split()
+verbs = "cross enter leave reach".split()
+of_animals = "tired hungry old sick weak lazy".split()
+of_places = "wide deep long narrow steep muddy".split()
+
+# %% [markdown]
+# An animal can be tired, and a street can be wide. So the last word decides what "it" is. For every sentence we
+# know the answer: the place in the sentence of the word meant, 1 or 6.
+
+# %%
+from itertools import product
+
+sentences, answers = [], []
+for animal, verb, place in product(animals, verbs, places):
+    for adjective in of_animals + of_places:
+        sentences.append(f"the {animal} did not {verb} the {place} because it was too {adjective}".split())
+        answers.append(1 if adjective in of_animals else 6)
+print(len(sentences), "sentences; the first:", " ".join(sentences[0]))
+print("'it' is word 8, and means word", answers[0], "which is", sentences[0][answers[0]])
+
+# %% [markdown]
+# A model reads numbers, so every word gets one. And we keep a quarter back: 16 of the 64 pairs of an animal
+# with a place never come in training, among them "animal" with "street". A model that has only memorised
+# will fail there.
+
+# %%
+words = sorted({word for sentence in sentences for word in sentence})
+number = {word: i for i, word in enumerate(words)}
+X = torch.tensor([[number[word] for word in sentence] for sentence in sentences])  # (sentences, 12)
+answer = torch.tensor(answers)  # (sentences,)
+unseen = torch.tensor([(animals.index(s[1]) + places.index(s[6])) % 4 == 0 for s in sentences])
+IT = sentences[0].index("it")
+print(f"{len(words)} words; {int((~unseen).sum())} sentences to learn from, {int(unseen.sum())} kept back")
+
+# %% [markdown]
+# The model: embeddings, then attention layers one upon the other. `x + layer(x, x, x)` means that a word *keeps*
+# what it was, and adds what it has seen ([04](04_transformer.ipynb) says why that is good). The last layer does
+# not answer with words. Its answer is **where it looks** from "it": the mean of its eight heads' weights.
+
+
+# %%
+class Pointer(torch.nn.Module):
+    """Attention layers one upon the other; where the last one looks is the answer."""
+
+    def __init__(self, layers, d=64, heads=8):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(len(words), d)
+        self.layers = torch.nn.ModuleList(package.MultiHeadAttention(d, heads) for _ in range(layers))
+
+    def forward(self, numbers):
+        """numbers: (B, N). Returns the weights of the last layer's heads, seen from "it": (B, M, N)."""
+        x = self.embedding(numbers)  # (B, N, d)
+        for layer in self.layers[:-1]:
+            x = x + layer(x, x, x)
+        return self.layers[-1].weights(x, x)[:, :, IT]
+
+
+# %% [markdown]
+# Training needs a number that says how wrong an answer is, the **loss**: here −log of the weight on the right
+# word. It is 0 where all weight lies on it, and grows without limit as the weight goes to 0. `backward()`
+# works out how each parameter changes the loss, and the optimizer moves each a little to where it falls.
+
+
+# %%
+def train(model, loss_of, steps):
+    """Show the model random sentences, 64 at a time, without those kept back."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    known = (~unseen).nonzero().flatten()
+    for _ in range(steps):
+        batch = known[torch.randint(len(known), (64,))]
+        loss = loss_of(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def pointing_loss(model, batch):
+    mean = model(X[batch]).mean(dim=1)  # (64, N), mean over the heads
+    return -mean[torch.arange(len(batch)), answer[batch]].log().mean()
+
+
+# %% [markdown]
+# First with one layer, then with two. What share of the sentences kept back do they answer rightly? (By guessing
+# between the two nouns one gets half.)
+
+
+# %%
+def share_right(model):
+    with torch.no_grad():
+        pointed = model(X[unseen]).mean(dim=1).argmax(dim=-1)
+    return (pointed == answer[unseen]).float().mean().item()
+
+
+pointers = {}
+for layers in (1, 2):
+    torch.manual_seed(0)
+    pointers[layers] = Pointer(layers)
+    train(pointers[layers], pointing_loss, steps=200)
+    print(f"{layers} layer{'s'[: layers - 1]}: {share_right(pointers[layers]):.1f} right")
+
+# %% [markdown]
+# One layer guesses; two are always right. Why can one not do it, with all its eight heads? Look at the two
+# sentences that differ in the last word only:
+
+# %%
+tired = "the animal did not cross the street because it was too tired".split()
+wide = "the animal did not cross the street because it was too wide".split()
+pair = torch.tensor([[number[word] for word in sentence] for sentence in (tired, wide)])  # (2, N)
+with torch.no_grad():
+    looks = {layers: model(pair) for layers, model in pointers.items()}  # (2, M, N) each
+ratio = looks[1][:, :, 1] / looks[1][:, :, 6]  # (2, M): weight on "animal" over weight on "street"
+print("one layer, animal : street, the same in both sentences:", torch.allclose(ratio[0], ratio[1], rtol=1e-4))
+
+# %% [markdown]
+# The weight from "it" to "animal" is made of the query of "it" and the key of "animal", and "tired" is in
+# neither. (It comes in only through the sum that all weights are divided by, the same for both nouns.) So
+# the nouns' weights keep their ratio, whatever the last word is: **in one layer no weight can depend on a third
+# word.** More heads do not help, for it holds for each.
+
+# %% [markdown]
+# With two layers the vectors that meet in the second are no longer words. Each has looked around in the first,
+# and carries something of the others. Where do the eight heads of the second layer look from "it"?
+
+# %%
+drawn, axes = plots.panels(2, height=3.2)
+for which, (sentence, ax) in enumerate(zip((tired, wide), axes)):
+    names = [f"head {h}" for h in range(8)] if which == 0 else None
+    plots.matrix(looks[2][which], names, sentence, f"“… too {sentence[-1]}”", limit=1.0, numbers=False, ax=ax)
+plots.show(
+    drawn,
+    alt="Where the eight heads of the second layer look from the word it. With tired nearly all of them look at "
+    "animal, with wide all look at street.",
+)
+
+# %%
+mean = looks[2].mean(dim=1)  # (2, N)
+for sentence, weights in zip((tired, wide), mean):
+    print(f"too {sentence[-1]:5}  it → {sentence[int(weights.argmax())]}")
+
+# %% [markdown]
+# The last word has changed, and "it" looks elsewhere. No rule was written, and this pair of nouns never came in
+# training. (All heads agree. We asked for their mean, and nothing made them differ.)
+
+# %% [markdown]
+# How does the second layer know? Something must have been told about the last word in the first.
+#
+# > **Claim:** in the first layer "it" looks at the last word; in the second it knows whom to look for.
+# >
+# > **Measurement:** cut that way. In the first layer a mask hides the last word from "it" alone, or from the two
+# > nouns, or from all other words; then count right answers.
+
+
+# %%
+def share_right_without(hidden_from):
+    """The share of right answers when, in the first layer, the words `hidden_from` cannot see the last one."""
+    first, second = pointers[2].layers
+    mask = torch.zeros(12, 12, dtype=torch.bool)  # (N_q, N_k)
+    mask[hidden_from, 11] = True
+    with torch.no_grad():
+        x = pointers[2].embedding(X[unseen])
+        x = x + first(x, x, x, mask=mask)
+        pointed = second.weights(x, x)[:, :, IT].mean(dim=1).argmax(dim=-1)
+    return (pointed == answer[unseen]).float().mean().item()
+
+
+cuts = {"no word": [], "“it”": [IT], "both nouns": [1, 6], "all but these": [0, 2, 3, 4, 5, 7, 9, 10]}
+shares = {name: share_right_without(words_cut) for name, words_cut in cuts.items()}
+for name in ("“it”", "both nouns"):
+    print(f"hidden from {name}: {shares[name]:.1f} right")
+
+# %%
+title = "Right answers when layer 1 hides the last word from …"
+ax = plots.bars(list(shares.values()), list(shares), title, form="{:.1f}")
+plots.show(
+    ax,
+    alt="Four bars of the share of right answers. Hidden from no word, from it, or from all other words, the last "
+    "word is still put to use; hidden from both nouns, the share falls to one half.",
+)
+
+# %% [markdown]
+# Did you expect that? "it" need not look at "tired" at all. Hidden from "it", nothing is lost; hidden from the
+# two nouns, the model is back to guessing. So **the nouns** look: in the first layer "animal" sees "tired" and
+# becomes, so to say, *animal-that-would-fit*; in the second, "it" looks for whatever fits. Training found a way that
+# we had not thought of, and that the picture of the heads did not show.
+
+# %% [markdown]
+# ## 6. Do the weights explain the answer?
+#
+# Pictures like the one above are often shown as an explanation: *the model answers "animal" because it looks at
+# the animal*. Above, that was true by construction, since we had made the looking the answer. But a model usually
+# answers with something else.
+#
+# > **Claim:** a model that knows what "it" means looks at the right word.
+# >
+# > **Measurement:** train a model with **one** layer to answer with a word. Whatever it learns, its weights
+# > cannot depend on the last word, as we have just seen.
+
+
+# %%
+class Answerer(torch.nn.Module):
+    """One attention layer; the vector of "it" is then turned into a score for every word."""
+
+    def __init__(self, d=64, heads=8):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(len(words), d)
+        self.layer = package.MultiHeadAttention(d, heads)
+        self.score = torch.nn.Linear(d, len(words))
+
+    def forward(self, numbers):
+        """numbers: (B, N). Returns a score for each word of the language: (B, words)."""
+        x = self.embedding(numbers)
+        return self.score((x + self.layer(x, x, x))[:, IT])
+
+
+# %%
+meant = X[torch.arange(len(X)), answer]  # (sentences,), the number of the word meant
+
+
+def word_loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(X[batch]), meant[batch])  # −log of its softmax weight
+
+
+torch.manual_seed(0)
+answerer = Answerer()
+train(answerer, word_loss, steps=600)
+with torch.no_grad():
+    right = (answerer(X[unseen]).argmax(dim=-1) == meant[unseen]).float().mean().item()
+    x = answerer.embedding(pair)
+    looks = answerer.layer.weights(x, x)[:, :, IT]  # (2, M, N)
+ratio = looks[:, :, 1] / looks[:, :, 6]
+print("at least 8 of 10 unseen sentences right:", right > 0.8)
+print("animal : street the same, tired or wide:", torch.allclose(ratio[0], ratio[1], rtol=1e-3))
+
+# %% [markdown]
+# It answers, and answers well; and in neither sentence does any head prefer the noun that is meant more than
+# in the other. The claim is wrong. Then how does it know? Remember that heads *add* their
+# contributions. "animal" in the sentence adds to the score of the answer "animal", "street" to that of "street";
+# and the last word adds something as well. Exchange only it, and see how the scores of the answers move:
+
+
+# %%
+def lean(adjective):
+    """How much the mean score of the eight animals exceeds that of the eight places."""
+    sentence = torch.tensor([[number[word] for word in [*tired[:-1], adjective]]])
+    with torch.no_grad():
+        scores = answerer(sentence)[0]
+    return float(scores[[number[a] for a in animals]].mean() - scores[[number[p] for p in places]].mean())
+
+
+adjectives = of_animals + of_places
+leans = torch.tensor([lean(adjective) for adjective in adjectives])
+print("all six of animals above all six of places:", bool(leans[:6].min() > leans[6:].max()))
+
+# %%
+ax = plots.bars(leans, adjectives, "How far the last word moves the answers towards animals", form="{:.0f}")
+plots.show(
+    ax,
+    alt="Twelve bars. The six adjectives of animals have large positive values, the six of places negative ones.",
+)
+
+# %% [markdown]
+# "tired" raises *all* animals, "wide" raises *all* places. The noun that is present and raised wins. This is
+# addition, not pointing, and no row of weights shows it: they say where something was taken from, not what was
+# taken, nor what was done with it.
+
+# %% [markdown]
+# So read pictures of attention as what they are: **where a head took its mean from**. To learn whether it
+# matters, change something and see whether the answer changes, as we did with the mask of section 5 and with
+# the last word here.
+
+# %% [markdown]
+# ## 7. The same, from the package and from torch
+#
+# Three versions of the layer of section 2: ours, the package's `MultiHeadAttention`, and torch's own. Both
+# keep W^Q, W^K and W^V in one tensor, one below the other, and for `x @ W.T`, as torch's linear layers do, so
+# ours are turned.
+
+# %%
+ours = package.MultiHeadAttention(d, M)
+theirs = torch.nn.MultiheadAttention(d, M, batch_first=True)
+with torch.no_grad():
+    ours.in_proj_weight.copy_(torch.cat([W_Q_all.T, W_K_all.T, W_V_all.T]))  # (3·d, d)
+    ours.out_proj.weight.copy_(W_O.T)
+theirs.load_state_dict(ours.state_dict())  # the names are the same
+for name, parameter in ours.named_parameters():
+    print(f"{name:15} {tuple(parameter.shape)}")
+
+# %%
+eleven = torch.stack([vocabulary[w] for w in "the animal didn't cross the street because it was too tired".split()])
+with torch.no_grad():
+    tokens = eleven[None] / 10  # (B, N, d); smaller numbers, so that rounding is small too
+    q, k, v = (split(tokens[0] @ W) for W in (W_Q_all, W_K_all, W_V_all))
+    by_hand = (package.attention_weights(q, k) @ v).transpose(0, 1).reshape(len(eleven), M * D) @ W_O
+    sdpa = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1) @ W_O
+    ways = {"package": ours(tokens, tokens, tokens)[0], "torch, the layer": theirs(tokens, tokens, tokens)[0][0]}
+for name, result in {**ways, "torch, fused attention": sdpa}.items():
+    print(f"{name:23} within 1e-6: {(by_hand - result).abs().max().item() < 1e-6}")
+
+# %%
+course.equation_map("02")
+
+# %% [markdown]
+# ## 8. From words to pictures
+#
+# In 01 the patches of our picture looked at patches of their own colour, for colour was all they had. Now give
+# each patch six numbers: its mean colour, and the **spread** of each colour inside it. An even patch has spread
+# zero; a striped one, or one with an edge, a large one.
+
+# %%
+scene = course.picture()
+pixels = scene.pixels / 255  # (3, H, W)
+patches = pixels.unfold(1, 8, 8).unfold(2, 8, 8)  # (3, 12, 12, 8, 8)
+features = torch.cat([patches.mean(dim=(-2, -1)), patches.std(dim=(-2, -1))])  # (6, 12, 12)
+features = features.flatten(1).T  # (N, 6)
+tokens = (features - features.mean(dim=0)) / features.std(dim=0)  # (N, d) = (144, 6)
+print(tuple(tokens.shape))
+
+# %% [markdown]
+# Two heads of three channels. The matrix of the first picks the colours out of the six numbers, that of the
+# second picks the spreads. Training would find such matrices if they helped; we write them down. As in 01 all
+# queries and keys get the length 3.
+
+# %%
+eye = torch.eye(6)
+W_colour, W_texture = eye[:, :3], eye[:, 3:]  # (d, D) each
+
+
+def head(W):
+    """The weights (N, N) of a head whose queries and keys are made by the same matrix."""
+    directions = 3 * torch.nn.functional.normalize(tokens @ W, dim=-1)
+    return package.attention_weights(directions, directions)
+
+
+maps = {"colour": head(W_colour), "texture": head(W_texture)}
+
+# %%
+seen_from = {"large star": (2, 3), "ground": (1, 10)}
+drawn, axes = plots.panels(4, height=2.3)
+cells = [(name, place, kind) for name, place in seen_from.items() for kind in maps]
+for (name, (row, column), kind), ax in zip(cells, axes):
+    folded = maps[kind].reshape(12, 12, 12, 12)[row, column]
+    plots.attention_over_picture(scene.pixels, folded, (row, column), f"{name}: {kind}", ax=ax)
+plots.show(
+    drawn,
+    alt="Attention over the picture from a patch of the large star and one of the ground, for two heads. The head "
+    "of colour lights up what has the patch's colour, the head of texture what is as striped or as even as it.",
+)
+
+# %% [markdown]
+# Seen from the large star, the head of colour finds the star and, as in 01, the triangle, which has orange in it as
+# well. The head of texture looks at other patches in which much changes: of the star itself, of the small star, of
+# the ring's lower edge. For a patch of the even ground both say much the same, since the ground is alike in both ways.
+
+# %% [markdown]
+# The output of two such heads, side by side, tells the next layer two things of each patch: who has my colour, and who
+# is as lively as I am. One head with all six numbers would have mixed the two into one likeness. And neither knows
+# *where* a patch is: shuffled patches would give the same weights. That is what 03 adds.
+
+# %% [markdown]
+# ## Summary
+#
+# - One attention returns one mean; what went into it cannot be told apart any more.
+# - M heads: M sets of W^Q, W^K, W^V, each of D = d / M channels; their results side by side, joined by W^O.
+# - All at once: one product of d × d for each of Q, K, V; cut into heads, attend, merge. Cut first, then transpose.
+# - Parameters and operations are those of a single head of d channels.
+# - In one layer the weight between two words cannot depend on a third. In two it can: "it" finds its noun.
+# - Weights say where a mean was taken from. Whether that explains an answer must be tested by changing something.
+
+# %% [markdown]
+# ## Exercises
+#
+# As in 01: write, check, ask for hints with `course.hint("name")`. The first three can take the package's place.
+
+# %% [markdown]
+# ### Exercise 1 · `split_heads`
+#
+# Difficulty ●●○○○ · Importance ●●●●● · about 10 minutes
+#
+# Section 3's first half, for a batch of sentences: every head gets its own D channels, and the heads come
+# before the words.
+
+
+# %% tags=["exercise"]
+def split_heads(x, heads):
+    """x: (B, N, M·D), M = heads. Returns (B, M, N, D)."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# First cut the last dimension into two, (B, N, M, D), with `reshape` or `unflatten`. Then exchange the two
+# dimensions in the middle.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("split_heads", split_heads)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def split_heads(x, heads):
+#     """x: (B, N, M·D), M = heads. Returns (B, M, N, D)."""
+#     B, N, d = x.shape
+#     return x.reshape(B, N, heads, d // heads).transpose(1, 2)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2 · `merge_heads`
+#
+# Difficulty ●●○○○ · Importance ●●●●○ · about 5 minutes
+#
+# The way back. `merge_heads(split_heads(x, heads))` is x again.
+
+
+# %% tags=["exercise"]
+def merge_heads(x):
+    """x: (B, M, N, D). Returns (B, N, M·D)."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# Do the two steps of exercise 1 backwards, in the opposite order.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("merge_heads", merge_heads)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def merge_heads(x):
+#     """x: (B, M, N, D). Returns (B, N, M·D)."""
+#     B, M, N, D = x.shape
+#     return x.transpose(1, 2).reshape(B, N, M * D)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3 · `combine_masks`
+#
+# Difficulty ●●●○○ · Importance ●●●●○ · about 10 minutes
+#
+# A layer is given two kinds of masks: padding, one row for each sentence, and a pattern such as the causal mask,
+# the same for all sentences. Attention wants one, which stretches to (B, M, N_q, N_k). Either may be missing.
+
+
+# %% tags=["exercise"]
+def combine_masks(padding_mask, mask):
+    """padding_mask: (B, N_k) or None; mask: (N_q, N_k) or None; True hides. Returns one mask, or None."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# Dimensions are matched from the right, and a dimension of size 1 is stretched. What shape must the padding
+# get, so that its N_k stands under N_k and its B under B? `x[:, None]` inserts a dimension of size 1.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("combine_masks", combine_masks)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def combine_masks(padding_mask, mask):
+#     """padding_mask: (B, N_k) or None; mask: (N_q, N_k) or None; True hides. Returns one mask, or None."""
+#     if padding_mask is None:
+#         return mask
+#     padding = padding_mask[:, None, None, :]  # (B, 1, 1, N_k): the same for each head and query
+#     return padding if mask is None else padding | mask
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 4 · `multi_head_attention`
+#
+# Difficulty ●●●○○ · Importance ●●●●● · about 20 minutes
+#
+# The whole of it for one sentence, from four matrices of d × d. A loop over heads is as welcome as a single
+# product. You may use `package.scaled_dot_product_attention`, or write the softmax yourself.
+
+
+# %% tags=["exercise"]
+def multi_head_attention(x, W_Q, W_K, W_V, W_O, heads):
+    """x: (N, d); the matrices: (d, d), head h in columns h·D to (h + 1)·D. Returns (N, d)."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# D is `x.shape[1] // heads`. Make Q, K and V of all heads; take the D columns of one head from each; attend; do
+# the same for the next. At the end `torch.cat(..., dim=-1)` and W_O.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("multi_head_attention", multi_head_attention)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def multi_head_attention(x, W_Q, W_K, W_V, W_O, heads):
+#     """x: (N, d); the matrices: (d, d), head h in columns h·D to (h + 1)·D. Returns (N, d)."""
+#     Q, K, V = x @ W_Q, x @ W_K, x @ W_V  # (N, d) each
+#     D = x.shape[1] // heads
+#     results = []
+#     for h in range(heads):
+#         q, k, v = (y[:, h * D : (h + 1) * D] for y in (Q, K, V))  # (N, D) each
+#         weights = (q @ k.T / D**0.5).softmax(dim=-1)  # (N, N)
+#         results.append(weights @ v)  # (N, D)
+#     return torch.cat(results, dim=-1) @ W_O  # (N, d)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## Your own code in the package
+#
+# `restore` brings back what you solved in 01, `use` adds what you solved here.
+
+# %% tags=["nbval-ignore-output"]
+course.restore()
+course.use("split_heads", split_heads)
+course.use("merge_heads", merge_heads)
+course.use("combine_masks", combine_masks)
+
+# %% tags=["nbval-ignore-output"]
+course.parts()
+
+# %% [markdown]
+# The pointing model of section 5, trained on the package's functions, must find the same nouns on yours:
+
+# %%
+for sentence, weights in zip((tired, wide), pointers[2](pair).mean(dim=1)):
+    print(f"too {sentence[-1]:5}  it → {sentence[int(weights.argmax())]}")
+course.reset()
+
+# %% [markdown]
+# ## Symbols
+
+# %%
+course.symbols("x", "d", "N", "B", "N_q", "N_k", "D", "M", "Q", "K", "V", "W^Q", "W^O")
+
+# %% [markdown]
+# **Next:** to all heads a sentence is still a bag of words. [03 · Positional encoding](03_positional_encoding.ipynb)
+# tells them where each word stands. Back to [01 · Self-attention](01_self_attention.ipynb).
