@@ -49,6 +49,10 @@ SPLIT_HEADS = Exercise(
             lambda x, m: x.unflatten(-1, (-1, m)).permute(0, 3, 1, 2),
         ),
         Mistake(
+            "the batch is lost: x has three dimensions, (B, N, M·D), and words of all sentences have become one row",
+            lambda x, m: x.reshape(-1, m, x.shape[-1] // m).transpose(0, 1),
+        ),
+        Mistake(
             "the heads are folded into the batch, (B·M, N, D): keep them as a dimension of their own",
             lambda x, m: _split(x, m).flatten(0, 1),
         ),
@@ -133,7 +137,8 @@ def _both(padding: Tensor | None, mask: Tensor | None, view: tuple[int | None, .
 COMBINE_MASKS = Exercise(
     name="combine_masks",
     notebook="02",
-    task="One mask that stretches to (B, M, N_q, N_k) from padding (B, N_k) and a pattern (N_q, N_k); either may be None.",
+    task="From padding (B, N_k) and a pattern (N_q, N_k), either of which may be None, one mask that stretches to "
+    "(B, M, N_q, N_k) and is no larger than it must be.",
     reference=attention.combine_masks,
     cases=_mask_cases,
     part=attention.combine_masks,
@@ -158,6 +163,10 @@ COMBINE_MASKS = Exercise(
         Mistake(
             "a key is hidden only where both masks hide it: `&` should be `|`",
             lambda p, m: m if p is None else p[:, None, None, :] if m is None else p[:, None, None, :] & m,
+        ),
+        Mistake(
+            "the padding is inverted: it is True on padding already, and True hides",
+            lambda p, m: _both(None if p is None else ~p, m, (0, None, None, 1)),
         ),
         Mistake(
             "where there is padding the other mask is forgotten",
@@ -192,6 +201,14 @@ def _heads(
     q, k, v = split(x @ W_Q), split(x @ W_K), split(x @ W_V)
     factor = 1.0 if root is None else q.shape[-1] ** 0.5 / root
     return _weights(q * factor, k) @ v
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return _weights(query, key) @ value
+
+
+def _slices(d: int, heads: int) -> list[slice]:
+    return [slice(h * d // heads, (h + 1) * d // heads) for h in range(heads)]
 
 
 def _multi_head_cases() -> list[Case]:
@@ -254,6 +271,43 @@ MULTI_HEAD_ATTENTION = Exercise(
         Mistake(
             "the results are merged without bringing the words to the front: (M, N, D) read straight into (N, M·D)",
             lambda x, q, k, v, o, m: _heads(x, q, k, v, m).reshape(len(x), -1) @ o,
+        ),
+        Mistake(
+            "the softmax runs over the queries (dim 0): rows should sum to one, so it runs over the last dimension",
+            lambda x, q, k, v, o, m: (
+                torch.cat(
+                    [
+                        (a @ b.T / a.shape[-1] ** 0.5).softmax(0) @ c
+                        for a, b, c in zip(*((x @ w).chunk(m, -1) for w in (q, k, v)), strict=True)
+                    ],
+                    -1,
+                )
+                @ o
+            ),
+        ),
+        Mistake(
+            "head h takes the columns h to h + D; its columns begin at h·D",
+            lambda x, q, k, v, o, m: (
+                torch.cat(
+                    [_attend(*((x @ w)[:, h : h + x.shape[-1] // m] for w in (q, k, v))) for h in range(m)],
+                    -1,
+                )
+                @ o
+            ),
+        ),
+        Mistake(
+            "each head sees only its own slice of x: every head gets whole words, and only the columns of the matrices are "
+            "shared out",
+            lambda x, q, k, v, o, m: (
+                torch.cat(
+                    [
+                        _attend(*(part @ w[rows, rows] for w in (q, k, v)))
+                        for part, rows in zip(x.chunk(m, -1), _slices(x.shape[-1], m), strict=True)
+                    ],
+                    -1,
+                )
+                @ o
+            ),
         ),
         Mistake(
             "each head got every M-th channel; it should get D channels that lie side by side",

@@ -55,6 +55,24 @@ EQUATIONS: tuple[Equation, ...] = (
         "ddetr_lite.layers.attention:MultiHeadAttention",
         "tests/test_course.py::test_multi_head_attention_of_section_3_2_2",
     ),
+    Equation(
+        "Attention Is All You Need",
+        "section 3.5",
+        "03",
+        "PE(pos, 2i) = sin(pos / 10000^(2i/d)), PE(pos, 2i+1) = cos(pos / 10000^(2i/d))",
+        {"number of positions": "length", "d_model": "dim", "10000": "temperature"},
+        "ddetr_lite.layers.positional_encoding:sine_encoding_1d",
+        "tests/test_positional_encoding.py::test_interleaved_is_the_papers_formula",
+    ),
+    Equation(
+        "DETR",
+        "appendix, spatial positional encoding",
+        "03",
+        "d/2 channels for y, d/2 for x, each as above, over 0..2π of the picture",
+        {"d": "dim"},
+        "ddetr_lite.layers.positional_encoding:sine_encoding_2d",
+        "tests/test_positional_encoding.py::test_two_dimensions_cell_by_cell",
+    ),
 )
 
 

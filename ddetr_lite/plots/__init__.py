@@ -6,7 +6,7 @@ picture. A function draws into the Axes it is given and returns it; those that a
 Figure. Nothing here touches pyplot's global state: a figure appears when `show` is called, once.
 """
 
-from ddetr_lite.plots.attention import attention_over_picture, matrices, matrix, patch_grid, picture, vectors
+from ddetr_lite.plots.attention import attention_over_picture, encoding, matrices, matrix, patch_grid, picture, vectors
 from ddetr_lite.plots.charts import bars, curves
 from ddetr_lite.plots.style import COLOURS, INK, WEIGHTS, WIDTH, figure, panels, show
 
@@ -18,6 +18,7 @@ __all__ = [
     "attention_over_picture",
     "bars",
     "curves",
+    "encoding",
     "figure",
     "matrices",
     "matrix",

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ddetr_lite.plots.style import COLOURS, GLOW, INK, PAPER, SIGNED, STYLE, WEIGHTS, axes_or_new, panels
@@ -117,6 +118,17 @@ def vectors(
         ax.set(title=title)
         for spine in ax.spines.values():
             spine.set_visible(False)
+    return ax
+
+
+def encoding(table: Tensor, title: str = "", ax: Axes | None = None) -> Axes:
+    """An encoding of positions (N, d): one row for each position, one column for each channel, blue above zero."""
+    ax = axes_or_new(ax, height=3.2)
+    with mpl.rc_context(STYLE):
+        ax.imshow(table.detach().cpu(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+        ax.set(title=title, xlabel="channel", ylabel="position")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.tick_params(length=0)
     return ax
 
 

@@ -20,7 +20,7 @@
 # %% [markdown]
 # | | |
 # |:--|:--|
-# | **You will be able to** | build multi-head attention from eight single ones, then as four matrix products; split and merge heads without mixing words; say what eight heads cost; train two layers that resolve "it", say why one cannot, and read heads with due doubt |
+# | **You will be able to** | build multi-head attention from eight single ones, then as four matrix products; split and merge heads without mixing words; say what eight heads cost; train two layers that resolve "it", say why one cannot, and read pictures of heads with due doubt |
 # | **You need first** | [01 · Self-attention](01_self_attention.ipynb) |
 # | **Time** | 60 minutes to read and run, 45 for the exercises |
 # | **Device** | any CPU; two cells train for about 10 seconds each, and nothing is downloaded |
@@ -44,7 +44,8 @@ torch.set_printoptions(precision=3, sci_mode=False)
 
 # %% [markdown]
 # One attention gives one row of weights for each word, and what it returns is one weighted mean. A mean of two
-# things is a third thing. In the table of notebook 01, with columns for water, money and place:
+# things is a third thing. Let a word look half at "river" and half at "money", in the table of notebook 01 with its
+# columns for water, money and place:
 
 # %%
 table = {"river": [2.0, 0.0, 1.0], "money": [0.0, 2.0, 0.0], "bank": [1.0, 1.0, 1.0]}
@@ -53,8 +54,8 @@ print("half river, half money:", (river + money) / 2)
 print("bank:                  ", bank)
 
 # %% [markdown]
-# Half of the one and half of the other looks nearly like a word that was never looked at. Whoever gets the mean
-# cannot tell any more what went into it. Two means, kept apart, would tell more.
+# What it gets is almost the vector of "bank", at which it has not looked at all. Whoever is handed the mean cannot
+# tell any more what went into it. Two means, kept apart, would tell more.
 
 # %% [markdown]
 # There is a second trouble: a word tends to like itself. If queries and keys are made by matrices that are much
@@ -63,9 +64,9 @@ print("bank:                  ", bank)
 
 # %%
 d, D = 512, 64
-words = "the animal didn't cross the street because it was too tired".split()
-vocabulary = {word: torch.randn(d) for word in words}  # a word that comes twice has one vector
-x = torch.stack([vocabulary[word] for word in words])  # (N, d)
+sentence = "the animal didn't cross the street because it was too tired".split()
+vectors = {word: torch.randn(d) for word in sentence}  # a word that comes twice has one vector
+x = torch.stack([vectors[word] for word in sentence])  # (N, d)
 
 
 def random_matrix(rows, columns):
@@ -75,11 +76,11 @@ def random_matrix(rows, columns):
 W_same, W_other = random_matrix(d, D), random_matrix(d, D)
 selfish = package.attention_weights(x @ W_same, x @ W_same)  # (N, N)
 open_minded = package.attention_weights(x @ W_same, x @ W_other)
-it = words.index("it")
+it = sentence.index("it")
 print(f"weight of 'it' for itself: {selfish[it, it]:.2f} with one matrix, {open_minded[it, it]:.2f} with two")
 
 # %%
-drawn = plots.matrices([selfish, open_minded], ["$W^Q = W^K$", "two matrices"], words, words, height=3.6)
+drawn = plots.matrices([selfish, open_minded], ["$W^Q = W^K$", "two matrices"], sentence, sentence, height=3.6)
 plots.show(
     drawn,
     alt="Two matrices of weights, eleven words by eleven. With one matrix for queries and keys nearly all weight "
@@ -87,9 +88,9 @@ plots.show(
 )
 
 # %% [markdown]
-# On the left every word looks at itself (and "the" at both words "the"): its new vector is its own value, with
-# next to nothing of the others. That can be of use, for a word should not forget itself. But it must not be
-# all. With several heads one may stay at home while others look around.
+# On the left every word looks at itself (and "the" at both words "the"); "it", with 0.89, is the least extreme. On the
+# right, with two different matrices, words look around (at random here: the dark square is chance), but then "it"
+# keeps only 0.07 of itself. One row of weights cannot do both, stay at home and look around. Two heads can.
 
 # %% [markdown]
 # ## 2. Eight heads
@@ -132,24 +133,23 @@ print("in:", tuple(x.shape), " out:", tuple(output.shape))
 # picture:
 
 # %%
-drawn, axes = plots.panels(4, height=2.7, width_ratios=[6, 4, 6, 6])
-rows = list(words)
-titles = ("x: 512", "one head: 64", "eight: 8 · 64", "after $W^O$: 512")
+drawn, axes = plots.panels(4, height=2.7, width_ratios=[8, 1, 8, 8])
+titles = ("x: 512", "64", "eight heads: 8 · 64", "after $W^O$: 512")
 for values, title, ax in zip((x, z[0], together, output), titles, axes):
-    plots.vectors(values, rows if ax is axes[0] else None, title, ax=ax)
+    plots.vectors(values, sentence if ax is axes[0] else None, title, ax=ax)
 for h in range(1, M):
     axes[2].axvline(h * D - 0.5, color=plots.INK, linewidth=1)
 plots.show(
     drawn,
-    alt="Eleven words as rows of colour, four times: the embeddings, the result of one head, the results of "
+    alt="Eleven words as rows of colour, four times: the embeddings, the narrow result of one head, the results of "
     "eight heads side by side with lines between them, and the output after W^O.",
 )
 
 # %% [markdown]
-# **W^O by hand.** Two words, two heads of two numbers. Head 0 says (1, 0) about the first word, head 1 says
-# (0, 3). With a W^O whose rows are those of the identity, but for the last one, which is all ones, the first
-# word gets (1, 0) from head 0 and 3 · (1, 1, 1, 1) from head 1: the last number of head 1 has reached all
-# places.
+# **W^O by hand.** Two words, two heads of two numbers. Head 0 says (1, 0) about the first word, head 1 says (0, 3).
+# Side by side that is (1, 0, 0, 3). Let W^O be the identity, except for its last row, which is all ones. Then the 1
+# picks the first row, (1, 0, 0, 0), and the 3 picks the last, 3 · (1, 1, 1, 1): together (4, 3, 3, 3). What head 1
+# said has reached every number. Try the second word before you look.
 
 # %%
 said = torch.tensor([[1.0, 0.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0]])  # (N, M·D) = (2, 4): head 0 | head 1
@@ -168,7 +168,7 @@ print("sum of contributions equals Concat · W^O:", torch.allclose(sum(contribut
 # %% [markdown]
 # ## 3. All heads at once
 #
-# A loop over heads is eight small products where one large would do. Put the eight matrices W^Q side by side,
+# A loop over the heads makes eight small products where one large one would do. Put the eight matrices W^Q side by side,
 # and they become one of 512 × 512; a single product then gives the queries of all heads, side by side.
 
 # %%
@@ -178,7 +178,8 @@ print(tuple(Q_all.shape))
 print("head 3 found in it:", torch.allclose(Q_all[:, 3 * D : 4 * D], x @ heads[3][0], atol=1e-4))
 
 # %% [markdown]
-# Now cut each row into eight pieces, (N, M, D), and bring the heads to the front, (M, N, D). Attention
+# (One of the numbers of a vector is called a **channel**: a word has 512 here, a head's query 64.) Now cut each row
+# into eight pieces, (N, M, D), and bring the heads to the front, (M, N, D). Attention
 # treats whatever stands in front of the last two dimensions as many separate cases: eight heads at once.
 
 
@@ -211,8 +212,8 @@ print("head 0, asked for at once:  ", numbered.reshape(2, 2, 2)[0].tolist())
 
 # %% [markdown]
 # Head 0 should hold channels 0 and 1 of both words: 0, 1 and 4, 5. Asked for at once, it holds all channels of
-# word 0: what it takes for two words are two halves of one. The shape is right and no error is raised; only the
-# model learns badly. It is the most frequent mistake in this kind of code, and exercise 1 knows it.
+# word 0: what it takes for two words are two halves of one. A frequent mistake in code of this kind, and a quiet
+# one: the shape is right, and no error is raised. Exercise 1 knows it.
 
 # %% [markdown]
 # ## 4. What do eight heads cost?
@@ -233,8 +234,14 @@ for M_tried in (1, 8):
     print(f"M = {M_tried}: {parameters:,} parameters, {counter.get_total_flops():,} operations")
 
 # %% [markdown]
-# The same, to the last digit: d is *shared out* among the heads, D = d / M. What grows is only the number of
-# weights, M · N² instead of N². What each head pays for it: it compares words by 64 numbers instead of 512.
+# The same, to the last digit, since d is *shared out* among the heads: D = d / M. (A **parameter** is a number that
+# training changes: 512² for each of four matrices, and 512 for each of four **biases**, numbers that are added to the
+# channels after a product, and that we left out. Operations: two for each of the 512² in each of the four products
+# for each of 100 words, and 2 · 2 · 100² · 512 for scores and weighted sums.)
+
+# %% [markdown]
+# What grows is only the number of weights, M · N² instead of N². And each head pays by comparing words by 64 numbers
+# instead of 512.
 
 # %% [markdown]
 # ## 5. What does "it" refer to?
@@ -253,7 +260,7 @@ of_places = "wide deep long narrow steep muddy".split()
 
 # %% [markdown]
 # An animal can be tired, and a street can be wide. So the last word decides what "it" is. For every sentence we
-# know the answer: the place in the sentence of the word meant, 1 or 6.
+# know the answer: the position, 1 or 6, of the word that is meant.
 
 # %%
 from itertools import product
@@ -267,32 +274,36 @@ print(len(sentences), "sentences; the first:", " ".join(sentences[0]))
 print("'it' is word 8, and means word", answers[0], "which is", sentences[0][answers[0]])
 
 # %% [markdown]
-# A model reads numbers, so every word gets one. And we keep a quarter back: 16 of the 64 pairs of an animal
-# with a place never come in training, among them "animal" with "street". A model that has only memorised
-# will fail there.
+# A model reads numbers, so every word gets one. And we keep a quarter back: 16 of the 64 pairs of an animal with a
+# place never occur in training, among them "animal" with "street". A model that has only memorised will fail there.
 
 # %%
-words = sorted({word for sentence in sentences for word in sentence})
-number = {word: i for i, word in enumerate(words)}
-X = torch.tensor([[number[word] for word in sentence] for sentence in sentences])  # (sentences, 12)
+vocabulary = sorted({word for s in sentences for word in s})
+number = {word: i for i, word in enumerate(vocabulary)}
+X = torch.tensor([[number[word] for word in s] for s in sentences])  # (sentences, 12)
 answer = torch.tensor(answers)  # (sentences,)
 unseen = torch.tensor([(animals.index(s[1]) + places.index(s[6])) % 4 == 0 for s in sentences])
 IT = sentences[0].index("it")
-print(f"{len(words)} words; {int((~unseen).sum())} sentences to learn from, {int(unseen.sum())} kept back")
+print(f"{len(vocabulary)} words; {int((~unseen).sum())} sentences to learn from, {int(unseen.sum())} kept back")
 
 # %% [markdown]
-# The model: embeddings, then attention layers one upon the other. `x + layer(x, x, x)` means that a word *keeps*
-# what it was, and adds what it has seen ([04](04_transformer.ipynb) says why that is good). The last layer does
-# not answer with words. Its answer is **where it looks** from "it": the mean of its eight heads' weights.
+# The model: embeddings, then attention layers one on top of the other. `x + layer(x, x, x)` means that a word *keeps*
+# what it was, and adds what it has seen ([04](04_transformer.ipynb) says why that is good). The last layer does not
+# answer with words. Its answer is **where it looks** from "it": the mean of its eight heads' weights.
+
+# %% [markdown]
+# In torch such a model is a `Module`: it collects the parameters, so that training can find them, and `forward` says
+# what happens when we call it. `Embedding` is the table of 01, with a row for each word, filled at random.
+# `ModuleList` is a list whose parameters are found as well.
 
 
 # %%
 class Pointer(torch.nn.Module):
-    """Attention layers one upon the other; where the last one looks is the answer."""
+    """Attention layers, one on top of the other; where the last one looks is the answer."""
 
     def __init__(self, layers, d=64, heads=8):
         super().__init__()
-        self.embedding = torch.nn.Embedding(len(words), d)
+        self.embedding = torch.nn.Embedding(len(vocabulary), d)
         self.layers = torch.nn.ModuleList(package.MultiHeadAttention(d, heads) for _ in range(layers))
 
     def forward(self, numbers):
@@ -305,8 +316,9 @@ class Pointer(torch.nn.Module):
 
 # %% [markdown]
 # Training needs a number that says how wrong an answer is, the **loss**: here −log of the weight on the right
-# word. It is 0 where all weight lies on it, and grows without limit as the weight goes to 0. `backward()`
-# works out how each parameter changes the loss, and the optimizer moves each a little to where it falls.
+# word. It is 0 where all weight lies on it, and grows without limit as the weight goes to 0. `backward()` works
+# out how each parameter changes the loss, and an **optimizer** moves each a little to where it falls. Adam is a common
+# one, `lr` says how large its steps are, and `zero_grad` makes it forget the gradients of the step before.
 
 
 # %%
@@ -328,15 +340,15 @@ def pointing_loss(model, batch):
 
 
 # %% [markdown]
-# First with one layer, then with two. What share of the sentences kept back do they answer rightly? (By guessing
-# between the two nouns one gets half.)
+# First with one layer, then with two. An answer counts as right when the noun that is meant gets **more than half** of
+# the weight. What share of the sentences kept back do they answer rightly?
 
 
 # %%
 def share_right(model):
     with torch.no_grad():
-        pointed = model(X[unseen]).mean(dim=1).argmax(dim=-1)
-    return (pointed == answer[unseen]).float().mean().item()
+        mean = model(X[unseen]).mean(dim=1)  # (unseen, N)
+    return (mean[torch.arange(len(mean)), answer[unseen]] > 0.5).float().mean().item()
 
 
 pointers = {}
@@ -344,26 +356,31 @@ for layers in (1, 2):
     torch.manual_seed(0)
     pointers[layers] = Pointer(layers)
     train(pointers[layers], pointing_loss, steps=200)
-    print(f"{layers} layer{'s'[: layers - 1]}: {share_right(pointers[layers]):.1f} right")
+    print(f"layers: {layers}   right: {share_right(pointers[layers]):.0%}")
 
 # %% [markdown]
-# One layer guesses; two are always right. Why can one not do it, with all its eight heads? Look at the two
-# sentences that differ in the last word only:
+# One layer is right at most half of the time; two are right. Why can one not do it, with all its eight heads? Look at
+# the two sentences that differ in the last word only, and at how much heavier "animal" weighs than "street":
 
 # %%
 tired = "the animal did not cross the street because it was too tired".split()
 wide = "the animal did not cross the street because it was too wide".split()
-pair = torch.tensor([[number[word] for word in sentence] for sentence in (tired, wide)])  # (2, N)
+pair = torch.tensor([[number[word] for word in s] for s in (tired, wide)])  # (2, N)
 with torch.no_grad():
     looks = {layers: model(pair) for layers, model in pointers.items()}  # (2, M, N) each
-ratio = looks[1][:, :, 1] / looks[1][:, :, 6]  # (2, M): weight on "animal" over weight on "street"
+ratio = looks[1][:, :, 1] / looks[1][:, :, 6]  # (2, M)
 print("one layer, animal : street, the same in both sentences:", torch.allclose(ratio[0], ratio[1], rtol=1e-4))
 
 # %% [markdown]
-# The weight from "it" to "animal" is made of the query of "it" and the key of "animal", and "tired" is in
-# neither. (It comes in only through the sum that all weights are divided by, the same for both nouns.) So
-# the nouns' weights keep their ratio, whatever the last word is: **in one layer no weight can depend on a third
-# word.** More heads do not help, for it holds for each.
+# The weight from "it" to "animal" is made of the query of "it" and the key of "animal", and "tired" is in neither. It
+# comes in only through the sum that all weights are divided by: it can draw weight away from *both* nouns, and leave
+# them in the same **ratio**.
+
+# %% [markdown]
+# So a head that gives more than half to "animal" after "tired" prefers "animal", and prefers it after "wide" too. In
+# numbers: if the ratio is r, "animal" gets at most r/(1 + r) in the first sentence, and "street" at most 1/(1 + r) in
+# the second; together at most 1. The same holds for the mean of eight heads, as it holds for each. **One layer can never
+# give more than half to the right noun in both.**
 
 # %% [markdown]
 # With two layers the vectors that meet in the second are no longer words. Each has looked around in the first,
@@ -371,31 +388,31 @@ print("one layer, animal : street, the same in both sentences:", torch.allclose(
 
 # %%
 drawn, axes = plots.panels(2, height=3.2)
-for which, (sentence, ax) in enumerate(zip((tired, wide), axes)):
+for which, (s, ax) in enumerate(zip((tired, wide), axes)):
     names = [f"head {h}" for h in range(8)] if which == 0 else None
-    plots.matrix(looks[2][which], names, sentence, f"“… too {sentence[-1]}”", limit=1.0, numbers=False, ax=ax)
+    plots.matrix(looks[2][which], names, s, f"“… too {s[-1]}”", limit=1.0, numbers=False, ax=ax)
 plots.show(
     drawn,
-    alt="Where the eight heads of the second layer look from the word it. With tired nearly all of them look at "
-    "animal, with wide all look at street.",
+    alt="Where the eight heads of the second layer look from the word it. With tired all of them look at animal, "
+    "with wide all look at street.",
 )
 
 # %%
 mean = looks[2].mean(dim=1)  # (2, N)
-for sentence, weights in zip((tired, wide), mean):
-    print(f"too {sentence[-1]:5}  it → {sentence[int(weights.argmax())]}")
+for s, weights in zip((tired, wide), mean):
+    print(f"too {s[-1]:5}  it → {s[int(weights.argmax())]}")
 
 # %% [markdown]
-# The last word has changed, and "it" looks elsewhere. No rule was written, and this pair of nouns never came in
-# training. (All heads agree. We asked for their mean, and nothing made them differ.)
+# Eight heads, one opinion: we asked only for their mean, and nothing made them differ. The last word has changed, and
+# "it" looks elsewhere. No rule was written, and this pair of nouns never occurred in training.
 
 # %% [markdown]
 # How does the second layer know? Something must have been told about the last word in the first.
 #
 # > **Claim:** in the first layer "it" looks at the last word; in the second it knows whom to look for.
 # >
-# > **Measurement:** cut that way. In the first layer a mask hides the last word from "it" alone, or from the two
-# > nouns, or from all other words; then count right answers.
+# > **Measurement:** cut that way. In the first layer a mask hides the last word from "it" alone, or from one noun, or
+# > from both, or from all other words; then count right answers.
 
 
 # %%
@@ -407,29 +424,30 @@ def share_right_without(hidden_from):
     with torch.no_grad():
         x = pointers[2].embedding(X[unseen])
         x = x + first(x, x, x, mask=mask)
-        pointed = second.weights(x, x)[:, :, IT].mean(dim=1).argmax(dim=-1)
-    return (pointed == answer[unseen]).float().mean().item()
+        mean = second.weights(x, x)[:, :, IT].mean(dim=1)  # (unseen, N)
+    return (mean[torch.arange(len(mean)), answer[unseen]] > 0.5).float().mean().item()
 
 
-cuts = {"no word": [], "“it”": [IT], "both nouns": [1, 6], "all but these": [0, 2, 3, 4, 5, 7, 9, 10]}
+others = [0, 2, 3, 4, 5, 7, 9, 10]
+cuts = {"no word": [], "“it”": [IT], "all others": others, "animal": [1], "place": [6], "both nouns": [1, 6]}
 shares = {name: share_right_without(words_cut) for name, words_cut in cuts.items()}
 for name in ("“it”", "both nouns"):
     print(f"hidden from {name}: {shares[name]:.1f} right")
 
 # %%
 title = "Right answers when layer 1 hides the last word from …"
-ax = plots.bars(list(shares.values()), list(shares), title, form="{:.1f}")
+ax = plots.bars(list(shares.values()), list(shares), title)
 plots.show(
     ax,
-    alt="Four bars of the share of right answers. Hidden from no word, from it, or from all other words, the last "
-    "word is still put to use; hidden from both nouns, the share falls to one half.",
+    alt="Six bars of the share of right answers. Hidden from no word, from it, or from all words but it and the nouns, "
+    "the last word is still put to use; hidden from one noun some answers are lost, from both nouns one half.",
 )
 
 # %% [markdown]
-# Did you expect that? "it" need not look at "tired" at all. Hidden from "it", nothing is lost; hidden from the
-# two nouns, the model is back to guessing. So **the nouns** look: in the first layer "animal" sees "tired" and
-# becomes, so to say, *animal-that-would-fit*; in the second, "it" looks for whatever fits. Training found a way that
-# we had not thought of, and that the picture of the heads did not show.
+# Did you expect that? "it" need not look at "tired" at all. Hidden from "it", nothing is lost; hidden from both nouns,
+# the model is back to one half. So **the nouns** look: in the first layer "animal" sees "tired" and becomes, so to say,
+# *animal-that-would-fit*; in the second, "it" looks for whatever fits. Training found a way that we had not thought
+# of, and that the picture of the heads did not show.
 
 # %% [markdown]
 # ## 6. Do the weights explain the answer?
@@ -440,88 +458,89 @@ plots.show(
 #
 # > **Claim:** a model that knows what "it" means looks at the right word.
 # >
-# > **Measurement:** train a model with **one** layer to answer with a word. Whatever it learns, its weights
-# > cannot depend on the last word, as we have just seen.
+# > **Measurement:** forbid a model to look. With queries of zero all scores are zero, and every word gets one twelfth, in
+# > every head and in every sentence. Train one such layer to answer with a word.
 
 
 # %%
-class Answerer(torch.nn.Module):
-    """One attention layer; the vector of "it" is then turned into a score for every word."""
+class Blindfolded(torch.nn.Module):
+    """One attention layer that cannot choose where to look; from "it", a score for every word."""
 
     def __init__(self, d=64, heads=8):
         super().__init__()
-        self.embedding = torch.nn.Embedding(len(words), d)
+        self.embedding = torch.nn.Embedding(len(vocabulary), d)
         self.layer = package.MultiHeadAttention(d, heads)
-        self.score = torch.nn.Linear(d, len(words))
+        with torch.no_grad():
+            self.layer.in_proj_weight[:d] = 0.0  # W^Q; its bias is zero from the start
+        self.score = torch.nn.Linear(d, len(vocabulary))  # x Wᵀ + b: (..., d) → (..., words)
 
     def forward(self, numbers):
-        """numbers: (B, N). Returns a score for each word of the language: (B, words)."""
+        """numbers: (B, N). Returns a score for each word of the vocabulary: (B, words)."""
         x = self.embedding(numbers)
-        return self.score((x + self.layer(x, x, x))[:, IT])
+        return self.score((x + self.layer(0 * x, x, x))[:, IT])
 
+
+# %% [markdown]
+# (The layer is given zeros to make queries from, so that W^Q stays without effect and without a gradient. The loss is
+# torch's `cross_entropy`: the softmax of the scores, then −log of the weight of the right word, as before.)
 
 # %%
-meant = X[torch.arange(len(X)), answer]  # (sentences,), the number of the word meant
+meant = X[torch.arange(len(X)), answer]  # (sentences,), the number of the word that is meant
+other = X[torch.arange(len(X)), 7 - answer]  # and of the other noun: 6 for 1, 1 for 6
 
 
 def word_loss(model, batch):
-    return torch.nn.functional.cross_entropy(model(X[batch]), meant[batch])  # −log of its softmax weight
+    return torch.nn.functional.cross_entropy(model(X[batch]), meant[batch])
 
 
 torch.manual_seed(0)
-answerer = Answerer()
-train(answerer, word_loss, steps=600)
+blindfolded = Blindfolded()
+train(blindfolded, word_loss, steps=400)
 with torch.no_grad():
-    right = (answerer(X[unseen]).argmax(dim=-1) == meant[unseen]).float().mean().item()
-    x = answerer.embedding(pair)
-    looks = answerer.layer.weights(x, x)[:, :, IT]  # (2, M, N)
-ratio = looks[:, :, 1] / looks[:, :, 6]
-print("at least 8 of 10 unseen sentences right:", right > 0.8)
-print("animal : street the same, tired or wide:", torch.allclose(ratio[0], ratio[1], rtol=1e-3))
+    x = blindfolded.embedding(pair)
+    weights = blindfolded.layer.weights(0 * x, x)  # (2, M, N, N)
+    scores = blindfolded(X[unseen])  # (unseen, words)
+rows = torch.arange(len(scores))
+preferred = (scores[rows, meant[unseen]] > scores[rows, other[unseen]]).float().mean().item()
+print("every weight is one twelfth:", torch.allclose(weights, torch.tensor(1 / 12)))
+print(f"the noun that is meant scores higher than the other: {preferred:.0%}")
 
 # %% [markdown]
-# It answers, and answers well; and in neither sentence does any head prefer the noun that is meant more than
-# in the other. The claim is wrong. Then how does it know? Remember that heads *add* their
-# contributions. "animal" in the sentence adds to the score of the answer "animal", "street" to that of "street";
-# and the last word adds something as well. Exchange only it, and see how the scores of the answers move:
-
+# It cannot look, and it knows. So no picture of its weights could explain its answers: they are the same in every
+# sentence. How does it do it? Exchange the last word, "wide" for "tired", and see how far the score of each noun moves:
 
 # %%
-def lean(adjective):
-    """How much the mean score of the eight animals exceeds that of the eight places."""
-    sentence = torch.tensor([[number[word] for word in [*tired[:-1], adjective]]])
-    with torch.no_grad():
-        scores = answerer(sentence)[0]
-    return float(scores[[number[a] for a in animals]].mean() - scores[[number[p] for p in places]].mean())
-
-
-adjectives = of_animals + of_places
-leans = torch.tensor([lean(adjective) for adjective in adjectives])
-print("all six of animals above all six of places:", bool(leans[:6].min() > leans[6:].max()))
+with torch.no_grad():
+    change = (blindfolded(pair)[0] - blindfolded(pair)[1])[[number[noun] for noun in animals + places]]  # (16,)
+print("all animals rise more than any place:", bool(change[:8].min() > change[8:].max()))
 
 # %%
-ax = plots.bars(leans, adjectives, "How far the last word moves the answers towards animals", form="{:.0f}")
+ax = plots.bars(
+    change, animals + places, "Scores of the answers after “tired”, minus those after “wide”", form="{:.0f}"
+)
+ax.tick_params(axis="x", rotation=40)
 plots.show(
     ax,
-    alt="Twelve bars. The six adjectives of animals have large positive values, the six of places negative ones.",
+    alt="Sixteen bars. The scores of the eight animals rise when tired stands in the place of wide, those of the eight "
+    "places fall.",
 )
 
 # %% [markdown]
-# "tired" raises *all* animals, "wide" raises *all* places. The noun that is present and raised wins. This is
-# addition, not pointing, and no row of weights shows it: they say where something was taken from, not what was
-# taken, nor what was done with it.
+# "tired" raises *all* animals and lowers *all* places. The noun that is in the sentence adds to its own score; the noun
+# that is there *and* raised wins. This is addition, not pointing. Real models may do both at once. Weights say where
+# something was taken from, not what was taken, nor what was done with it.
 
 # %% [markdown]
 # So read pictures of attention as what they are: **where a head took its mean from**. To learn whether it
-# matters, change something and see whether the answer changes, as we did with the mask of section 5 and with
-# the last word here.
+# matters, change something and see whether the answer changes, as we did with the mask of section 5 and with the last
+# word here.
 
 # %% [markdown]
 # ## 7. The same, from the package and from torch
 #
-# Three versions of the layer of section 2: ours, the package's `MultiHeadAttention`, and torch's own. Both
-# keep W^Q, W^K and W^V in one tensor, one below the other, and for `x @ W.T`, as torch's linear layers do, so
-# ours are turned.
+# Three other ways to the result of section 2: the package's `MultiHeadAttention`, torch's layer of that name, and torch's
+# fused attention between our own products. Both layers keep W^Q, W^K and W^V in one tensor, one below the other. They
+# compute `x @ W.T` where we wrote `x @ W`, so ours are transposed before they are copied.
 
 # %%
 ours = package.MultiHeadAttention(d, M)
@@ -534,12 +553,11 @@ for name, parameter in ours.named_parameters():
     print(f"{name:15} {tuple(parameter.shape)}")
 
 # %%
-eleven = torch.stack([vocabulary[w] for w in "the animal didn't cross the street because it was too tired".split()])
 with torch.no_grad():
-    tokens = eleven[None] / 10  # (B, N, d); smaller numbers, so that rounding is small too
-    q, k, v = (split(tokens[0] @ W) for W in (W_Q_all, W_K_all, W_V_all))
-    by_hand = (package.attention_weights(q, k) @ v).transpose(0, 1).reshape(len(eleven), M * D) @ W_O
-    sdpa = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1) @ W_O
+    tokens = torch.stack([vectors[word] for word in sentence])[None] / 10  # (B, N, d); small, so that rounding is too
+    q, k, v = (split(tokens[0] @ W) for W in (W_Q_all, W_K_all, W_V_all))  # (M, N, D) each
+    by_hand = (package.attention_weights(q, k) @ v).transpose(0, 1).reshape(-1, M * D) @ W_O
+    sdpa = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(-1, M * D) @ W_O
     ways = {"package": ours(tokens, tokens, tokens)[0], "torch, the layer": theirs(tokens, tokens, tokens)[0][0]}
 for name, result in {**ways, "torch, fused attention": sdpa}.items():
     print(f"{name:23} within 1e-6: {(by_hand - result).abs().max().item() < 1e-6}")
@@ -582,27 +600,28 @@ def head(W):
 maps = {"colour": head(W_colour), "texture": head(W_texture)}
 
 # %%
-seen_from = {"large star": (2, 3), "ground": (1, 10)}
-drawn, axes = plots.panels(4, height=2.3)
+seen_from = {"star": (2, 3), "ground": (1, 10)}
+drawn, axes = plots.panels(5, height=2.0)
+plots.picture(scene.pixels, "the picture", ax=axes[0])
 cells = [(name, place, kind) for name, place in seen_from.items() for kind in maps]
-for (name, (row, column), kind), ax in zip(cells, axes):
+for (name, (row, column), kind), ax in zip(cells, axes[1:]):
     folded = maps[kind].reshape(12, 12, 12, 12)[row, column]
     plots.attention_over_picture(scene.pixels, folded, (row, column), f"{name}: {kind}", ax=ax)
 plots.show(
     drawn,
-    alt="Attention over the picture from a patch of the large star and one of the ground, for two heads. The head "
-    "of colour lights up what has the patch's colour, the head of texture what is as striped or as even as it.",
+    alt="The picture, and attention over it from a patch of the large star and one of the ground, for two heads. The "
+    "head of colour lights up what has the patch's colour, the head of texture where the same colours change.",
 )
 
 # %% [markdown]
-# Seen from the large star, the head of colour finds the star and, as in 01, the triangle, which has orange in it as
-# well. The head of texture looks at other patches in which much changes: of the star itself, of the small star, of
-# the ring's lower edge. For a patch of the even ground both say much the same, since the ground is alike in both ways.
+# Seen from the star, the head of colour finds the star and, as in 01, the triangle, which has orange in it as well. The
+# head of texture finds patches in which the *same colours* change as in its own, in the star, the small star and at
+# the edge of the ring. How much they change does not count, for all vectors were given the same length.
 
 # %% [markdown]
-# The output of two such heads, side by side, tells the next layer two things of each patch: who has my colour, and who
-# is as lively as I am. One head with all six numbers would have mixed the two into one likeness. And neither knows
-# *where* a patch is: shuffled patches would give the same weights. That is what 03 adds.
+# The output of two such heads, side by side, tells the next layer two things of each patch: who has my colour, and in
+# whom the same colours change. One head with all six numbers would have mixed the two into one likeness. And neither
+# knows *where* a patch is: shuffled patches would give the same weights, shuffled. That is what 03 adds.
 
 # %% [markdown]
 # ## Summary
@@ -611,7 +630,7 @@ plots.show(
 # - M heads: M sets of W^Q, W^K, W^V, each of D = d / M channels; their results side by side, joined by W^O.
 # - All at once: one product of d × d for each of Q, K, V; cut into heads, attend, merge. Cut first, then transpose.
 # - Parameters and operations are those of a single head of d channels.
-# - In one layer the weight between two words cannot depend on a third. In two it can: "it" finds its noun.
+# - In one layer no third word can change the *ratio* of two weights. In two it can: "it" finds its noun.
 # - Weights say where a mean was taken from. Whether that explains an answer must be tested by changing something.
 
 # %% [markdown]
@@ -703,7 +722,8 @@ course.check("merge_heads", merge_heads)
 # Difficulty ●●●○○ · Importance ●●●●○ · about 10 minutes
 #
 # A layer is given two kinds of masks: padding, one row for each sentence, and a pattern such as the causal mask,
-# the same for all sentences. Attention wants one, which stretches to (B, M, N_q, N_k). Either may be missing.
+# the same for all sentences. Attention wants one, which stretches to (B, M, N_q, N_k). Either may be missing. Make it no
+# larger than it must be: (B, 1, 1, N_k) from padding alone, a pattern alone as it is, (B, 1, N_q, N_k) from both.
 
 
 # %% tags=["exercise"]
@@ -803,8 +823,8 @@ course.parts()
 # The pointing model of section 5, trained on the package's functions, must find the same nouns on yours:
 
 # %%
-for sentence, weights in zip((tired, wide), pointers[2](pair).mean(dim=1)):
-    print(f"too {sentence[-1]:5}  it → {sentence[int(weights.argmax())]}")
+for s, weights in zip((tired, wide), pointers[2](pair).mean(dim=1)):
+    print(f"too {s[-1]:5}  it → {s[int(weights.argmax())]}")
 course.reset()
 
 # %% [markdown]
