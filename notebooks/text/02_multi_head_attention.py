@@ -458,8 +458,8 @@ plots.show(
 #
 # > **Claim:** a model that knows what "it" means looks at the right word.
 # >
-# > **Measurement:** forbid a model to look. With queries of zero all scores are zero, and every word gets one twelfth, in
-# > every head and in every sentence. Train one such layer to answer with a word.
+# > **Measurement:** forbid a model to look. If all words have the same key, all scores are equal, and every word gets one
+# > twelfth, in every head and in every sentence. Train one such layer to answer with a word.
 
 
 # %%
@@ -470,19 +470,17 @@ class Blindfolded(torch.nn.Module):
         super().__init__()
         self.embedding = torch.nn.Embedding(len(vocabulary), d)
         self.layer = package.MultiHeadAttention(d, heads)
-        with torch.no_grad():
-            self.layer.in_proj_weight[:d] = 0.0  # W^Q; its bias is zero from the start
         self.score = torch.nn.Linear(d, len(vocabulary))  # x Wᵀ + b: (..., d) → (..., words)
 
     def forward(self, numbers):
         """numbers: (B, N). Returns a score for each word of the vocabulary: (B, words)."""
         x = self.embedding(numbers)
-        return self.score((x + self.layer(0 * x, x, x))[:, IT])
+        return self.score((x + self.layer(x, 0 * x, x))[:, IT])
 
 
 # %% [markdown]
-# (The layer is given zeros to make queries from, so that W^Q stays without effect and without a gradient. The loss is
-# torch's `cross_entropy`: the softmax of the scores, then −log of the weight of the right word, as before.)
+# (The layer is given zeros to make keys from: query x, key 0, value x. The loss is torch's `cross_entropy`: the softmax
+# of the scores, then −log of the weight of the right word, as before.)
 
 # %%
 meant = X[torch.arange(len(X)), answer]  # (sentences,), the number of the word that is meant
@@ -498,7 +496,7 @@ blindfolded = Blindfolded()
 train(blindfolded, word_loss, steps=400)
 with torch.no_grad():
     x = blindfolded.embedding(pair)
-    weights = blindfolded.layer.weights(0 * x, x)  # (2, M, N, N)
+    weights = blindfolded.layer.weights(x, 0 * x)  # (2, M, N, N)
     scores = blindfolded(X[unseen])  # (unseen, words)
 rows = torch.arange(len(scores))
 preferred = (scores[rows, meant[unseen]] > scores[rows, other[unseen]]).float().mean().item()
