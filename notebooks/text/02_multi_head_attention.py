@@ -80,7 +80,9 @@ it = sentence.index("it")
 print(f"weight of 'it' for itself: {selfish[it, it]:.2f} with one matrix, {open_minded[it, it]:.2f} with two")
 
 # %%
-drawn = plots.matrices([selfish, open_minded], ["$W^Q = W^K$", "two matrices"], sentence, sentence, height=3.6)
+drawn = plots.matrices(
+    [selfish, open_minded], ["$W^Q = W^K$", "two matrices"], sentence, sentence, height=3.6
+)
 plots.show(
     drawn,
     alt="Two matrices of weights, eleven words by eleven. With one matrix for queries and keys nearly all weight "
@@ -284,7 +286,9 @@ X = torch.tensor([[number[word] for word in s] for s in sentences])  # (sentence
 answer = torch.tensor(answers)  # (sentences,)
 unseen = torch.tensor([(animals.index(s[1]) + places.index(s[6])) % 4 == 0 for s in sentences])
 IT = sentences[0].index("it")
-print(f"{len(vocabulary)} words; {int((~unseen).sum())} sentences to learn from, {int(unseen.sum())} kept back")
+print(
+    f"{len(vocabulary)} words; {int((~unseen).sum())} sentences to learn from, {int(unseen.sum())} kept back"
+)
 
 # %% [markdown]
 # The model: embeddings, then attention layers one on top of the other. `x + layer(x, x, x)` means that a word *keeps*
@@ -369,7 +373,9 @@ pair = torch.tensor([[number[word] for word in s] for s in (tired, wide)])  # (2
 with torch.no_grad():
     looks = {layers: model(pair) for layers, model in pointers.items()}  # (2, M, N) each
 ratio = looks[1][:, :, 1] / looks[1][:, :, 6]  # (2, M)
-print("one layer, animal : street, the same in both sentences:", torch.allclose(ratio[0], ratio[1], rtol=1e-4))
+print(
+    "one layer, animal : street, the same in both sentences:", torch.allclose(ratio[0], ratio[1], rtol=1e-4)
+)
 
 # %% [markdown]
 # The weight from "it" to "animal" is made of the query of "it" and the key of "animal", and "tired" is in neither. It
@@ -509,7 +515,9 @@ print(f"the noun that is meant scores higher than the other: {preferred:.0%}")
 
 # %%
 with torch.no_grad():
-    change = (blindfolded(pair)[0] - blindfolded(pair)[1])[[number[noun] for noun in animals + places]]  # (16,)
+    change = (blindfolded(pair)[0] - blindfolded(pair)[1])[
+        [number[noun] for noun in animals + places]
+    ]  # (16,)
 print("all animals rise more than any place:", bool(change[:8].min() > change[8:].max()))
 
 # %%
@@ -552,11 +560,16 @@ for name, parameter in ours.named_parameters():
 
 # %%
 with torch.no_grad():
-    tokens = torch.stack([vectors[word] for word in sentence])[None] / 10  # (B, N, d); small, so that rounding is too
+    tokens = (
+        torch.stack([vectors[word] for word in sentence])[None] / 10
+    )  # (B, N, d); small, so that rounding is too
     q, k, v = (split(tokens[0] @ W) for W in (W_Q_all, W_K_all, W_V_all))  # (M, N, D) each
     by_hand = (package.attention_weights(q, k) @ v).transpose(0, 1).reshape(-1, M * D) @ W_O
     sdpa = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(-1, M * D) @ W_O
-    ways = {"package": ours(tokens, tokens, tokens)[0], "torch, the layer": theirs(tokens, tokens, tokens)[0][0]}
+    ways = {
+        "package": ours(tokens, tokens, tokens)[0],
+        "torch, the layer": theirs(tokens, tokens, tokens)[0][0],
+    }
 for name, result in {**ways, "torch, fused attention": sdpa}.items():
     print(f"{name:23} within 1e-6: {(by_hand - result).abs().max().item() < 1e-6}")
 

@@ -160,7 +160,9 @@ for i, ax in enumerate(axes):
     ax.plot(table[:, 2 * i + 1], table[:, 2 * i], "o", color=plots.COLOURS[i])
     for p in (0, 1, 3, 6) if i == 0 else (0, 6):
         ax.annotate(f" {p}", (table[p, 2 * i + 1], table[p, 2 * i]), va="center")
-    ax.set(title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
+    ax.set(
+        title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal"
+    )
 plots.show(
     drawn,
     alt="Two circles. On the first the places 0 to 6 are spread nearly once around; on the second they lie close "
@@ -411,7 +413,9 @@ plots.show(
 )
 
 # %%
-beyond = {name: right_at_each_place(models[name], 48)[15:].mean().item() for name in ("interleaved", "learned")}
+beyond = {
+    name: right_at_each_place(models[name], 48)[15:].mean().item() for name in ("interleaved", "learned")
+}
 for name, share in beyond.items():
     print(f"{name:12} less than a third right behind place 15: {share < 1 / 3}")
 
@@ -466,7 +470,10 @@ def encode(y, x, d):
 
 H, W, d = 6, 8, 16
 by_hand = torch.stack(
-    [torch.stack([encode((i + 1) / H * 2 * math.pi, (j + 1) / W * 2 * math.pi, d) for j in range(W)]) for i in range(H)]
+    [
+        torch.stack([encode((i + 1) / H * 2 * math.pi, (j + 1) / W * 2 * math.pi, d) for j in range(W)])
+        for i in range(H)
+    ]
 )  # (H, W, d)
 nothing_padded = torch.zeros(1, H, W, dtype=torch.bool)
 same = (by_hand - package.sine_encoding_2d(nothing_padded, d)[0]).abs().max().item() < 1e-5
@@ -490,7 +497,9 @@ print("same as alone:", torch.allclose(inside, package.sine_encoding_2d(nothing_
 for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
     coarse, fine = (2 - shift) / 2, (4 - shift) / 4  # the last row of 2, and of 4
     top = (1 - shift) / 2  # the first row of 2: its centre is at 1/4
-    print(f"{convention:10} first of two rows: {top:.2f}  last of two: {coarse:.2f}  last of four: {fine:.3f}")
+    print(
+        f"{convention:10} first of two rows: {top:.2f}  last of two: {coarse:.2f}  last of four: {fine:.3f}"
+    )
 
 # %% [markdown]
 # The first of two rows covers 0 to 1/2; its centre is 1/4, as Deformable DETR says, while DETR says 1/2.
