@@ -34,7 +34,7 @@ def _interleave(first: Tensor, second: Tensor) -> Tensor:
 
 def _of_cases() -> list[Case]:
     return [
-        Case("four channels of the positions 0, 1, 2", (torch.arange(3.0), 4)),
+        Case("six channels of the positions 0, 1, 2", (torch.arange(3.0), 6)),
         Case("twelve channels of five numbers", (3 * normal(40, 5), 12)),
         Case("eight channels of a 3 × 4 table of numbers", (3 * normal(41, 3, 4), 8)),
     ]
@@ -59,8 +59,8 @@ SINE_ENCODING_OF = Exercise(
     part=package.sine_encoding_of,
     adapt=_adapt_of,
     hints=(
-        "There are d/2 wavelengths: 10000 ** (2 * torch.arange(dim // 2) / dim).",
-        "values[..., None] / wavelengths gives the angles, (..., d/2), for values of any shape.",
+        "There are d/2 divisors: 10000 ** (2 * torch.arange(dim // 2) / dim).",
+        "values[..., None] / divisors gives the angles, (..., d/2), for values of any shape.",
         "torch.stack((angles.sin(), angles.cos()), dim=-1) has shape (..., d/2, 2): .flatten(-2) lays the pairs in a row.",
     ),
     mistakes=(
@@ -75,6 +75,10 @@ SINE_ENCODING_OF = Exercise(
         Mistake(
             "the exponent is i/d, where 2i/d is meant: the wavelengths reach only √10000 = 100",
             lambda p, d: _interleave(_angles(p, d, 100.0).sin(), _angles(p, d, 100.0).cos()),
+        ),
+        Mistake(
+            "2 is counted twice: torch.arange(0, d, 2) gives 0, 2, 4 ..., which is 2i already",
+            lambda p, d: _interleave(_angles(p, d, 1e8).sin(), _angles(p, d, 1e8).cos()),
         ),
         Mistake(
             "the angles are multiplied by the powers of 10000, where they should be divided",
@@ -105,10 +109,10 @@ def _timing_signal(length: int, dim: int) -> Tensor:
 TIMING_SIGNAL = Exercise(
     name="timing_signal",
     notebook="03",
-    task="Tensor2Tensor's form: d/2 sines, then their cosines; the i-th wavelength has the exponent i / (d/2 − 1).",
+    task="Tensor2Tensor's form: d/2 sines, then their cosines; the angle of hand i is p / 10000^(i / (d/2 − 1)).",
     reference=_timing_signal,
     cases=lambda: [
-        Case("three positions, four channels", (3, 4)),
+        Case("three positions, six channels", (3, 6)),
         Case("five positions, ten channels", (5, 10)),
         Case("seven positions, sixteen channels", (7, 16)),
     ],
@@ -123,6 +127,20 @@ TIMING_SIGNAL = Exercise(
             "2π · 10000",
             lambda n, d: torch.cat(
                 (_angles(torch.arange(n).float(), d).sin(), _angles(torch.arange(n).float(), d).cos()), -1
+            ),
+        ),
+        Mistake(
+            "the exponents are right, but sines and cosines alternate: here all sines stand left, all cosines right",
+            lambda n, d: _timing_signal(n, d)[:, _to_halves(d).argsort()],
+        ),
+        Mistake(
+            "the exponents divide by d − 1; there are d/2 hands, so it is d/2 − 1",
+            lambda n, d: torch.cat(
+                [
+                    wave(torch.arange(n)[:, None] / 10000 ** (torch.arange(d // 2) / (d - 1)))
+                    for wave in (torch.sin, torch.cos)
+                ],
+                -1,
             ),
         ),
         Mistake(
@@ -143,11 +161,13 @@ TIMING_SIGNAL = Exercise(
 # --- shift_matrix: a step of k positions as a rotation --------------------------------------------------------
 
 
-def _rotation(step: float, dim: int, sign: float = 1.0, same: bool = False, upper: float = -1.0) -> Tensor:
+def _rotation(
+    step: float, dim: int, sign: float = 1.0, same: bool = False, upper: float = -1.0, base: float = 10000.0
+) -> Tensor:
     """Block-diagonal (d, d) so that PE(p) @ R = PE(p + step)."""
     matrix = torch.zeros(dim, dim)
     for i in range(dim // 2):
-        angle = sign * step / (1.0 if same else 10000 ** (2 * i / dim))
+        angle = sign * step / (1.0 if same else base ** (2 * i / dim))
         sine, cosine = math.sin(angle), math.cos(angle)
         matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = torch.tensor([[cosine, upper * sine], [sine, cosine]])
     return matrix
@@ -181,6 +201,10 @@ SHIFT_MATRIX = Exercise(
         Mistake(
             "all pairs turn by the same angle; pair i turns by step / 10000^(2i/d)",
             lambda k, d: _rotation(k, d, same=True),
+        ),
+        Mistake(
+            "the exponent is i/d, where 2i/d is meant",
+            lambda k, d: _rotation(k, d, base=100.0),
         ),
         Mistake(
             "the two sines of a block have the same sign; one of them is negative",
@@ -221,12 +245,12 @@ def _encode(y: Tensor, x: Tensor, dim: int, turn: float = 2 * math.pi) -> Tensor
 
 
 def _cases_2d() -> list[Case]:
-    square = torch.zeros(1, 2, 2, dtype=torch.bool)
+    small = torch.zeros(1, 2, 3, dtype=torch.bool)
     padded = torch.zeros(2, 3, 4, dtype=torch.bool)
     padded[1, 2:], padded[1, :, 3:] = True, True
     return [
-        Case("a map of 2 × 2 cells without padding, DETR's places", (square, 4, 0.0)),
-        Case("a map of 3 × 5 cells without padding, Deformable DETR's places", (square.new_zeros(1, 3, 5), 8, 0.5)),
+        Case("a map of 2 × 3 cells without padding, DETR's places", (small, 8, 0.0)),
+        Case("a map of 3 × 5 cells without padding, Deformable DETR's places", (small.new_zeros(1, 3, 5), 8, 0.5)),
         Case("two pictures, the second padded below and on the right", (padded, 8, 0.5)),
         Case("the same with DETR's places", (padded, 16, 0.0)),
     ]
@@ -241,6 +265,11 @@ def _adapt_2d(learner: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return learner(padding, dim, 0.5 if convention == "deformable" else 0.0)
 
     return sine_encoding_2d
+
+
+def _shifted_twice(count: Tensor, dim: int, shift: float) -> Tensor:
+    count = count - shift
+    return count / (count.select(dim, -1).unsqueeze(dim) + 1e-6)
 
 
 def _whole_map(padding: Tensor, dim: int, shift: float) -> Tensor:
@@ -263,7 +292,7 @@ SINE_ENCODING_2D = Exercise(
     ),
     mistakes=(
         Mistake(
-            "x and y are exchanged: the first d/2 channels belong to y, the row",
+            "x comes first: the first d/2 channels belong to y, the row",
             lambda m, d, s: _reference_2d(m, d, s).roll(d // 2, -1),
         ),
         Mistake(
@@ -273,6 +302,20 @@ SINE_ENCODING_2D = Exercise(
         Mistake(
             "the shift is not used: subtract it from the counts before you scale",
             lambda m, d, s: _reference_2d(m, d, 0.0),
+        ),
+        Mistake(
+            "the counts are divided by the size of the map; each picture has its own number of real cells, the last count",
+            lambda m, d, s: _encode(
+                ((~m).float().cumsum(1) - s) / m.shape[1], ((~m).float().cumsum(2) - s) / m.shape[2], d
+            ),
+        ),
+        Mistake(
+            "the shift is subtracted after the division: it is a share of a cell, so it comes off the count",
+            lambda m, d, s: _encode(*(place - s for place in _places((~m).float(), 0.0)), d),
+        ),
+        Mistake(
+            "the shift is also in the number of cells that you divide by: there it does not belong",
+            lambda m, d, s: _encode(*(_shifted_twice((~m).float().cumsum(k), k, s) for k in (1, 2)), d),
         ),
         Mistake("the places run to 1, not to 2π", lambda m, d, s: _encode(*_places((~m).float(), s), d, 1.0)),
         Mistake(

@@ -13,14 +13,14 @@
 # %% [markdown]
 # # 03 · Positional encoding: telling attention where things stand
 #
-# Attention sees a bag of words. In this notebook every word gets a sign of its place: a pattern of sines and
-# cosines that says much more than a number would. We build it by hand, train with and without it, find out
-# what happens to sentences longer than any that was learned from, and carry it over to pictures.
+# Attention sees a bag of words. In this notebook every word gets a mark of its place: a pattern of sines and cosines
+# that says much more than a number would. We build it by hand, train with and without it, find out what happens to
+# sentences longer than any in training, and carry it over to pictures.
 
 # %% [markdown]
 # | | |
 # |:--|:--|
-# | **You will be able to** | say why a bare position number is a poor sign; compute a sine encoding by hand; tell its two layouts apart; turn a step of k positions into a rotation; choose between sines and learned tables knowing what each does beyond the lengths it was trained on; encode the cells of a picture, with padding |
+# | **You will be able to** | say why a bare position number is a poor mark of a place; compute a sine encoding by hand; tell its two layouts apart; turn a step of k positions into a rotation; choose between sines and learned tables knowing what each does beyond the lengths it was trained on; encode the cells of a picture, with padding |
 # | **You need first** | [02 · Multi-head attention](02_multi_head_attention.ipynb); sine and cosine as a point that runs around a circle |
 # | **Time** | 65 minutes to read and run, 45 for the exercises |
 # | **Device** | any CPU; two cells train, together for about 20 seconds, and nothing is downloaded |
@@ -86,9 +86,8 @@ print("with places, the same in both:", torch.allclose(news_1[0], news_2[2], ato
 # %%
 word = torch.randn(d)
 for p in (1, 10, 500):
-    shifted = word + p
-    share = word.norm() ** 2 / (word.norm() ** 2 + d * p**2)
-    print(f"place {p:3}: the word makes up {share:.0%} of the squared length it is added to")
+    share = word.norm() ** 2 / (word.norm() ** 2 + d * p**2)  # of the squared length; about right for a random word
+    print(f"place {p:3}: the word's part of the sum is {share:.1%}")
 
 # %% [markdown]
 # **A share of the length.** Divide p by the length of the sentence, and it stays in 0..1. But then the step from a
@@ -126,7 +125,8 @@ print("digits that change from 7 to 8:", int((digits(8) != digits(7)).sum()))
 # ## 3. Four channels by hand
 #
 # *Attention Is All You Need*, section 3.5: with d channels there are d/2 hands. Hand i stands in channels 2i and
-# 2i + 1, and at place p it points to the angle p / 10000^(2i/d):
+# 2i + 1, and turns by 1/10000^(2i/d) with each place (so that it comes around after 2π · 10000^(2i/d) places, its
+# **wavelength**). At place p it points to the angle p / 10000^(2i/d):
 #
 # $$PE_{p,\,2i} = \sin\frac{p}{10000^{2i/d}} \qquad PE_{p,\,2i+1} = \cos\frac{p}{10000^{2i/d}}$$
 
@@ -155,18 +155,21 @@ print(sine_encoding(4, 4))
 
 # %%
 table = sine_encoding(7, 4)
+circle = torch.linspace(0, 2 * math.pi, 100)
 drawn, axes = plots.panels(2, height=3.0)
 for i, ax in enumerate(axes):
-    ax.plot(table[:, 2 * i + 1], table[:, 2 * i], "o", color=plots.COLOURS[i])
-    for p in (0, 1, 3, 6) if i == 0 else (0, 6):
-        ax.annotate(f" {p}", (table[p, 2 * i + 1], table[p, 2 * i]), va="center")
-    ax.set(
-        title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal"
-    )
+    ax.plot(circle.cos(), circle.sin(), color="lightgrey", linewidth=1, zorder=0)
+    for p in range(7):
+        x, y = table[p, 2 * i + 1], table[p, 2 * i]
+        ax.plot([0, x], [0, y], "o-", color=plots.COLOURS[i], linewidth=1, markersize=4)
+        if i == 0:
+            ax.annotate(str(p), (1.2 * x, 1.2 * y), ha="center", va="center")
+    ax.set(title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+_ = axes[1].annotate("0 … 6", (1.08, 0.0), va="center")
 plots.show(
     drawn,
-    alt="Two circles. On the first the places 0 to 6 are spread nearly once around; on the second they lie close "
-    "together on the right, near angle zero.",
+    alt="Two circles with hands like a clock's. On the first the places 0 to 6 are spread nearly once around; on the second "
+    "all seven hands lie on one another on the right, near angle zero.",
 )
 
 # %% [markdown]
@@ -197,9 +200,9 @@ plots.show(
 )
 
 # %% [markdown]
-# Read a row: it is the sign of one place. On the left (in the right picture: on the left of each half) are the fast
+# Read a row: it is the mark of one place. On the left (in the right picture: on the left of each half) are the fast
 # hands, which differ from row to row. Further right they turn so slowly that twenty words do not move them:
-# sines stay near 0, cosines near 1.
+# sines stay near 0, cosines near 1. (In the left picture sine and cosine alternate more finely than the screen can show.)
 
 # %% [markdown]
 # > **Claim:** the two pictures differ in the order of columns only.
@@ -207,14 +210,17 @@ plots.show(
 # > **Measurement:** bring the columns of the first into the order of the second, and compare.
 
 # %%
-evens_then_odds = torch.cat([interleaved[:, 0::2], interleaved[:, 1::2]], dim=1)  # (N, d)
-print("equal:", torch.allclose(evens_then_odds, halves, atol=1e-3))
-print("largest difference:", f"{(evens_then_odds - halves).abs().max():.2f}")
+for length in (20, 200, 1000):
+    first, second = (package.sine_encoding_1d(length, 512, layout) for layout in ("interleaved", "halves"))
+    ordered = torch.cat([first[:, 0::2], first[:, 1::2]], dim=1)  # (N, d)
+    before, after = (first - second).abs().max(), (ordered - second).abs().max()
+    print(f"{length:4} places: largest difference {before:.2f}, in the same order {after:.2f}")
 
 # %% [markdown]
 # Not quite: the exponents differ too. The paper's are 2i/d, that is 0, 1/n, 2/n ... (n − 1)/n for n = d/2 hands; the code
-# divides by n − 1, so that the last is 1 and the slowest hand has exactly 10000. A small matter for a model that is
-# trained with either; a large one if you load weights trained with the other.
+# divides by n − 1, so that the last is 1 and the slowest hand has exactly 10000. A model trained with either does not
+# care. But load weights that were trained with the other, and places go wrong: at once if the order of channels differs,
+# little by little if only the exponents do.
 
 # %%
 n = 512 // 2
@@ -222,10 +228,10 @@ for name, last in (("paper", (n - 1) / n), ("Tensor2Tensor", 1.0)):
     print(f"{name:13}: the slowest hand needs {2 * math.pi * 10000**last:,.0f} places to go around")
 
 # %% [markdown]
-# ## 5. What makes it a good sign: steps are rotations
+# ## 5. What makes it a good mark: steps are rotations
 #
-# Attention compares by dot products. So what does the dot product of two encodings say? Take place 50 and all
-# places around it:
+# Attention compares by dot products. So what does the dot product of two encodings say? Take places 30 and 50, and all
+# places around them:
 
 # %%
 table = package.sine_encoding_1d(100, 128)  # (N, d)
@@ -240,9 +246,11 @@ plots.show(
 )
 
 # %% [markdown]
-# It is largest at the place itself, falls off on both sides, and the two curves have the same shape, one moved by 20. The
-# dot product depends on the **distance** of two places and on nothing else. By hand: two hands at angles a and b give
-# sin a sin b + cos a cos b = cos(a − b).
+# It is largest at the place itself and falls off on both sides, with small ripples (though never to zero, for the slow hands
+# always agree); and the two curves have the same shape, one moved by 20. The dot product depends on the **distance** of two
+# places and on nothing else. By hand: two hands at angles a and b give sin a sin b + cos a cos b = cos(a − b). For places p
+# and q the angles are p/s and q/s, with s = 10000^(2i/d), so this is cos((p − q)/s): only p − q is left. The dot product is
+# the sum of it over all hands.
 
 # %%
 gaps = {k: [float(table[p] @ table[p + k]) for p in (0, 20, 60)] for k in (0, 1, 5, 30)}
@@ -277,7 +285,7 @@ print("equal to the encodings seven places on:", torch.allclose(seven_on, table[
 # fits the key of place p − 1 best: *look at the word before you*, for all places, with one matrix. A head can learn it.
 
 # %%
-Q, K = 3 * table[:12] @ turn(-1, 128), table[:12]
+Q, K = table[:12] @ turn(-1, 128), table[:12]
 weights = attention.attention_weights(Q, K)  # (12, 12)
 print("each place looks most at place:", weights.argmax(dim=-1).tolist())
 
@@ -290,7 +298,7 @@ print("each place looks most at place:", weights.argmax(dim=-1).tolist())
 # A sentence of 16 random words from a language of 20; the answer at each place is **the word before**. No
 # meaning can help, only place. One layer of attention, four ways to say where a word stands: not at all, the two
 # layouts of sines, and a table with one vector for each place that is **learned**, like all other parameters (BERT and
-# the Vision Transformer do that).
+# the Vision Transformer do that). In torch a `Parameter` is changed by training; a *buffer* belongs to the model and stays.
 
 
 # %%
@@ -317,7 +325,7 @@ class WordBefore(torch.nn.Module):
 
 # %%
 def train(model, steps=600, moving=False):
-    """Sentences of 16 words. moving: begin anywhere in 0..48, where otherwise all sentences begin at place 0."""
+    """Sentences of 16 words. moving: begin at any place from 0 to 47, where otherwise all begin at place 0."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         words = torch.randint(20, (64, 16))
@@ -345,8 +353,8 @@ for encoding in ("none", "interleaved", "halves", "learned"):
     print(f"{encoding:12} {right_at_each_place(models[encoding], 16).mean():.1f} right")
 
 # %% [markdown]
-# Without places it can do little better than name a word that occurs in the sentence. With any of the three it makes no
-# mistake. What do its four heads look at? The mean of their weights, for one sentence:
+# Without places it can do no better than name a word that is frequent in the sentence. With any of the three it makes hardly
+# a mistake. What do its four heads look at? The mean of their weights, for one sentence:
 
 # %%
 words = torch.randint(20, (1, 16))
@@ -356,16 +364,19 @@ for encoding in ("none", "interleaved", "learned"):
     with torch.no_grad():
         x = model.embedding(words) + model.places[:16]
         tables.append(model.layer.weights(x, x)[0].mean(dim=0))  # (16, 16)
-drawn = plots.matrices(tables, ["no encoding", "sines", "learned table"], height=2.9)
+names = [str(place) if place % 5 == 0 else "" for place in range(16)]
+titles = ["no encoding", "sines", "learned table"]
+drawn = plots.matrices(tables, titles, names, names, height=3.1, xlabel="looked at (key)", ylabel="looks (query)")
 plots.show(
     drawn,
-    alt="Three matrices of weights, 16 words by 16. Without encoding the weights are scattered in columns; with sines and "
-    "with a learned table they lie on a line one place left of the diagonal.",
+    alt="Three matrices of weights, 16 words by 16. Without encoding the weights are nearly even; with sines and with "
+    "a learned table they lie on a line one place left of the diagonal.",
 )
 
 # %% [markdown]
-# The line lies one place to the left of the diagonal, sharp with the table, softer with sines: each place looks at the
-# one before it. Nobody told it to; it is what the task needs.
+# The line lies one place to the left of the diagonal: each place looks at the one before it. It is sharp with the table, and
+# softer with sines, where some rows spread over two or three neighbours. Nobody told them to look there; it is what the
+# task needs.
 
 # %% [markdown]
 # > **Claim:** positional encodings are patterns that the model has learned.
@@ -379,7 +390,7 @@ for encoding in ("interleaved", "learned"):
 
 # %% [markdown]
 # In the sines nothing is learned: they are a formula. What is learned is how to *use* them. A table is learned, number by
-# number. Both worked equally well here, and the paper reports the same of translation.
+# number. Both worked equally well here, and the paper reports the same for translation.
 
 # %% [markdown]
 # ## 7. Sentences longer than any before
@@ -408,45 +419,56 @@ ax.axvline(15.5, color=plots.INK, linewidth=1, linestyle=":")
 ax.set_ylim(0, 1.05)
 plots.show(
     ax,
-    alt="Two curves over the place in a sentence. Up to place 15, marked by a dotted line, both are at 1; behind it both "
-    "fall to near zero.",
+    alt="Two curves over the place in a sentence. Up to place 15, marked by a dotted line, both are near 1; beyond it the "
+    "table falls below 0.1 and the sines to between 0.1 and 0.4.",
 )
 
 # %%
-beyond = {
-    name: right_at_each_place(models[name], 48)[15:].mean().item() for name in ("interleaved", "learned")
-}
-for name, share in beyond.items():
-    print(f"{name:12} less than a third right behind place 15: {share < 1 / 3}")
+beyond = {}
+for name in ("interleaved", "learned"):
+    beyond[name] = right_at_each_place(models[name], 48)[15:].mean().item()
+    print(f"{name:12} less than a third right beyond place 15: {beyond[name] < 1 / 3}")
 
 # %% [markdown]
-# Both fail, and at once. That the formula *has* values out there is one thing; that W^Q and W^K, trained on the
-# first 16 places only, treat new ones as they should is another. Nothing in training asked them to turn *all* hands
-# alike: whatever tells 16 places apart was good enough.
+# Both fail, and at once. That the formula *has* values out there is one thing; that W^Q and W^K, trained on the first 16
+# places only, treat new ones as they should is another. Nothing in training asked them to turn *all* hands alike: whatever
+# tells 16 places apart was good enough. (The sines even slip a little before the line, since words at unknown places now
+# take some of the weight.)
 
 # %% [markdown]
-# What helps? Let training see more places. Not longer sentences: the same 16 words, but beginning at a random
-# place in 0..48.
+# What helps? Let training see more places. Not longer sentences: the same 16 words, but beginning at a random place from 0
+# to 47. For a fair comparison, with sines and with a table.
 
 # %%
-torch.manual_seed(0)
-moved = WordBefore("interleaved")
-train(moved, moving=True)
-lines = {"all begin at 0": by_groups(models["interleaved"]), "begin anywhere": by_groups(moved)}
-ax = plots.curves(ends, lines, "Sines: right answers by place", "place", "share right")
+moved = {}
+for encoding in ("interleaved", "learned"):
+    torch.manual_seed(0)
+    moved[encoding] = WordBefore(encoding)
+    train(moved[encoding], moving=True)
+lines = {
+    "sines, from 0": by_groups(models["interleaved"]),
+    "sines, anywhere": by_groups(moved["interleaved"]),
+    "table, anywhere": by_groups(moved["learned"]),
+}
+ax = plots.curves(ends, lines, "Right answers by place, trained from place 0 or anywhere", "place", "share right")
 ax.set_ylim(0, 1.05)
 plots.show(
     ax,
-    alt="Two curves over the place. The model whose sentences all began at place 0 falls off behind 16; the one whose "
-    "sentences began anywhere stays near one up to place 47.",
+    alt="Three curves over the place. The sines whose sentences all began at place 0 fall off beyond 15; sines and table whose "
+    "sentences began anywhere stay near one up to place 47.",
 )
 
 # %%
-print("at least three quarters right up to place 47:", right_at_each_place(moved, 48).mean().item() > 0.75)
+for name, model in moved.items():
+    print(f"{name:12} at least 85 % right up to place 47: {right_at_each_place(model, 48).mean().item() > 0.85}")
 
 # %% [markdown]
-# Now sentences of 48 words are mostly answered rightly, though no sentence of training had more than 16. For pictures
-# that is no side issue: a detector is trained on pictures of many sizes, and asked about others.
+# Now sentences of 48 words are mostly answered rightly, though none in training had more than 16; and the table does at least
+# as well as the sines. What counted was **which places were seen**, not how they were written. In this task the claim does
+# not hold. (What remains of it: sines have a value for place 1000, and a table with 64 rows has none.)
+
+# %% [markdown]
+# For pictures that is no side issue: a detector is trained on pictures of many sizes, and asked about others.
 
 # %% [markdown]
 # ## 8. Two dimensions
@@ -455,6 +477,11 @@ print("at least three quarters right up to place 47:", right_at_each_place(moved
 # each as above. DETR adds two things. Places are **scaled**: every picture spans 0..2π, whatever its size, so that "in
 # the middle" means the same everywhere. And they are counted over **real cells** only, since pictures of a
 # batch are padded.
+
+# %% [markdown]
+# Scaling is the share of the length that section 2 turned down. For a sentence it was a fault that "the next word" loses
+# its meaning. A picture that is enlarged shows the same things at the same shares, so here it is what we want; and no
+# picture has places that training never saw, only finer steps between them.
 
 
 # %%
@@ -495,14 +522,13 @@ print("same as alone:", torch.allclose(inside, package.sine_encoding_2d(nothing_
 
 # %%
 for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
-    coarse, fine = (2 - shift) / 2, (4 - shift) / 4  # the last row of 2, and of 4
-    top = (1 - shift) / 2  # the first row of 2: its centre is at 1/4
-    print(
-        f"{convention:10} first of two rows: {top:.2f}  last of two: {coarse:.2f}  last of four: {fine:.3f}"
-    )
+    coarse = (1 - shift) / 2  # the first row of 2
+    fine = ((1 - shift) / 4 + (2 - shift) / 4) / 2  # the middle of the first two rows of 4: the same stripe
+    print(f"{convention:10} first of two rows: {coarse:.3f}  middle of the first two of four: {fine:.3f}")
 
 # %% [markdown]
-# The first of two rows covers 0 to 1/2; its centre is 1/4, as Deformable DETR says, while DETR says 1/2.
+# The first of two rows covers the same stripe as the first two of four. Deformable DETR gives its middle the same number,
+# 1/4, in both maps; DETR gives 1/2 in one and 3/8 in the other.
 
 # %% [markdown]
 # Learned encodings exist in two dimensions too: a table for rows and one for columns (`LearnedEncoding2d`, an option of
@@ -512,7 +538,7 @@ for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
 # %% [markdown]
 # ## 9. From words to pictures
 #
-# The patches of our picture have had colour in 01 and texture in 02. Now they learn where they are. The dot product of
+# The patches of our picture have had colour in 01 and texture in 02. Now they are told where they are. The dot product of
 # one cell's encoding with all others, for three cells:
 
 # %%
@@ -521,7 +547,7 @@ grid = package.sine_encoding_2d(torch.zeros(1, 12, 12, dtype=torch.bool), 64, "d
 cells = [(2, 3), (6, 6), (10, 8)]
 drawn, axes = plots.panels(3, height=2.7)
 for cell, ax in zip(cells, axes):
-    nearness = (8 * grid @ grid[cell] / 64**0.5).flatten().softmax(dim=0).reshape(12, 12)
+    nearness = (grid @ grid[cell]).flatten().softmax(dim=0).reshape(12, 12)
     plots.attention_over_picture(scene.pixels, nearness, cell, f"row {cell[0]}, column {cell[1]}", ax=ax)
 plots.show(
     drawn,
@@ -536,7 +562,7 @@ plots.show(
 colour = (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-2, -1)).flatten(1).T  # (N, 3)
 centred = (colour - colour.mean(dim=0)) / colour.std(dim=0)
 directions = 3 * torch.nn.functional.normalize(centred, dim=-1)  # (N, 3), as in 01
-place = grid.flatten(0, 1)  # (N, 64)
+place = grid.flatten(0, 1) / 2  # (N, 64), halved so that colour counts for more
 
 
 def look(*parts):
@@ -544,7 +570,7 @@ def look(*parts):
     return (tokens @ tokens.T).softmax(dim=-1)  # (N, N)
 
 
-ways = {"colour": look(directions), "place": look(place / 2), "both": look(directions, place / 2)}
+ways = {"colour": look(directions), "place": look(place), "both": look(directions, place)}
 
 # %%
 cell = (1, 10)  # ground, in the upper right
@@ -559,20 +585,22 @@ plots.show(
 
 # %% [markdown]
 # By colour the patch looks at ground in every corner of the picture, most of all on the left, where the ground has just
-# its shade. By place it looks at everything around it, star or ground. By both: at ground, and the nearer the more.
+# its shade. By place it looks at everything around it, star or ground. By both: at ground of its
+# own shade, and of that the nearer the more.
 #
 # And order now counts: patches that change places, while the places stay, no longer give the same weights.
 
 # %%
 order = torch.randperm(144, generator=torch.Generator().manual_seed(3))
-for name, parts in {"colour": (directions,), "both": (directions, place / 2)}.items():
+for name, parts in {"colour": (directions,), "both": (directions, place)}.items():
     shuffled = [parts[0][order], *parts[1:]]  # the patches change places; the places do not
     same = torch.allclose(look(*shuffled), look(*parts)[order][:, order], atol=1e-5)
     print(f"{name:6}: shuffled patches give the same weights, shuffled: {same}")
 
 # %% [markdown]
-# Attention is no longer blind to order. DETR does just this, with one difference: it adds the encoding to queries and
-# keys in *every* layer, and never to the values, so that what is handed over is content alone.
+# Attention is no longer blind to order. DETR *adds* the encoding where we put it beside the colour, so that colour and place
+# also meet in mixed products. And unlike our words of section 6, which got it once and in everything, DETR adds it in every
+# layer, to queries and keys but never to values: what is handed over is content alone.
 
 # %%
 course.equation_map("03")
@@ -602,7 +630,7 @@ course.equation_map("03")
 
 # %% tags=["exercise"]
 def sine_encoding_of(values, dim):
-    """values: (...). Returns (..., d), d = dim: sine and cosine alternate, wavelengths 10000^(2i/d)."""
+    """values: (...). Returns (..., d), d = dim: sine and cosine alternate, of value / 10000^(2i/d)."""
     raise NotImplementedError
 
 
@@ -610,7 +638,7 @@ def sine_encoding_of(values, dim):
 # <details>
 # <summary>Hint</summary>
 #
-# `values[..., None]` gives each number a dimension of its own, along which d/2 wavelengths can stretch. To make
+# `values[..., None]` gives each number a dimension of its own, along which the d/2 divisors can stretch. To make
 # two tensors alternate, stack them along a new last dimension and flatten the last two.
 #
 # </details>
@@ -624,7 +652,7 @@ course.check("sine_encoding_of", sine_encoding_of)
 #
 # ```python
 # def sine_encoding_of(values, dim):
-#     """values: (...). Returns (..., d), d = dim: sine and cosine alternate, wavelengths 10000^(2i/d)."""
+#     """values: (...). Returns (..., d), d = dim: sine and cosine alternate, of value / 10000^(2i/d)."""
 #     i = torch.arange(dim // 2)
 #     angles = values[..., None] / 10000 ** (2 * i / dim)  # (..., d/2)
 #     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (..., d/2, 2) → (..., d)
@@ -677,7 +705,7 @@ course.check("timing_signal", timing_signal)
 #
 # Difficulty ●●●○○ · Importance ●●●○○ · about 15 minutes
 #
-# Section 5 has it with a name and a loop. Write it yourself from the formulas of sin(a + b) and cos(a + b), for the
+# Section 5 gives it as `turn`. Write it without looking, from the formulas of sin(a + b) and cos(a + b), for the
 # interleaved layout. `step` may be negative.
 
 
