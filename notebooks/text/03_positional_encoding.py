@@ -86,7 +86,9 @@ print("with places, the same in both:", torch.allclose(news_1[0], news_2[2], ato
 # %%
 word = torch.randn(d)
 for p in (1, 10, 500):
-    share = word.norm() ** 2 / (word.norm() ** 2 + d * p**2)  # of the squared length; about right for a random word
+    share = word.norm() ** 2 / (
+        word.norm() ** 2 + d * p**2
+    )  # of the squared length; about right for a random word
     print(f"place {p:3}: the word's part of the sum is {share:.1%}")
 
 # %% [markdown]
@@ -164,7 +166,9 @@ for i, ax in enumerate(axes):
         ax.plot([0, x], [0, y], "o-", color=plots.COLOURS[i], linewidth=1, markersize=4)
         if i == 0:
             ax.annotate(str(p), (1.2 * x, 1.2 * y), ha="center", va="center")
-    ax.set(title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+    ax.set(
+        title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal"
+    )
 _ = axes[1].annotate("0 … 6", (1.08, 0.0), va="center")
 plots.show(
     drawn,
@@ -366,7 +370,9 @@ for encoding in ("none", "interleaved", "learned"):
         tables.append(model.layer.weights(x, x)[0].mean(dim=0))  # (16, 16)
 names = [str(place) if place % 5 == 0 else "" for place in range(16)]
 titles = ["no encoding", "sines", "learned table"]
-drawn = plots.matrices(tables, titles, names, names, height=3.1, xlabel="looked at (key)", ylabel="looks (query)")
+drawn = plots.matrices(
+    tables, titles, names, names, height=3.1, xlabel="looked at (key)", ylabel="looks (query)"
+)
 plots.show(
     drawn,
     alt="Three matrices of weights, 16 words by 16. Without encoding the weights are nearly even; with sines and with "
@@ -450,7 +456,9 @@ lines = {
     "sines, anywhere": by_groups(moved["interleaved"]),
     "table, anywhere": by_groups(moved["learned"]),
 }
-ax = plots.curves(ends, lines, "Right answers by place, trained from place 0 or anywhere", "place", "share right")
+ax = plots.curves(
+    ends, lines, "Right answers by place, trained from place 0 or anywhere", "place", "share right"
+)
 ax.set_ylim(0, 1.05)
 plots.show(
     ax,
@@ -460,7 +468,9 @@ plots.show(
 
 # %%
 for name, model in moved.items():
-    print(f"{name:12} at least 85 % right up to place 47: {right_at_each_place(model, 48).mean().item() > 0.85}")
+    print(
+        f"{name:12} at least 85 % right up to place 47: {right_at_each_place(model, 48).mean().item() > 0.85}"
+    )
 
 # %% [markdown]
 # Now sentences of 48 words are mostly answered rightly, though none in training had more than 16; and the table does at least
