@@ -1,7 +1,7 @@
 """The exercises of notebook 03: sines of positions, both layouts, the shift as a rotation, and two dimensions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -231,7 +231,7 @@ def _to_halves(dim: int) -> Tensor:
 
 def _reference_2d(padding: Tensor, dim: int, shift: float) -> Tensor:
     real = (~padding).float()
-    return _encode(*_places(real, shift), dim)
+    return _encode(_places(real, shift), dim)
 
 
 def _places(real: Tensor, shift: float) -> tuple[Tensor, Tensor]:
@@ -240,7 +240,8 @@ def _places(real: Tensor, shift: float) -> tuple[Tensor, Tensor]:
     return (y - shift) / (y[:, -1:] + 1e-6), (x - shift) / (x[:, :, -1:] + 1e-6)
 
 
-def _encode(y: Tensor, x: Tensor, dim: int, turn: float = 2 * math.pi) -> Tensor:
+def _encode(places: Iterable[Tensor], dim: int, turn: float = 2 * math.pi) -> Tensor:
+    y, x = places
     return torch.cat((_of(turn * y, dim // 2), _of(turn * x, dim // 2)), -1)
 
 
@@ -306,25 +307,25 @@ SINE_ENCODING_2D = Exercise(
         Mistake(
             "the counts are divided by the size of the map; each picture has its own number of real cells, the last count",
             lambda m, d, s: _encode(
-                ((~m).float().cumsum(1) - s) / m.shape[1], ((~m).float().cumsum(2) - s) / m.shape[2], d
+                (((~m).float().cumsum(1) - s) / m.shape[1], ((~m).float().cumsum(2) - s) / m.shape[2]), d
             ),
         ),
         Mistake(
             "the shift is subtracted after the division: it is a share of a cell, so it comes off the count",
-            lambda m, d, s: _encode(*(place - s for place in _places((~m).float(), 0.0)), d),
+            lambda m, d, s: _encode((place - s for place in _places((~m).float(), 0.0)), d),
         ),
         Mistake(
             "the shift is also in the number of cells that you divide by: there it does not belong",
-            lambda m, d, s: _encode(*(_shifted_twice((~m).float().cumsum(k), k, s) for k in (1, 2)), d),
+            lambda m, d, s: _encode((_shifted_twice((~m).float().cumsum(k), k, s) for k in (1, 2)), d),
         ),
-        Mistake("the places run to 1, not to 2π", lambda m, d, s: _encode(*_places((~m).float(), s), d, 1.0)),
+        Mistake("the places run to 1, not to 2π", lambda m, d, s: _encode(_places((~m).float(), s), d, 1.0)),
         Mistake(
             "the places are not scaled: each picture should span 0..2π, whatever its size",
-            lambda m, d, s: _encode((~m).float().cumsum(1) - s, (~m).float().cumsum(2) - s, d, 1.0),
+            lambda m, d, s: _encode(((~m).float().cumsum(1) - s, (~m).float().cumsum(2) - s), d, 1.0),
         ),
         Mistake(
             "the mask is read the wrong way round: True is padding, so real cells are ~padding",
-            lambda m, d, s: _encode(*_places(m.float(), s), d),
+            lambda m, d, s: _encode(_places(m.float(), s), d),
         ),
     ),
 )
