@@ -166,9 +166,7 @@ for i, ax in enumerate(axes):
         ax.plot([0, x], [0, y], "o-", color=plots.COLOURS[i], linewidth=1, markersize=4)
         if i == 0:
             ax.annotate(str(p), (1.2 * x, 1.2 * y), ha="center", va="center")
-    ax.set(
-        title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal"
-    )
+    ax.set(title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.4, 1.4), aspect="equal")
 _ = axes[1].annotate("0 … 6", (1.08, 0.0), va="center")
 plots.show(
     drawn,
@@ -451,6 +449,8 @@ for encoding in ("interleaved", "learned"):
     torch.manual_seed(0)
     moved[encoding] = WordBefore(encoding)
     train(moved[encoding], moving=True)
+
+# %%
 lines = {
     "sines, from 0": by_groups(models["interleaved"]),
     "sines, anywhere": by_groups(moved["interleaved"]),
