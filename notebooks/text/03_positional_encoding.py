@@ -166,7 +166,8 @@ for i, ax in enumerate(axes):
         ax.plot([0, x], [0, y], "o-", color=plots.COLOURS[i], linewidth=1, markersize=4)
         if i == 0:
             ax.annotate(str(p), (1.2 * x, 1.2 * y), ha="center", va="center")
-    ax.set(title=f"hand {i}", xlabel="cosine", ylabel="sine", xlim=(-1.4, 1.4), aspect="equal")
+    ax.set(title=f"hand {i}", xlabel="cosine", ylabel="sine", aspect="equal")
+    ax.margins(0.25)
 _ = axes[1].annotate("0 … 6", (1.08, 0.0), va="center")
 plots.show(
     drawn,
