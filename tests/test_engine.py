@@ -18,7 +18,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, EpochSampler
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig
 from ddetr_lite.engine import checkpoint
@@ -83,6 +83,23 @@ def test_the_loss_falls_and_the_log_tells_everything(shapes: Path, tmp_path: Pat
     parts = [value for key, value in step.items() if key.startswith("loss/")]
     assert sum(parts) == pytest.approx(step["loss"], rel=1e-4)
     assert [line["epoch"] for line in lines if line["kind"] == "evaluate"] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_orientations_reach_the_sampler(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    given: list[Any] = []
+
+    class Sampler(EpochSampler):
+        def __init__(self, *arguments: Any, **named: Any):
+            given.append(named.get("groups"))
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(CocoDetection, "orientations", lambda self: [7] * len(self))
+    monkeypatch.setattr("ddetr_lite.engine.train.EpochSampler", Sampler)
+    train(tiny_recipe(shapes, epochs=1, group_orientations=grouped), tmp_path / "run", progress=False)
+    assert given[-1] == ([7] * 20 if grouped else None)
 
 
 RUN = """
