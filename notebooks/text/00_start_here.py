@@ -289,10 +289,11 @@ for word in ("person", "tie", "flag", "cap"):
 # tie in the collar? This detector is much less sure than the first, so we set the threshold lower, to 0.17.
 
 # %%
-found_in_photo = predict(photo_detector, photo, 0.17)
+low = 0.17
+found_in_photo = predict(photo_detector, photo, low)
 names = [f.label for f in found_in_photo]
 corners = [f.box for f in found_in_photo]
-ax = detection.boxes(photo, corners, names, [f.score for f in found_in_photo], "Score at least 0.17")
+ax = detection.boxes(photo, corners, names, [f.score for f in found_in_photo], f"Score at least {low}")
 plots.show(
     ax,
     alt="A portrait of Grace Hopper in uniform before a flag, with the boxes of the detector, best first: "
@@ -821,7 +822,7 @@ def same(a, b):
 
 
 print("same in the picture:", same(again, found))
-print("same in the photo:  ", same(predict(photo_detector, photo, 0.25), found_in_photo))
+print("same in the photo:  ", same(predict(photo_detector, photo, low), found_in_photo))
 course.reset()  # the package's own functions again
 
 # %% [markdown]
