@@ -1,13 +1,16 @@
 """The exercises of notebook 02: splitting and merging heads, joining masks, the whole multi-head attention."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
+from ddetr_lite.course.checks_01_attention import attend
 from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal
 from ddetr_lite.layers import attention
 
 # The package's own, also while a learner's are plugged in.
-_split, _merge, _weights = attention.split_heads, attention.merge_heads, attention.attention_weights
+_split, _merge = attention.split_heads, attention.merge_heads
 
 
 # --- split_heads: (B, N, M·D) → (B, M, N, D) ----------------------------------------------------------------
@@ -125,13 +128,11 @@ def _mask_cases() -> list[Case]:
     ]
 
 
-def _both(padding: Tensor | None, mask: Tensor | None, view: tuple[int | None, ...]) -> Tensor | None:
-    """As it should be, except for where the padding's new dimensions stand (None)."""
+def _both(padding: Tensor | None, mask: Tensor | None, place: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """As it should be, except for what `place` makes of the padding."""
     if padding is None:
         return mask
-    shape = list(padding.shape)
-    placed = padding.reshape([1 if n is None else shape[n] for n in view])
-    return placed if mask is None else placed | mask
+    return place(padding) if mask is None else place(padding) | mask
 
 
 COMBINE_MASKS = Exercise(
@@ -150,15 +151,15 @@ COMBINE_MASKS = Exercise(
     mistakes=(
         Mistake(
             "the padding has shape (B, N_k), which stretches along the wrong dimensions: give it (B, 1, 1, N_k)",
-            lambda p, m: m if p is None else p if m is None else p | m,
+            lambda p, m: _both(p, m, lambda p: p),
         ),
         Mistake(
             "the padding hides queries; it is keys that must not be seen: padding[:, None, None, :], not [:, None, :, None]",
-            lambda p, m: _both(p, m, (0, None, 1, None)),
+            lambda p, m: _both(p, m, lambda p: p[:, None, :, None]),
         ),
         Mistake(
             "one dimension is missing for the heads: (B, 1, 1, N_k), where you have (B, 1, N_k)",
-            lambda p, m: _both(p, m, (0, None, 1)),
+            lambda p, m: _both(p, m, lambda p: p[:, None, :]),
         ),
         Mistake(
             "a key is hidden only where both masks hide it: `&` should be `|`",
@@ -166,7 +167,7 @@ COMBINE_MASKS = Exercise(
         ),
         Mistake(
             "the padding is inverted: it is True on padding already, and True hides",
-            lambda p, m: _both(None if p is None else ~p, m, (0, None, None, 1)),
+            lambda p, m: _both(p, m, lambda p: ~p[:, None, None, :]),
         ),
         Mistake(
             "where there is padding the other mask is forgotten",
@@ -200,11 +201,12 @@ def _heads(
 
     q, k, v = split(x @ W_Q), split(x @ W_K), split(x @ W_V)
     factor = 1.0 if root is None else q.shape[-1] ** 0.5 / root
-    return _weights(q * factor, k) @ v
+    return attend(q * factor, k, v)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return _weights(query, key) @ value
+def _join(results: Iterable[Tensor], W_O: Tensor) -> Tensor:
+    """The heads' results, (N, D) each, side by side, times W_O."""
+    return torch.cat(list(results), -1) @ W_O
 
 
 def _slices(d: int, heads: int) -> list[slice]:
@@ -254,15 +256,7 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Mistake(
             "words and heads are mixed: a reshape straight to (M, N, D) reads on across words",
-            lambda x, q, k, v, o, m: (
-                (
-                    _weights((x @ q).reshape(m, len(x), -1), (x @ k).reshape(m, len(x), -1))
-                    @ (x @ v).reshape(m, len(x), -1)
-                )
-                .transpose(0, 1)
-                .flatten(1)
-                @ o
-            ),
+            lambda x, q, k, v, o, m: _join(attend(*((x @ w).reshape(m, len(x), -1) for w in (q, k, v))), o),
         ),
         Mistake(
             "the results are put together in the wrong order: for each word head 0's D channels, then head 1's, and so on",
@@ -274,39 +268,26 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Mistake(
             "the softmax runs over the queries (dim 0): rows should sum to one, so it runs over the last dimension",
-            lambda x, q, k, v, o, m: (
-                torch.cat(
-                    [
-                        (a @ b.T / a.shape[-1] ** 0.5).softmax(0) @ c
-                        for a, b, c in zip(*((x @ w).chunk(m, -1) for w in (q, k, v)), strict=True)
-                    ],
-                    -1,
-                )
-                @ o
+            lambda x, q, k, v, o, m: _join(
+                (
+                    (a @ b.T / a.shape[-1] ** 0.5).softmax(0) @ c
+                    for a, b, c in zip(*((x @ w).chunk(m, -1) for w in (q, k, v)), strict=True)
+                ),
+                o,
             ),
         ),
         Mistake(
             "head h takes the columns h to h + D; its columns begin at h·D",
-            lambda x, q, k, v, o, m: (
-                torch.cat(
-                    [_attend(*((x @ w)[:, h : h + x.shape[-1] // m] for w in (q, k, v))) for h in range(m)],
-                    -1,
-                )
-                @ o
+            lambda x, q, k, v, o, m: _join(
+                (attend(*((x @ w)[:, h : h + x.shape[-1] // m] for w in (q, k, v))) for h in range(m)), o
             ),
         ),
         Mistake(
             "each head sees only its own slice of x: every head gets whole words, and only the columns of the matrices are "
             "shared out",
-            lambda x, q, k, v, o, m: (
-                torch.cat(
-                    [
-                        _attend(*(part @ w[rows, rows] for w in (q, k, v)))
-                        for part, rows in zip(x.chunk(m, -1), _slices(x.shape[-1], m), strict=True)
-                    ],
-                    -1,
-                )
-                @ o
+            lambda x, q, k, v, o, m: _join(
+                (attend(*(x[:, own] @ w[own, own] for w in (q, k, v))) for own in _slices(x.shape[-1], m)),
+                o,
             ),
         ),
         Mistake(

@@ -32,6 +32,11 @@ def _interleave(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack((first, second), -1).flatten(-2)
 
 
+def _side_by_side(angles: Tensor) -> Tensor:
+    """All sines, then all cosines."""
+    return torch.cat((angles.sin(), angles.cos()), -1)
+
+
 def _of_cases() -> list[Case]:
     return [
         Case("six channels of the positions 0, 1, 2", (torch.arange(3.0), 6)),
@@ -66,7 +71,7 @@ SINE_ENCODING_OF = Exercise(
     mistakes=(
         Mistake(
             "the sines stand left and the cosines right: here they alternate, sine, cosine, sine, cosine",
-            lambda p, d: torch.cat((_angles(p, d).sin(), _angles(p, d).cos()), -1),
+            lambda p, d: _side_by_side(_angles(p, d)),
         ),
         Mistake(
             "cosine comes before sine: sine belongs into the even channels",
@@ -125,9 +130,7 @@ TIMING_SIGNAL = Exercise(
         Mistake(
             "the exponents are the paper's, 2i/d; here they run over n − 1, so that the last wavelength is exactly "
             "2π · 10000",
-            lambda n, d: torch.cat(
-                (_angles(torch.arange(n).float(), d).sin(), _angles(torch.arange(n).float(), d).cos()), -1
-            ),
+            lambda n, d: _side_by_side(_angles(torch.arange(n).float(), d)),
         ),
         Mistake(
             "the exponents are right, but sines and cosines alternate: here all sines stand left, all cosines right",
@@ -135,13 +138,7 @@ TIMING_SIGNAL = Exercise(
         ),
         Mistake(
             "the exponents divide by d − 1; there are d/2 hands, so it is d/2 − 1",
-            lambda n, d: torch.cat(
-                [
-                    wave(torch.arange(n)[:, None] / 10000 ** (torch.arange(d // 2) / (d - 1)))
-                    for wave in (torch.sin, torch.cos)
-                ],
-                -1,
-            ),
+            lambda n, d: _side_by_side(torch.arange(n)[:, None] / 10000 ** (torch.arange(d // 2) / (d - 1))),
         ),
         Mistake(
             "the cosines stand left of the sines",

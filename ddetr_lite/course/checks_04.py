@@ -170,12 +170,19 @@ WITH_POSITION = Exercise(
 
 
 def _greedy(scores_of: Step, begin: int, end: int, longest: int) -> Tensor:
+    return _write(scores_of, begin, end, longest)
+
+
+def _write(
+    scores_of: Step, begin: int, end: int, longest: int, keep_end: bool = False, only_last: bool = False
+) -> Tensor:
     words = [begin]
     while len(words) <= longest:
-        best = int(scores_of(torch.tensor(words)).argmax())
+        best = int(scores_of(torch.tensor(words[-1:] if only_last else words)).argmax())
+        if best != end or keep_end:
+            words.append(best)
         if best == end:
             break
-        words.append(best)
     return torch.tensor(words[1:])
 
 
@@ -214,7 +221,7 @@ GREEDY = Exercise(
     mistakes=(
         Mistake(
             "the end is among the words: stop before it is appended",
-            lambda f, b, e, n: _greedy_variant(f, b, e, n, keep_end=True),
+            lambda f, b, e, n: _write(f, b, e, n, keep_end=True),
         ),
         Mistake(
             "the word to begin with is among the words: leave it out at the end",
@@ -226,11 +233,11 @@ GREEDY = Exercise(
         ),
         Mistake(
             "the model is shown the last word only: it needs all words so far",
-            lambda f, b, e, n: _greedy_variant(f, b, e, n, only_last=True),
+            lambda f, b, e, n: _write(f, b, e, n, only_last=True),
         ),
         Mistake(
             "the end does not end it: stop when the best word is `end`",
-            lambda f, b, e, n: _greedy_variant(f, b, -1, n),
+            lambda f, b, e, n: _write(f, b, -1, n),
         ),
         Mistake(
             "one word too many: `longest` counts the words without the one to begin with",
@@ -238,20 +245,6 @@ GREEDY = Exercise(
         ),
     ),
 )
-
-
-def _greedy_variant(
-    scores_of: Step, begin: int, end: int, longest: int, keep_end: bool = False, only_last: bool = False
-) -> Tensor:
-    words = [begin]
-    while len(words) <= longest:
-        best = int(scores_of(torch.tensor(words[-1:] if only_last else words)).argmax())
-        if best == end and not keep_end:
-            break
-        words.append(best)
-        if best == end:
-            break
-    return torch.tensor(words[1:])
 
 
 EXERCISES = (LAYER_NORM, ENCODER_LAYER, WITH_POSITION, GREEDY)

@@ -221,7 +221,8 @@ class EpochSampler(torch.utils.data.Sampler[list[Key]]):
         order = random.permutation(length)
         count = max(1, length // batch) if drop_last else -(-length // batch)
         if groups is not None:
-            members = [order[np.asarray(groups)[order] == group] for group in sorted(set(groups))]
+            group_of = np.asarray(groups)[order]
+            members = [order[group_of == group] for group in np.unique(group_of)]
             whole = [m[: len(m) // batch * batch] for m in members]
             order = np.concatenate([*whole, *(m[len(w) :] for m, w in zip(members, whole, strict=True))])
         batches = [[(epoch, int(i)) for i in order[b * batch : (b + 1) * batch]] for b in range(count)]

@@ -92,6 +92,9 @@ class Recipe:
 
 
 DETR_SCHEDULE = TrainConfig(epochs=300, lr=1e-4, drop_epoch=200)
+COCO_MINI = TrainConfig(
+    epochs=50, batch=8, group_orientations=True, lr=4e-4, warmup_steps=200, schedule="cosine", evaluate_every=5
+)
 
 # For each recipe the size of its models, and what it trains each architecture with.
 _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainConfig]] = {
@@ -100,24 +103,8 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
         "mobile",
         DataConfig("data/coco-mini", cache=True),
         AugmentConfig(short_sides=(224, 240, 256, 272, 288, 304, 320), eval_short_side=288, max_side=384, color=True),
-        TrainConfig(
-            epochs=50,
-            batch=8,
-            group_orientations=True,
-            lr=4e-4,
-            warmup_steps=200,
-            schedule="cosine",
-            evaluate_every=5,
-        ),
-        TrainConfig(
-            epochs=150,
-            batch=8,
-            group_orientations=True,
-            lr=2e-4,
-            warmup_steps=200,
-            schedule="cosine",
-            evaluate_every=10,
-        ),
+        COCO_MINI,
+        replace(COCO_MINI, epochs=150, lr=2e-4, evaluate_every=10),
     ),
     "shapes": (
         "small",
