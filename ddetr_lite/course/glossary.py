@@ -18,7 +18,7 @@ SYMBOLS: dict[str, str] = {
     "W^Q": "the matrix (d, D) that makes queries from tokens; W^K and W^V likewise",
     "W^O": "the matrix that joins the heads' outputs, (M·D_v, d)",
     "M": "heads",
-    "T": "a temperature",
+    "T": "a temperature; in detection: the objects of a picture",
     "H": "height of a picture or feature map",
     "W": "width of a picture or feature map",
     "L": "feature levels",

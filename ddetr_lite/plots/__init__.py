@@ -7,7 +7,7 @@ Figure. Nothing here touches pyplot's global state: a figure appears when `show`
 """
 
 from ddetr_lite.plots.attention import attention_over_picture, encoding, matrices, matrix, patch_grid, picture, vectors
-from ddetr_lite.plots.charts import bars, curves
+from ddetr_lite.plots.charts import bars, curves, matching, precision_recall
 from ddetr_lite.plots.style import COLOURS, INK, WEIGHTS, WIDTH, figure, panels, show
 
 __all__ = [
@@ -20,11 +20,13 @@ __all__ = [
     "curves",
     "encoding",
     "figure",
+    "matching",
     "matrices",
     "matrix",
     "panels",
     "patch_grid",
     "picture",
+    "precision_recall",
     "show",
     "vectors",
 ]

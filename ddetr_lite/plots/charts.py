@@ -1,12 +1,15 @@
-"""Curves and bars."""
+"""Curves, bars, and the lines between matched things."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, axes_or_new
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new
 
 
 def curves(
@@ -24,21 +27,12 @@ def curves(
     log: "", "x", "y" or "xy", the axes with a logarithmic scale; on a logarithmic x axis every x is a tick.
     dashed: names of the lines drawn dashed and grey, as something to compare with.
     """
-    ax = axes_or_new(ax)
+    ax, drawn = axes_or_new(ax), []
     with mpl.rc_context(STYLE):
         for i, (name, values) in enumerate(lines.items()):
             aside = name in dashed
             colour = MUTED if aside else COLOURS[i % len(COLOURS)]
-            ax.plot(x, values, "--" if aside else "o-", color=colour, label=name)
-            ax.annotate(
-                f" {name}",
-                (x[-1], values[-1]),
-                (4, 0),
-                textcoords="offset points",
-                color=colour,
-                va="center",
-                fontsize=8.5,
-            )
+            drawn += ax.plot(x, values, "--" if aside else "o-", color=colour, label=name)
         if "x" in log:
             ax.set_xscale("log", base=2)
             ax.set_xticks(list(x), [f"{value:g}" for value in x])
@@ -47,7 +41,32 @@ def curves(
         ax.minorticks_off()
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         ax.grid(axis="y")
+        _name_at_the_end(ax, drawn)
     return ax
+
+
+def _name_at_the_end(ax: Axes, lines: Sequence[Line2D]) -> None:
+    """Each line's name behind its last point, moved up or down where names would lie over one another."""
+    ax.get_ylim()  # the limits are otherwise computed when the figure is drawn
+    last = [(float(line.get_xdata()[-1]), float(line.get_ydata()[-1])) for line in lines]  # type: ignore[index, arg-type]
+    points = [float(ax.transData.transform(end)[1]) * 72 / ax.figure.dpi for end in last]  # heights
+    order = sorted(range(len(lines)), key=points.__getitem__)
+    room = list(points)
+    for _ in range(100):  # neighbours push each other away until all have 10 points
+        for below, above in pairwise(order):
+            missing = max(10 - (room[above] - room[below]), 0)
+            room[below] -= missing / 2
+            room[above] += missing / 2
+    for line, end, at, height in zip(lines, last, points, room, strict=True):
+        ax.annotate(
+            f" {line.get_label()}",
+            end,
+            (4, height - at),
+            textcoords="offset points",
+            color=line.get_color(),
+            va="center",
+            fontsize=8.5,
+        )
 
 
 def bars(
@@ -70,4 +89,66 @@ def bars(
         ax.margins(y=0.15)
         ax.set(title=title, ylabel=ylabel)
         ax.grid(axis="y")
+    return ax
+
+
+def matching(
+    cost: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A bipartite graph: queries on the left, objects on the right, the matched `pairs` (row, column) as strong lines.
+
+    cost: (N_q, T), written on the matched lines. rows, columns: the names of the two sides.
+    """
+    ax = axes_or_new(ax, height=0.6 + 0.32 * len(rows))
+    left = [i / max(len(rows) - 1, 1) for i in range(len(rows))]
+    right = [(j + 0.5) / len(columns) for j in range(len(columns))]
+    chosen = set(pairs)
+    with mpl.rc_context(STYLE):
+        for i, y in enumerate(left):
+            for j, z in enumerate(right):
+                if (i, j) not in chosen:
+                    ax.plot([0, 1], [y, z], color=MUTED, alpha=0.25, linewidth=0.8, zorder=1)
+        for i, j in pairs:
+            ax.plot([0, 1], [left[i], right[j]], color=COLOURS[j % len(COLOURS)], linewidth=2.5, zorder=2)
+            along = 0.15 + 0.5 * (j + 0.5) / len(columns)  # not all at one place: lines cross
+            height = left[i] + along * (right[j] - left[i])
+            value = f"{float(cost[i, j]):.2f}"
+            ax.text(along, height, value, fontsize=8, ha="center", va="center", color=INK,
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}, zorder=3)  # fmt: skip
+        taken = {i for i, _ in pairs}
+        for i, (y, name) in enumerate(zip(left, rows, strict=True)):
+            ax.plot(0, y, "o", color=INK if i in taken else MUTED, zorder=4)
+            ax.text(-0.03, y, name, ha="right", va="center", color=INK if i in taken else MUTED, fontsize=8.5)
+        for j, (z, name) in enumerate(zip(right, columns, strict=True)):
+            ax.plot(1, z, "s", color=COLOURS[j % len(COLOURS)], zorder=4)
+            ax.text(1.03, z, name, ha="left", va="center", fontsize=8.5)
+        ax.set(title=title, xlim=(-0.45, 1.45), ylim=(1.08, -0.08), xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return ax
+
+
+def precision_recall(
+    recall: Sequence[float] | Tensor,
+    precision: Sequence[float] | Tensor,
+    levels: Sequence[float] | Tensor,
+    best: Sequence[float] | Tensor,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Recall and precision after each detection as dots, and the `best` precision at each of `levels` or beyond as a line;
+    the area below it, AP, is shaded.
+    """
+    ax = axes_or_new(ax)
+    with mpl.rc_context(STYLE):
+        ax.fill_between(levels, best, color=COLOURS[0], alpha=0.15)
+        ax.plot(recall, precision, "o", markersize=3.5, color=COLOURS[1], label="after each detection")
+        ax.plot(levels, best, color=COLOURS[0], label="best at this recall or beyond")
+        ax.set(title=title, xlabel="recall", ylabel="precision", ylim=(0, 1.05))
+        ax.grid(axis="y")
+        ax.legend(loc="lower left")
     return ax
