@@ -9,9 +9,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
 
-# Extra options, for example `make lab LABFLAGS=--no-browser` and `make test PYTESTFLAGS="-x -m slow"`.
+# Extra options, for example `make lab LABFLAGS=--no-browser` and `make test PYTESTFLAGS="-x -m slow"`; and which notebooks
+# `make notebooks` is about, ONLY=04 or ONLY="04 05".
 LABFLAGS ?=
 PYTESTFLAGS ?=
+ONLY ?=
 LOCKFLAGS ?=
 
 # The interpreter that makes the environment: PYTHON if it is given, else the first of these that runs, is new enough and can
@@ -30,10 +32,10 @@ place = $(subst ",\",$(CURDIR)) $(if $(PYTHON),$$("$(PYTHON)" --version 2>/dev/n
 # kernel they name.
 NBVAL := --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
 
-.PHONY: help env lab test format lock clean
+.PHONY: help env lab test notebooks format lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-13s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
 
 # Three ways to be stale, the most frequent the quickest: pyproject.toml differs (2 s), the lock differs, or anything else, an
 # interrupted installation too, which could have left half a package: then all is made from nothing.
@@ -79,6 +81,9 @@ test: env ## format, lint, types, all tests and all notebooks
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest --nbval $(NBVAL) --nbval-sanitize-with=notebooks/nbval_sanitize.cfg tests notebooks $(PYTESTFLAGS)
+
+notebooks: env ## take over what the text twins say, execute where outputs may have changed
+	$(PY) tests/execute_notebooks.py $(ONLY)
 
 format: env ## format and mend what ruff can mend by itself
 	$(PY) -m ruff check --fix .
