@@ -58,6 +58,15 @@ def test_outputs_are_there_where_something_is_shown(path: Path) -> None:
 
 
 @every_notebook
+def test_no_stored_comparison_has_failed(path: Path) -> None:
+    """nbval compares with what is stored, so a wrong answer that was stored once would pass for ever."""
+    for cell in code_cells(read(path)):
+        for line in "\n".join(text_outputs(cell)).splitlines():
+            if re.search(r"within \d|same as|equal to|= (torch|loop)", line):
+                assert "False" not in line, f"{line}\n{cell.source}"
+
+
+@every_notebook
 def test_no_trace_of_a_machine(path: Path) -> None:
     notebook = copy.deepcopy(read(path))
     for cell in code_cells(notebook):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new, colour_of
 
 
 def curves(
@@ -114,18 +114,18 @@ def matching(
                 if (i, j) not in chosen:
                     ax.plot([0, 1], [y, z], color=MUTED, alpha=0.25, linewidth=0.8, zorder=1)
         for i, j in pairs:
-            ax.plot([0, 1], [left[i], right[j]], color=COLOURS[j % len(COLOURS)], linewidth=2.5, zorder=2)
+            ax.plot([0, 1], [left[i], right[j]], color=colour_of(columns[j]), linewidth=2.5, zorder=2)
             along = 0.15 + 0.5 * (j + 0.5) / len(columns)  # not all at one place: lines cross
             height = left[i] + along * (right[j] - left[i])
-            value = f"{float(cost[i, j]):.2f}"
+            value = f"{float(cost[i, j]):.2f}".removesuffix(".00").replace("-", "−")
             ax.text(along, height, value, fontsize=8, ha="center", va="center", color=INK,
                     bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}, zorder=3)  # fmt: skip
         taken = {i for i, _ in pairs}
         for i, (y, name) in enumerate(zip(left, rows, strict=True)):
             ax.plot(0, y, "o", color=INK if i in taken else MUTED, zorder=4)
             ax.text(-0.03, y, name, ha="right", va="center", color=INK if i in taken else MUTED, fontsize=8.5)
-        for j, (z, name) in enumerate(zip(right, columns, strict=True)):
-            ax.plot(1, z, "s", color=COLOURS[j % len(COLOURS)], zorder=4)
+        for z, name in zip(right, columns, strict=True):
+            ax.plot(1, z, "s", color=colour_of(name), zorder=4)
             ax.text(1.03, z, name, ha="left", va="center", fontsize=8.5)
         ax.set(title=title, xlim=(-0.45, 1.45), ylim=(1.08, -0.08), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -145,9 +145,9 @@ def precision_recall(
     """
     ax = axes_or_new(ax)
     with mpl.rc_context(STYLE):
-        ax.fill_between(levels, best, color=COLOURS[0], alpha=0.15)
+        ax.fill_between(levels, best, step="pre", color=COLOURS[0], alpha=0.15)
         ax.plot(recall, precision, "o", markersize=3.5, color=COLOURS[1], label="after each detection")
-        ax.plot(levels, best, color=COLOURS[0], label="best at this recall or beyond")
+        ax.plot(levels, best, color=COLOURS[0], drawstyle="steps-pre", label="best at this recall or beyond")
         ax.set(title=title, xlabel="recall", ylabel="precision", ylim=(0, 1.05))
         ax.grid(axis="y")
         ax.legend(loc="lower left")

@@ -4,15 +4,15 @@ Letters: H × W pixels of a picture, M heads, L levels, P points.
 """
 
 from collections.abc import Sequence
-from zlib import crc32
 
 import matplotlib as mpl
 import matplotlib.patheffects as effects
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, INK, PAPER, STYLE, axes_or_new
+from ddetr_lite.plots.style import COLOURS, INK, PAPER, STYLE, axes_or_new, colour_of, panels
 
 
 def boxes(
@@ -35,9 +35,9 @@ def boxes(
             picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased"
         )
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
-            # A class has the same colour in every picture: its name decides.
-            place = one_colour if one_colour is not None else crc32(labels[i].encode()) if labels else 0
-            colour = COLOURS[place % len(COLOURS)]
+            colour = (
+                colour_of(labels[i]) if labels and one_colour is None else COLOURS[(one_colour or 0) % len(COLOURS)]
+            )
             outline = [effects.Stroke(linewidth=3.6, foreground=PAPER), effects.Normal()]
             ax.add_patch(
                 Rectangle(
@@ -109,3 +109,24 @@ def sampling_points(
             borderaxespad=0.2,
         )
     return ax
+
+
+def query_centres(boxes: Tensor, rows: int = 2, large: float = 0.2) -> Figure:
+    """Where the boxes of each query lie, as in figure 7 of the DETR paper: a map for each, a dot for each box.
+
+    boxes: (B, N_q, 4), (cx, cy, w, h) in 0..1; those with an area of more than `large` are orange.
+    """
+    queries = boxes.shape[1]
+    drawn, axes = panels(-(-queries // rows), rows, height=1.7 * rows)
+    with mpl.rc_context(STYLE):
+        for query, ax in enumerate(axes):
+            if query >= queries:
+                ax.set_axis_off()
+                continue
+            cx, cy, w, h = boxes[:, query].detach().unbind(-1)
+            for which, colour in ((w * h <= large, COLOURS[0]), (w * h > large, COLOURS[1])):
+                ax.plot(cx[which], cy[which], ".", markersize=3, color=colour)
+            ax.set_title(f"query {query}", fontsize=9)
+            ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
+            ax.spines[:].set_visible(True)
+    return drawn

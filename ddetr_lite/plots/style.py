@@ -3,6 +3,7 @@
 import io
 import textwrap
 from typing import Any
+from zlib import crc32
 
 import matplotlib as mpl
 import numpy as np
@@ -57,6 +58,11 @@ STYLE: Any = {  # (Any: the stubs of matplotlib list every key as a literal)
     "axes.facecolor": PAPER,
     "image.interpolation": "nearest",
 }
+
+
+def colour_of(name: str) -> str:
+    """A class has the same colour in every picture: its name decides."""
+    return COLOURS[crc32(name.encode()) % len(COLOURS)]
 
 
 def figure(height: float = HEIGHT, width: float = WIDTH) -> Figure:

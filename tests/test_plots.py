@@ -1,0 +1,72 @@
+"""Figures: names that make room for one another, lines where a match is, and colours that go by name."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ddetr_lite import plots
+from ddetr_lite.plots import detection
+from ddetr_lite.plots.style import colour_of
+
+
+def drawn_heights(ax: Axes) -> dict[str, float]:
+    """The height of each text in points, after drawing."""
+    assert isinstance(ax.figure, Figure)
+    ax.figure.canvas.draw()
+    return {t.get_text().strip(): float(t.get_window_extent().y0) * 72 / ax.figure.dpi for t in ax.texts}
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0, 1.0, 1.0), (0.0, 0.01, 5.0), (3.0, 1.0, 2.0)])
+def test_names_of_curves_do_not_lie_over_one_another(ends: tuple[float, ...]) -> None:
+    ax = plots.curves([0, 1, 2], {f"line {i}": [0.0, 4.0, end] for i, end in enumerate(ends)})
+    heights = drawn_heights(ax)
+    assert sorted(heights) == [f"line {i}" for i in range(len(ends))]
+    in_order = sorted(heights.values())
+    assert all(above - below > 8.5 for below, above in pairwise(in_order))
+    # They stay in the order of the lines' ends.
+    names = sorted(heights, key=heights.__getitem__)
+    assert [ends[int(name[-1])] for name in names] == sorted(ends)
+
+
+def test_a_name_stands_beside_its_end_where_there_is_room() -> None:
+    ax = plots.curves([0, 1], {"low": [0.0, 0.0], "high": [0.0, 10.0]})
+    assert [text.xyann for text in ax.texts] == [(4, 0), (4, 0)]  # type: ignore[attr-defined]
+
+
+def test_matching_draws_a_strong_line_for_each_pair_and_a_faint_one_for_the_rest() -> None:
+    cost = torch.tensor([[1.0, -0.5], [2.0, 3.25], [0.0, 9.0]])
+    ax = plots.matching(cost, [(2, 0), (0, 1)], ["a", "b", "c"], ["star", "ring"])
+    lines = [line for line in ax.lines if len(line.get_xydata()) == 2]  # type: ignore[arg-type]
+    strong = [line for line in lines if line.get_linewidth() > 2]
+    assert len(strong) == 2
+    assert len(lines) - len(strong) == 4
+    assert {line.get_color() for line in strong} == {colour_of("star"), colour_of("ring")}
+    texts = [text.get_text() for text in ax.texts]
+    assert texts == ["0", "−0.50", "a", "b", "c", "star", "ring"]
+
+
+def test_precision_recall_shows_every_detection() -> None:
+    levels = torch.arange(101) / 100
+    ax = plots.precision_recall([0.5, 1.0], [1.0, 0.8], levels, torch.where(levels > 0.5, 0.8, 1.0), "t")
+    assert [len(line.get_xydata()) for line in ax.lines] == [2, 101]  # type: ignore[arg-type]
+
+
+def test_query_centres_has_a_map_for_each_query_and_a_dot_for_each_box() -> None:
+    boxes = torch.rand(6, 5, 4)
+    figure = detection.query_centres(boxes, rows=2)
+    maps = [ax for ax in figure.axes if ax.axison]
+    assert len(maps) == 5
+    for query, ax in enumerate(maps):
+        dots = torch.cat([torch.as_tensor(line.get_xydata()) for line in ax.lines])
+        torch.testing.assert_close(dots.sort(0).values, boxes[:, query, :2].double().sort(0).values)
+
+
+def test_boxes_of_a_class_have_one_colour() -> None:
+    picture = torch.zeros(3, 8, 8)
+    first = detection.boxes(picture, [[0, 0, 4, 4], [1, 1, 5, 5]], ["star", "ring"])
+    second = detection.boxes(picture, [[2, 2, 6, 6]], ["star"])
+    assert first.patches[0].get_edgecolor() == second.patches[0].get_edgecolor()
+    assert first.patches[0].get_edgecolor() != first.patches[1].get_edgecolor()
