@@ -27,8 +27,8 @@ def test_the_checkpoint_is_found_from_any_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_a_missing_checkpoint_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "FOLDER", Path("data/nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"data/nowhere/shapes\.pt is not there.*git restore"):
+    monkeypatch.setattr(shipped, "DATA", Path("nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere/checkpoints/shapes\.pt is not there.*git restore"):
         course.checkpoint()
     with pytest.raises(ValueError, match="no detector 'phto'"):
         course.checkpoint("phto")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@
     course.parts()                   which parts are the package's, which are yours
     course.symbols(...), course.equation_map(...)
     course.picture(), course.detector(), course.followed_query()   what the whole course follows
+    course.run_log("shapes")      a committed run, line by line
 
 Used by the notebooks alone: nothing in the package imports it.
 """
@@ -19,7 +20,7 @@ from ddetr_lite.course.glossary import symbols
 from ddetr_lite.course.hints import hint
 from ddetr_lite.course.plugging import parts, reset, restore, use
 from ddetr_lite.course.scene import Scene, picture
-from ddetr_lite.course.shipped import checkpoint, detector
+from ddetr_lite.course.shipped import checkpoint, detector, run_log
 
 __all__ = [
     "FollowedQuery",
@@ -35,6 +36,7 @@ __all__ = [
     "picture",
     "reset",
     "restore",
+    "run_log",
     "symbols",
     "use",
 ]

@@ -136,6 +136,33 @@ EQUATIONS: tuple[Equation, ...] = (
         "ddetr_lite.set_prediction.boxes:generalized_box_iou",
         "tests/test_set_prediction.py::test_overlaps_equal_torchvision",
     ),
+    Equation(
+        "DETR",
+        "appendix, single head with positions",
+        "06",
+        "[Q; K; V] = [T'_1 (X_q + P_q); T'_2 (X_kv + P_kv); T'_3 X_kv]",
+        {"X_q": "x", "P_q": "query_position", "X_kv": "memory", "P_kv": "memory_position"},
+        "ddetr_lite.layers.transformer:DecoderLayer.forward",
+        "tests/test_transformer.py::test_decoder_adds_positions_to_queries_and_keys_only",
+    ),
+    Equation(
+        "DETR",
+        "section 3.2, object queries",
+        "06",
+        "decoder(0, memory, P_q = N learned embeddings)",
+        {"memory": "tokens", "P_q": "query_embed"},
+        "ddetr_lite.layers.transformer:Transformer.forward",
+        "tests/test_transformer.py::test_queries_are_positions_and_their_content_starts_at_zero",
+    ),
+    Equation(
+        "DETR",
+        "section 3.2, prediction heads",
+        "06",
+        "class: linear, C + 1; box: 3-layer perceptron with ReLU and width d, then the sigmoid",
+        {"class": "class_embed", "box": "bbox_embed"},
+        "ddetr_lite.models.detr:Detr",
+        "tests/test_models.py::test_detr_outputs_by_hand",
+    ),
 )
 
 

@@ -121,7 +121,17 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
             schedule="linear",
             workers=0,
         ),
-        TrainConfig(epochs=12, batch=16, lr=4e-4, backbone_lr=1.0, warmup_steps=100, schedule="cosine", workers=0),
+        TrainConfig(
+            epochs=36,
+            batch=16,
+            lr=2e-3,
+            optimizer="muon",
+            backbone_lr=1.0,
+            warmup_steps=100,
+            schedule="linear",
+            workers=0,
+            evaluate_every=2,
+        ),
     ),
 }
 # What a recipe trains when no row is named, and with how many hints: the rows themselves have none, as in the paper.

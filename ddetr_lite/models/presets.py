@@ -58,7 +58,7 @@ SIZES: dict[str, dict[str, ModelConfig]] = {
     "small": {
         "faster-rcnn": FasterRcnnConfig(_SMALL, dim=96, hidden=256, anchor_strides=3.0, proposals=200, sampled=64),
         "detr": DetrConfig(
-            _SMALL, stride=16, queries=20, dim=128, hidden=256, encoder_layers=2, decoder_layers=3, dropout=0.0
+            _SMALL, stride=8, queries=20, dim=96, hidden=256, encoder_layers=2, decoder_layers=3, dropout=0.0
         ),
         "deformable-detr": DeformableDetrConfig(
             _SMALL,

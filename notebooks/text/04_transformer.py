@@ -166,11 +166,13 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 
 # %% [markdown]
 # max(0, ·), the **ReLU**, is the bend: it keeps what is positive and drops what is negative. Without it, two matrices
-# in a row would be one matrix. The row between them is wider than the word (four times, in the paper): many
+# in a row would be one matrix. The row between them is wider than the word (four times, in *Attention Is All You Need*, the paper of 2017 that the Transformer comes from): many
 # small questions about the word, each answered with "how much", or not at all.
 
 # %%
-layer = package.EncoderLayer(d, heads=8, hidden=4 * d, dropout=0.0)
+layer = package.EncoderLayer(
+    d, heads=8, hidden=4 * d, dropout=0.0
+)  # dropout would set some numbers to 0 in training
 words = torch.randn(5, d)
 with torch.no_grad():
     together = layer.feed_forward(words)  # (5, d)

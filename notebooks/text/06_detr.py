@@ -1,0 +1,1032 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · DETR: a Transformer that finds objects
+#
+# All parts are there: attention and its heads, positions, layers, and a loss for sets. Put behind one another, with a
+# convolutional network in front, they are DETR. In this notebook we write it in about fifty lines, train it here until it finds
+# things, look at where it looks, and measure the two problems that the rest of the course is about.
+
+# %% [markdown]
+# | | |
+# |:--|:--|
+# | **You will be able to** | say what a convolution, a stride and a feature map are; write DETR, and say what each of its parts is for; train it and see that it learns; draw where an object's query looks; show how slowly DETR learns and how its cost grows; recognise seven ways in which it learns nothing |
+# | **You need first** | [01](01_self_attention.ipynb) to [05 · The Hungarian loss](05_hungarian_loss.ipynb) |
+# | **Time** | 90 minutes to read and run, 45 for the exercises |
+# | **Device** | any CPU; one cell trains for about two minutes, some others for a few seconds, and nothing is downloaded |
+
+# %%
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddetr_lite import course, plots
+from ddetr_lite.layers import attention, transformer
+from ddetr_lite.layers.positional_encoding import sine_encoding_2d
+from ddetr_lite.models.backbone import Backbone, BackboneConfig
+from ddetr_lite.models.detector import MLP
+from ddetr_lite.models.detr import Detr, DetrConfig
+from ddetr_lite.plots.detection import boxes as draw_boxes
+from ddetr_lite.plots.detection import query_centres
+from ddetr_lite.set_prediction import losses, matching
+from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy
+
+torch.manual_seed(0)
+torch.set_printoptions(precision=3, sci_mode=False)
+scene = course.picture()
+
+# %% [markdown]
+# ## 1. From pixels to tokens, in five cells
+#
+# In 01 a token of the picture was the mean colour of a patch. A colour says little. A **convolution** says more: it lays a small table of numbers,
+# the *kernel*, over every place of the picture, multiplies and adds up. Large results mean, *here is what I look for*. One that looks for edges, dark on the left and bright on the right:
+
+# %%
+grey = scene.pixels.float().mean(dim=0) / 255  # (96, 96)
+kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
+
+
+def convolve(image, kernel):
+    """image: (H, W), kernel: (3, 3). Returns (H − 2, W − 2)."""
+    height, width = image.shape[0] - 2, image.shape[1] - 2
+    result = torch.zeros(height, width)
+    for y in range(height):
+        for x in range(width):
+            result[y, x] = (image[y : y + 3, x : x + 3] * kernel).sum()
+    return result
+
+
+edges = convolve(grey, kernel)
+theirs = nn.functional.conv2d(grey[None, None], kernel[None, None])[0, 0]
+print("torch within 1e-6:", (edges - theirs).abs().max().item() < 1e-6)
+
+# %%
+drawn, axes = plots.panels(2, height=3.2)
+plots.picture(scene.pixels, "the picture", ax=axes[0])
+plots.matrix(edges, signed=True, limit=0.3, numbers=False, title="the kernel's answer", ax=axes[1])
+plots.show(
+    drawn,
+    alt="The picture, and the kernel's answer: blue at edges that get brighter to the right, orange where "
+    "they get darker.",
+)
+
+# %% [markdown]
+# A **stride** of 2 looks only at every second place in x and y: a quarter of the answers, a coarser map. And a layer has many kernels, each with a table for
+# every channel of its input: their answers are the **channels** of the result.
+
+# %%
+every_second = nn.functional.conv2d(grey[None, None], kernel[None, None], stride=2)[0, 0]
+print("stride 2 = every second answer:", torch.equal(every_second, theirs[::2, ::2]))
+layer = nn.Conv2d(3, 32, kernel_size=3, stride=2, padding=1)
+answer = layer(scene.pixels[None].float() / 255)  # (B, C, H, W)
+print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tuple(layer.weight.shape))
+
+# %% [markdown]
+# Convolutions behind one another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. The first ones see
+# 3 × 3 pixels, later ones see answers of answers, so they look for corners, then for parts. What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
+
+# %%
+shipped = course.detector("detr")
+x = shipped.model.batch([scene.pixels]).pixels  # (B, 3, H, W), normalised
+for name, step in shipped.model.backbone[0].body.named_children():
+    x = step(x).detach()
+    if name.startswith(("conv", "layer")):
+        print(
+            f"{name}: {x.shape[1]} channels of {x.shape[2]} × {x.shape[3]} cells, stride {96 // x.shape[2]}"
+        )
+
+# %%
+strongest = x[0].amax(dim=(1, 2)).argsort(descending=True)[:4]
+drawn, axes = plots.panels(4, height=2.2)
+for ax, channel in zip(axes, strongest.tolist()):
+    plots.matrix(x[0, channel], numbers=False, title=f"channel {channel}", ax=ax)
+plots.show(
+    drawn,
+    alt="Four channels of the feature map, 12 × 12 cells each; every one lights up at other places of the "
+    "picture.",
+)
+
+# %% [markdown]
+# Now each cell is a token: its channels are the vector. A convolution with a 1 × 1 kernel (a matrix product at every cell) brings them to d channels, and the map is read row by row.
+
+# %%
+feature = shipped.model.input_proj(x)  # (B, d, H, W)
+tokens = feature.flatten(2).transpose(1, 2)  # (B, N, d)
+print("map (B, d, H, W):", tuple(feature.shape), "→ tokens (B, N, d):", tuple(tokens.shape))
+row, column = 5, 7
+print(
+    "token 5·12 + 7 is the cell in row 5, column 7:",
+    torch.equal(tokens[0, 12 * row + column], feature[0, :, row, column]),
+)
+
+
+# %% [markdown]
+# ## 2. DETR, in about fifty lines
+#
+# Tokens of the picture with their sines (03) go through an encoder (04). A decoder (04) has **object queries**: N_q learned vectors. They look at one another and at the memory,
+# and each becomes a class and a box. That is all.
+
+
+# %%
+class SmallDetr(nn.Module):
+    def __init__(self, classes, d=64, heads=4, hidden=128, queries=10):
+        super().__init__()
+        self.backbone = Backbone(BackboneConfig("small", frozen=False), strides=(8,))
+        self.input_proj = nn.Conv2d(64, d, kernel_size=1)
+        self.encoder = transformer.Encoder(d, heads, hidden, layers=2, dropout=0.0)
+        self.decoder = transformer.Decoder(d, heads, hidden, layers=3, dropout=0.0)
+        self.query_embed = nn.Embedding(queries, d)
+        self.class_embed = nn.Linear(d, classes + 1)  # with "no object"
+        self.bbox_embed = MLP(d, d, 4, layers=3)
+
+    def forward(self, pixels, padding):
+        """pixels: (B, 3, H, W); padding: (B, h, w), of the feature map. Returns logits and boxes of each layer."""
+        feature = self.input_proj(self.backbone(pixels)[0])  # (B, d, h, w)
+        tokens = feature.flatten(2).transpose(1, 2)  # (B, N, d)
+        position = sine_encoding_2d(padding, tokens.shape[-1]).flatten(1, 2)  # (B, N, d)
+        hidden = self.answers(tokens, position, padding.flatten(1))  # (K, B, N_q, d)
+        return self.class_embed(hidden), self.bbox_embed(hidden).sigmoid()
+
+
+# %%
+def answers(self, tokens, position, padding):
+    """The Transformer: tokens (B, N, d) in, one vector for each layer, picture and query out, (K, B, N_q, d)."""
+    memory = self.encoder(tokens, position, padding)  # (B, N, d)
+    where = self.query_embed.weight.expand(len(tokens), -1, -1)  # (B, N_q, d): the queries, as positions
+    content = torch.zeros_like(where)  # they have seen nothing yet
+    return self.decoder(content, memory, where, position, padding)
+
+
+SmallDetr.answers = answers
+
+# %% [markdown]
+# The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. The loss of 05 and the way from logits to detections complete it.
+
+# %%
+small = SmallDetr(classes=3)
+pixels, padding = torch.randn(2, 3, 64, 64), torch.zeros(2, 8, 8, dtype=torch.bool)
+with torch.no_grad():
+    logits, boxes = small(pixels, padding)
+print("logits (K, B, N_q, C+1):", tuple(logits.shape))
+print("boxes  (K, B, N_q, 4):  ", tuple(boxes.shape))
+print(f"{sum(p.numel() for p in small.parameters()):,} parameters")
+
+# %% [markdown]
+# ### The package's
+#
+# `models/detr.py` says the same, and knows in addition padding of pictures of different sizes, any backbone of torchvision, and learned positions. Its parameters bear the official code's names, so we
+# need to rename ours.
+
+# %%
+small_backbone = BackboneConfig("small", frozen=False)
+sizes = {
+    "stride": 8,
+    "queries": 10,
+    "dim": 64,
+    "heads": 4,
+    "hidden": 128,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+}
+loss = replace(losses.DETR_LOSS, no_object=0.4)
+config = DetrConfig(small_backbone, dropout=0.0, loss=loss, **sizes)
+package = Detr(config, classes=3)
+rename = {"backbone.": "backbone.0.", "encoder.": "transformer.encoder.", "decoder.": "transformer.decoder."}
+state = {}
+for name, tensor in small.state_dict().items():
+    old = name.split(".")[0] + "."
+    state[name.replace(old, rename.get(old, old), 1)] = tensor
+_ = package.load_state_dict(state)
+
+# %%
+pictures = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+batch = package.batch(pictures)
+with torch.no_grad():
+    ours, theirs = small(batch.pixels, padding), package.outputs(batch)
+print("logits within 1e-6:", (ours[0] - theirs.logits).abs().max().item() < 1e-6)
+print("boxes within 1e-6: ", (ours[1] - theirs.boxes).abs().max().item() < 1e-6)
+
+# %% [markdown]
+# And a reference from elsewhere: the DETR of Hugging Face, with a ResNet-18 in front and the same random weights.
+
+# %%
+from transformers.utils import logging
+
+from ddetr_lite.convert.hugging_face import hugging_face_model
+
+logging.disable_progress_bar()
+
+with_resnet = Detr(
+    DetrConfig(BackboneConfig("resnet18", frozen=True), dropout=0.0, **{**sizes, "stride": 32}), classes=3
+).eval()
+theirs = hugging_face_model(with_resnet)
+batch = with_resnet.batch(pictures)
+with torch.no_grad():
+    ours = with_resnet.outputs(batch)
+    found = theirs(pixel_values=batch.pixels, pixel_mask=(~batch.mask).long())
+print("logits within 1e-5:", (ours.logits[-1] - found.logits).abs().max().item() < 1e-5)
+print("boxes within 1e-6: ", (ours.boxes[-1] - found.pred_boxes).abs().max().item() < 1e-6)
+
+# %% [markdown]
+# ## 3. What are object queries?
+#
+# In 04 we asked the picture for colours: "teal?" An object query is such a question, but nobody wrote it: its numbers are trained. At the start they are random. Why must they differ?
+#
+# > **Claim:** ten queries are ten chances, so it does not matter what they are.
+# >
+# > **Measurement:** give all ten the same numbers.
+
+
+# %%
+@torch.no_grad()
+def difference_between_queries(model):
+    """How much the boxes of different queries differ: their mean spread over the queries."""
+    return package_boxes(model).std(dim=2).mean().item()
+
+
+def package_boxes(model):
+    return model(batch_pixels, padding)[1]  # (K, B, N_q, 4)
+
+
+batch_pixels = torch.randn(2, 3, 64, 64)
+print("with their own numbers, boxes differ:", difference_between_queries(small) > 1e-3)
+own = small.query_embed.weight.data.clone()
+small.query_embed.weight.data[:] = own[0]
+print("with the same numbers, boxes differ: ", difference_between_queries(small) > 1e-3)
+small.query_embed.weight.data[:] = own
+
+# %% [markdown]
+# Same question, same answer: in the decoder nothing else tells one query from another (01: attention does not know places). Ten equal queries say one thing ten times.
+#
+# The queries are used as *positions*: added to queries and keys of every attention, never to the values, so that they say *who asks*, while the content, which begins at zero, collects *what was found*.
+
+# %% [markdown]
+# ## 4. Train it
+#
+# The task has to be small enough for two minutes on a CPU: pictures of 64 × 64 pixels, one to three objects, of three kinds. We write 2000 such pictures for training and 200 to judge by, in COCO's format, the way in which all
+# data of this package come.
+
+# %%
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, collate
+from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
+from ddetr_lite.datasets.transforms import AugmentConfig, train_transform
+
+KINDS = ("circle", "square", "star")
+task = ShapesConfig(size=64, train_images=2000, val_images=200, max_objects=3, min_size=0.3, classes=KINDS)
+folder = write_shapes(Path(tempfile.mkdtemp()) / "shapes", task, progress=False)
+turns = AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True)
+training = CocoDetection(CocoFolder.find(folder, "train"), train_transform(turns), cache=True)
+validation = CocoDetection(CocoFolder.find(folder, "val"), cache=True)
+print(len(training), "pictures to learn from,", len(validation), "to judge by")
+
+# %%
+drawn, axes = plots.panels(4, height=2.2)
+for i, ax in enumerate(axes):
+    image, target = validation[i]
+    draw_boxes(image, target["boxes"], [KINDS[k] for k in target["labels"]], ax=ax)
+plots.show(
+    drawn, alt="Four pictures of the task with boxes around circles, squares and stars on textured grounds."
+)
+
+# %% [markdown]
+# The loop holds nothing new: pictures and targets in, a dict of losses out, all of them added up. Pictures are flipped and turned at random, so that 2000 are worth more. The optimizer is the package's: *Muon* for matrices, *AdamW* for
+# the rest. "No object" weighs 0.4 instead of 0.1, since there are 10 queries and not 100. While it trains, we keep what it says about a few pictures of the validation set.
+
+# %%
+from ddetr_lite.engine.optimization import learning_rate, make_optimizers
+from ddetr_lite.engine.recipes import TrainConfig
+
+SETTINGS = TrainConfig(
+    epochs=1, lr=3e-3, optimizer="muon", backbone_lr=1.0, warmup_steps=50, schedule="linear"
+)
+
+
+def descend(model, total, optimizers, rate):
+    """One step downhill from `total`, the sum of the losses, at this learning rate."""
+    for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+        group["lr"] = rate * group["factor"]  # Muon and AdamW have different ones
+    model.zero_grad()
+    total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+# %%
+def train(model, steps, look):
+    """Batches of 16; `look(step)` is called every 100 steps. Returns the loss of every step."""
+    optimizers, seen = make_optimizers(model, SETTINGS), []
+    for step in range(steps):
+        chosen = torch.randint(len(training), (16,)).tolist()
+        images, targets = collate([training[step, i] for i in chosen])  # turned anew in every step
+        total = sum(model.train()(images, targets).values())
+        descend(model, total, optimizers, learning_rate(step, SETTINGS, steps))
+        seen.append(total.item())
+        if (step + 1) % 100 == 0:
+            look(step + 1)
+    return seen
+
+
+# %% [markdown]
+# What we keep: the ten boxes on one picture, and for 40 pictures, which query each object is matched with.
+
+# %%
+watched, watched_targets = collate([validation[i] for i in range(40)])
+history = {"boxes": {}, "match": []}
+
+
+@torch.no_grad()
+def look(step):
+    """What the model says now about the pictures that we watch."""
+    package.eval()
+    batch = package.batch(watched)
+    outputs = package.outputs(batch)
+    wanted = package.normalise_targets(watched_targets, batch.sizes)
+    match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, config.loss.matching, "softmax")
+    history["boxes"][step] = (outputs.logits[-1, 1].softmax(-1), outputs.boxes[-1, 1])
+    history["match"].append({(p, t): q for p, q, t in zip(*(index.tolist() for index in match[1:]))})
+
+
+# %% [markdown]
+# **This cell trains**: 2000 steps, one to two minutes on two cores.
+
+# %%
+torch.manual_seed(0)
+package = Detr(config, classes=3)
+look(0)
+seen = train(package, 2000, look)
+print("the loss at the end is less than half of that at the start:", sum(seen[-50:]) < 0.5 * sum(seen[:50]))
+
+# %%
+means = [sum(seen[i : i + 50]) / 50 for i in range(0, 2000, 50)]
+ax = plots.curves(
+    list(range(50, 2001, 50)), {"all terms": means}, "The loss while it trains", "steps", "mean of 50 steps"
+)
+plots.show(ax, alt="The loss falls from above ten, quickly at first, then slowly and steadily.")
+
+# %%
+drawn, axes = plots.panels(4, height=2.2)
+for ax, step in zip(axes, (0, 500, 1000, 2000)):
+    probabilities, boxes = history["boxes"][step]
+    scores, labels = probabilities[:, :-1].max(dim=-1)
+    sure = scores > (0.5 if step else 0)
+    draw_boxes(
+        watched[1],
+        cxcywh_to_xyxy(boxes[sure]) * 64,
+        [KINDS[k] for k in labels[sure]],
+        title=f"step {step}",
+        ax=ax,
+    )
+plots.show(
+    drawn,
+    alt="One picture after 0, 500, 1000 and 2000 steps: at first ten boxes in a heap, at the end boxes "
+    "that fit the objects.",
+)
+
+# %%
+from ddetr_lite.engine.evaluate import evaluate
+
+metrics = evaluate(package, validation, size_bands=(0.2, 0.4))
+print("AP of at least 0.4:  ", metrics["AP"] > 0.4)
+print("AP50 of at least 0.6:", metrics["AP50"] > 0.6)
+
+# %%
+drawn, axes = plots.panels(4, height=2.2)
+package.eval()
+for i, ax in enumerate(axes, start=10):
+    image, _ = validation[i]
+    with torch.no_grad():
+        found = package([image])[0]
+    sure = found["scores"] > 0.5
+    draw_boxes(
+        image,
+        found["boxes"][sure],
+        [KINDS[k] for k in found["labels"][sure]],
+        found["scores"][sure].tolist(),
+        ax=ax,
+    )
+plots.show(
+    drawn,
+    alt="Four pictures of the validation set with the boxes that the trained DETR is surer of than 0.5.",
+)
+
+# %% [markdown]
+# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, and it still misses some, mostly those that lie under others.
+#
+# ### Each query has its own ground
+#
+# Over all 200 pictures: where do the boxes of a query lie? One dot for each box, at its centre; large boxes in orange.
+
+# %%
+with torch.no_grad():
+    images, _ = collate([validation[i] for i in range(200)])
+    boxes = package.outputs(package.batch(images)).boxes[-1]  # (B, N_q, 4)
+drawn = query_centres(boxes)
+plots.show(
+    drawn,
+    alt="Ten small maps, one for each query, with a dot for the centre of each of its boxes: every query "
+    "keeps to a part of the picture of its own.",
+)
+spread = boxes[..., :2].std(dim=0).mean()  # of one query's centres
+print(
+    "the centres of one query lie closer together than those of all:",
+    (spread < boxes[..., :2].flatten(0, 1).std(dim=0).mean()).item(),
+)
+
+# %% [markdown]
+# ### The match moves
+#
+# 05 left a question open: how often is an object given to another query than before? Counted for 40 pictures, every 100 steps:
+
+# %%
+moved = [
+    sum(old[key] != new[key] for key in new) / len(new)
+    for old, new in zip(history["match"], history["match"][1:])
+]
+ax = plots.curves(
+    list(range(100, 2001, 100)), {"moved": moved}, "Objects whose query changed", "steps", "share"
+)
+plots.show(
+    ax,
+    alt="The share of objects whose matched query changed within 100 steps: high at first, falling as "
+    "training goes on.",
+)
+print("less at the end than at the start:", sum(moved[-4:]) < sum(moved[:4]))
+
+# %% [markdown]
+# As long as the match moves, a query is told one thing now and another later. That costs time: the first of two reasons for the slowness that section 6 measures. (Later models give queries a hint of their object while they
+# train, so that nothing has to be matched at first.)
+
+# %% [markdown]
+# ## 5. Where does it look?
+#
+# For this we take the DETR that ships with the course. It was trained with the same code, for longer, on pictures of 96 pixels with eight kinds of objects (`data/results/shapes-detr` has command and log). On our picture:
+
+# %%
+model = shipped.model
+with attention.record_attention(model) as weights, torch.no_grad():
+    found = model([scene.pixels])[0]
+sure = found["scores"] > 0.5
+names = [shipped.classes[k] for k in found["labels"][sure]]
+ax = draw_boxes(
+    scene.pixels, found["boxes"][sure], names, found["scores"][sure].tolist(), title="DETR on our picture"
+)
+plots.show(ax, alt="The picture of the course with the boxes that the shipped DETR finds.")
+
+# %%
+LAST = f"transformer.decoder.layers.{model.config.decoder_layers - 1}.multihead_attn"
+cells = 96 // model.config.stride
+with torch.no_grad():
+    outputs = model.outputs(model.batch([scene.pixels]))
+look_at = weights[LAST][0].mean(dim=0)  # (N_q, N), the mean of all heads
+best = outputs.logits[-1, 0].softmax(-1)[:, :-1].max(dim=-1).values.argsort(descending=True)[:4].tolist()
+drawn, axes = plots.panels(4, height=2.3)
+for ax, query in zip(axes, best):
+    label = shipped.classes[int(outputs.logits[-1, 0, query, :-1].argmax())]
+    plots.attention_over_picture(
+        scene.pixels, look_at[query].reshape(cells, cells), title=f"query {query}: {label}", ax=ax
+    )
+plots.show(
+    drawn, alt="Where the four surest queries look, drawn over the picture: each lights up on its own object."
+)
+
+# %% [markdown]
+# > **Claim:** each query looks at its object.
+# >
+# > **Measurement:** the weight that falls into the query's own box, against what would fall there if it looked everywhere alike. 60 pictures, all detections surer than 0.5.
+
+# %%
+from ddetr_lite.datasets.shapes import render_picture
+
+centre = (torch.arange(cells) + 0.5) / cells
+
+
+@torch.no_grad()
+def weight_inside(pixels):
+    """For each detection: the weight on the cells within its box, and the share of cells that are within."""
+    with attention.record_attention(model) as weights:
+        outputs = model.outputs(model.batch([pixels]))
+    scores = outputs.logits[-1, 0].softmax(-1)[:, :-1].max(dim=-1).values
+    for query in (scores > 0.5).nonzero()[:, 0].tolist():
+        x0, y0, x1, y1 = cxcywh_to_xyxy(outputs.boxes[-1, 0, query])
+        row, column = (centre > y0) & (centre < y1), (centre > x0) & (centre < x1)
+        within = (row[:, None] & column).flatten()  # (N,)
+        yield weights[LAST][0].mean(dim=0)[query][within].sum().item(), within.float().mean().item()
+
+
+# %%
+pairs = []
+for index in range(100, 160):
+    pixels, _ = render_picture(ShapesConfig(), "val", index)
+    pairs += weight_inside(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+inside, chance = (sum(values) / len(pairs) for values in zip(*pairs))
+print(f"within their boxes: {inside:.0%} of the weight, on {chance:.0%} of the cells")
+
+# %% [markdown]
+# So they do look there, and around it too: the border of an object is found by what lies on both sides of it.
+
+# %% [markdown]
+# ## 6. Two problems
+#
+# ### It learns slowly
+#
+# On the same 4000 pictures of 96 pixels, with the same backbone, optimizer and augmentation, from committed logs: the DETR that we just looked at, and the Deformable DETR of 00.
+
+# %%
+from ddetr_lite.plots.training import training_curves
+
+runs = {"DETR": course.run_log("shapes-detr"), "Deformable DETR": course.run_log("shapes")}
+plots.show(
+    training_curves(runs),
+    alt="Loss, AP and learning rate against epochs for both models. Deformable DETR is far up after six "
+    "epochs; DETR needs many times as many.",
+)
+for name, lines in runs.items():
+    scores = [(line["epoch"], line["AP"]) for line in lines if line["kind"] == "evaluate"]
+    reached = next(epoch for epoch, ap in scores if ap >= 0.3)
+    print(
+        f"{name:>15}: AP 0.3 reached after {reached} epochs; {scores[-1][1]:.3f} at the end, after {scores[-1][0]}"
+    )
+
+# %% [markdown]
+# These are two runs of two models with different settings, and not yet the fair comparison: that one, with three seeds and the same search for both, is the subject of 10. The paper says 500 epochs on COCO for DETR, 50 for Deformable DETR. Why is
+# DETR slow? One reason is the moving match. Another can be seen at the start: a new attention layer looks everywhere alike, and has to learn to look at a few cells among all.
+
+# %%
+torch.manual_seed(1)
+fresh = Detr(model.config, classes=8).eval()
+for name, one in (("new", fresh), ("trained", model)):
+    with attention.record_attention(one) as weights, torch.no_grad():
+        one.outputs(one.batch([scene.pixels]))
+    w = weights["transformer.decoder.layers.0.multihead_attn"][0].mean(dim=0)  # (N_q, N)
+    needed = (w.sort(dim=-1, descending=True).values.cumsum(-1) < 0.5).sum(dim=-1).float().mean() + 1
+    print(f"{name:>8}: half of a query's attention lies on {needed / w.shape[-1]:.0%} of the cells")
+
+# %% [markdown]
+# ### Its cost grows with the square of the pixels
+#
+# Every cell looks at every cell: N² weights (01). What that means for a photo of 800 × 1333 pixels, with eight heads:
+
+# %%
+for stride in (32, 16, 8):
+    n = math.ceil(800 / stride) * math.ceil(1333 / stride)
+    print(
+        f"stride {stride:>2}: N = {n:>6,} tokens, {8 * n**2:>13,} weights a layer, {8 * n**2 * 4 / 2**30:.1f} GiB in float32"
+    )
+
+# %% [markdown]
+# DETR takes stride 32. A cell is then 32 × 32 pixels, and a small object is less than one cell. That is why DETR is weak on small objects, and cannot simply take a finer map. Measured, one encoder layer on maps of growing size:
+
+# %%
+layer = transformer.EncoderLayer(64, heads=4, hidden=128, dropout=0.0)
+sides, seconds = [16, 23, 32, 45, 64], []
+for cells_a_side in sides:
+    tokens = torch.randn(1, cells_a_side**2, 64)
+    took = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.no_grad():
+            layer(tokens)
+        took.append(time.perf_counter() - start)
+    seconds.append(min(took))
+
+# %%
+relative = [s / seconds[0] for s in seconds]
+lines = {"measured": relative, "∝ N": [(n / 16) ** 2 for n in sides], "∝ N²": [(n / 16) ** 4 for n in sides]}
+tokens = [n * n for n in sides]
+ax = plots.curves(
+    tokens, lines, "Time of an encoder layer", "tokens N", "times that of 256", "xy", ["∝ N", "∝ N²"]
+)
+plots.show(
+    ax,
+    alt="Time against tokens on logarithmic axes: the measured line is steeper than proportional to N, "
+    "and bends towards N².",
+)
+print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30)
+
+# %% [markdown]
+# Slow to learn, and blind on small objects because fine maps are too dear. **Both come from looking everywhere.** What if a query looked at just a few places, and learned where? That is 07.
+
+# %% [markdown]
+# ## 7. A gallery of failures
+#
+# "DETR learns nothing on my data" is what its authors were asked most. Here are seven ways to get there, each from real threads, each caused on purpose. Our instrument is the one its author advises
+# ([detr#311](https://github.com/facebookresearch/detr/issues/311)): **first overfit a few pictures.** A healthy model learns four pictures by heart within seconds; a run that cannot do this will not do anything else.
+
+
+# %%
+def overfit(steps=150, classes=3, change=lambda targets: targets, **options):
+    """A new DETR learns four pictures by heart. `change` may spoil their targets. Returns model and last loss."""
+    torch.manual_seed(0)
+    model = Detr(replace(config, **options), classes)
+    optimizers, batch = make_optimizers(model, SETTINGS), model.batch(four)
+    wanted = change(model.normalise_targets(four_targets, batch.sizes))
+    for step in range(steps):
+        total = sum(losses.set_losses(model.outputs(batch), wanted, model.loss).values())
+        descend(model, total, optimizers, learning_rate(step, SETTINGS, steps))
+    return model.eval(), total.item()
+
+
+# %%
+four, four_targets = collate([validation[i] for i in range(4)])
+batch_of_four = package.batch(four)
+
+
+@torch.no_grad()
+def found_by(model, image):
+    """The names of what it is surer of than 0.5."""
+    found, names = model([image])[0], [*KINDS, "?"]
+    pairs = zip(found["labels"].tolist(), found["scores"].tolist())
+    return sorted(names[k] for k, score in pairs if score > 0.5)
+
+
+healthy, healthy_loss = overfit()
+print("true: ", [sorted(KINDS[k] for k in target["labels"]) for target in four_targets])
+print("found:", [found_by(healthy, image) for image in four])
+
+# %% [markdown]
+# ### 7.1 Class ids that begin at 1
+#
+# ([detr#9](https://github.com/facebookresearch/detr/issues/9), [#108](https://github.com/facebookresearch/detr/issues/108), [#125](https://github.com/facebookresearch/detr/issues/125) and many more.) COCO's files count categories from 1, with
+# gaps. Pass them on as they are, with a head that is large enough (the largest id + 1, so 4 classes here): nothing raises, the loss falls, and all names are wrong.
+
+# %%
+shifted, _ = overfit(classes=4, change=lambda targets: [{**t, "labels": t["labels"] + 1} for t in targets])
+print("found:", [found_by(shifted, image) for image in four])
+
+# %% [markdown]
+# *Mend:* map ids to 0..C−1 (`CocoDetection` does) and keep the names with the weights. With a head of 3 classes, class 3 would be "no object", and the official code would take it; a model should refuse:
+
+# %%
+spoilt = [{**target, "labels": target["labels"] + 1} for target in four_targets]
+try:
+    healthy.train()(four, spoilt)
+except ValueError as error:
+    print(error)
+_ = healthy.eval()
+
+# %% [markdown]
+# ### 7.2 Boxes in another form
+#
+# ([detr#28](https://github.com/facebookresearch/detr/issues/28), [#101](https://github.com/facebookresearch/detr/issues/101).) COCO writes (x, y, width, height) in pixels; models want corners; losses want (cx, cy, w, h) in 0..1. Give
+# the loss corners, and it learns to say corners:
+
+# %%
+corners, _ = overfit(change=lambda targets: [{**t, "boxes": cxcywh_to_xyxy(t["boxes"])} for t in targets])
+drawn, axes = plots.panels(2, height=2.6)
+for ax, (title, one) in zip(axes, (("healthy", healthy), ("taught corners", corners))):
+    with torch.no_grad():
+        found = one([four[0]])[0]
+    draw_boxes(four[0], found["boxes"][found["scores"] > 0.5], title=title, ax=ax)
+plots.show(
+    drawn,
+    alt="The same picture twice: boxes that fit the objects, and boxes of a model that was taught "
+    "corners, far off.",
+)
+
+# %% [markdown]
+# The loss falls here too; only a picture shows it. *Mend:* draw a few targets before you train, as in section 4. And where a wrong form can be seen, the model should say so:
+
+# %%
+as_coco = [
+    {**t, "boxes": torch.cat((t["boxes"][:, :2], t["boxes"][:, 2:] - t["boxes"][:, :2]), dim=1)}
+    for t in four_targets
+]
+try:
+    healthy.train()(four, as_coco)
+except ValueError as error:
+    print(error)
+_ = healthy.eval()
+
+# %% [markdown]
+# ### 7.3 Too high a learning rate
+#
+# ([detr#48](https://github.com/facebookresearch/detr/issues/48), [#505](https://github.com/facebookresearch/detr/issues/505).) AdamW at a hundredth, a hundred times what the paper takes, without warm-up and without clipping:
+
+
+# %%
+def with_adamw(lr):
+    """The same four pictures, with AdamW alone at a constant rate."""
+    torch.manual_seed(0)
+    model = Detr(config, classes=3)
+    optimizer, batch = torch.optim.AdamW(model.parameters(), lr), model.batch(four)
+    wanted = model.normalise_targets(four_targets, batch.sizes)
+    for _ in range(150):
+        value = sum(losses.set_losses(model.outputs(batch), wanted, model.loss).values())
+        model.zero_grad()
+        value.backward()
+        optimizer.step()
+    return model.eval()
+
+
+# %%
+for lr in (1e-3, 1e-2):
+    boxes = with_adamw(lr).outputs(batch_of_four).boxes[-1].detach()  # (B, N_q, 4)
+    print(
+        f"lr {lr}: queries differ {bool(boxes.std(dim=1).max() > 1e-3)}, pictures differ {bool(boxes.std(dim=0).max() > 1e-3)}"
+    )
+
+# %% [markdown]
+# The symptom to remember: **every query gives the same box, on every picture.** The model has stopped to look. *Mend:* a tenth of the rate, a warm-up, and gradients clipped at 0.1, as the authors do. A collapsed model does not come back: start anew.
+
+# %% [markdown]
+# ### 7.4 "No object" weighs as much as an object
+#
+# With 100 queries and two objects, the easiest way to a low loss is to say nothing. DETR weighs "no object" with 0.1 for this reason. How sure is the model of the right class after a short training of each?
+
+# %%
+for weight in (0.1, 1.0):
+    one, _ = overfit(steps=60, queries=100, loss=replace(loss, no_object=weight))
+    with torch.no_grad():
+        scores = torch.stack([found["scores"][:2].mean() for found in one(four)])
+    print(f"weight {weight}: mean score of the two surest answers {scores.mean():.1f}")
+
+# %% [markdown]
+# ### 7.5 A broken annotation
+#
+# ([detr#101](https://github.com/facebookresearch/detr/issues/101), [#459](https://github.com/facebookresearch/detr/issues/459), [transformers#42202](https://github.com/huggingface/transformers/issues/42202).) One box with a NaN
+# among a hundred thousand, and training stops after hours with scipy's message:
+
+# %%
+from scipy.optimize import linear_sum_assignment
+
+broken = [{**target, "boxes": target["boxes"].clone()} for target in four_targets]
+broken[2]["boxes"][0, 2] = math.nan
+try:
+    linear_sum_assignment([[math.nan, 1.0], [0.5, 1.0]])
+except ValueError as error:
+    print("scipy:", error)
+try:
+    healthy.train()(four, broken)
+except ValueError as error:
+    print("ours: ", error)
+_ = healthy.eval()
+
+# %% [markdown]
+# *Mend:* a message that names the picture, and data that are checked when they are read.
+
+# %% [markdown]
+# ### 7.6 The mask, upside down
+#
+# In the official code True means padding; Hugging Face's `pixel_mask` is 1 where the picture is. Invert it, and each token looks at nothing but padding. Nothing raises. The test: **a picture alone and the same picture in a padded batch must give nearly the same boxes.**
+
+# %%
+large = torch.rand(3, 96, 96)
+alone, together = (
+    healthy.batch([four[0]]),
+    healthy.batch([four[0], large]),
+)  # together, the first picture is padded
+with torch.no_grad():
+    expected = healthy.outputs(alone).boxes[-1, 0]
+    right = healthy.outputs(together).boxes[-1, 0]
+    wrong = healthy.outputs(together._replace(mask=~together.mask)).boxes[-1, 0]
+changes = [(boxes - expected).abs().mean().item() for boxes in (right, wrong)]
+print("with the right mask boxes stay within 2 %:        ", changes[0] < 0.02)
+print("with the inverted one they move five times as far:", changes[1] > 5 * changes[0])
+
+# %% [markdown]
+# (Not to the last digit: a convolution at the border of the picture sees padding, and the group norm of this small backbone counts it. With a ResNet and frozen batch norm only the first remains.)
+
+# %% [markdown]
+# ### 7.7 Evaluation without a single detection
+#
+# ([cocoapi#450](https://github.com/cocodataset/cocoapi/issues/450).) Early in training nothing may be surer than a threshold, and pycocotools stops on an empty list. That ends many a run after its first epoch:
+
+# %%
+import contextlib
+import io
+
+from pycocotools.coco import COCO
+
+from ddetr_lite.engine.evaluate import ap_of
+
+with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO(str(folder / "annotations" / "instances_val.json"))
+    try:
+        truth.loadRes([])
+        said = "nothing"
+    except Exception as error:
+        said = type(error).__name__
+print("pycocotools raises", said)
+print("ours says AP", ap_of({}, validation, (0.2, 0.4))["AP"])
+
+# %%
+course.equation_map("06")
+
+# %% [markdown]
+# ## Summary
+#
+# - A convolution asks the same small question everywhere; strides make the map coarser, channels make it richer. Each cell of the last map is a token.
+# - DETR: backbone, sines, encoder, object queries, decoder, and two heads; the loss is that of 05. No anchors, no NMS.
+# - Object queries are learned and must differ; each takes a part of the pictures. They are added as positions; the content begins at zero.
+# - The match moves at first and settles. Cross-attention begins everywhere and has to find its object: DETR learns slowly.
+# - Attention among cells costs N²; so DETR takes a coarse map, and is weak on small objects.
+# - Before a long run: draw the targets, overfit four pictures, check one picture alone against the same in a batch.
+
+# %% [markdown]
+# ## Exercises
+
+# %% [markdown]
+# ### Exercise 1 · `flatten_map`
+#
+# Difficulty ●○○○○ · Importance ●●●●○ · about 5 minutes
+#
+# The way from a map to tokens, section 1.
+
+
+# %% tags=["exercise"]
+def flatten_map(feature):
+    """feature: (B, d, H, W). Returns tokens (B, H·W, d), row by row."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# `flatten(2)` joins the last two dimensions. Then the channels have to go last; cutting the numbers anew with `reshape` does not move them.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("flatten_map", flatten_map)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def flatten_map(feature):
+#     """feature: (B, d, H, W). Returns tokens (B, H·W, d), row by row."""
+#     return feature.flatten(2).transpose(1, 2)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2 · `mask_for`
+#
+# Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
+#
+# Pictures of different sizes share a frame, and the mask says where it is padding. The tokens need the mask of the map's size: each cell takes that of its first pixel, in row i·H//h and column j·W//w.
+
+
+# %% tags=["exercise"]
+def mask_for(mask, shape):
+    """mask: (B, H, W), True on padding; shape: (h, w) of the map. Returns (B, h, w), boolean."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# `torch.arange(h) * H // h` are the rows. A tensor can be indexed with a tensor of rows: `mask[:, rows]`.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("mask_for", mask_for)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def mask_for(mask, shape):
+#     """mask: (B, H, W), True on padding; shape: (h, w) of the map. Returns (B, h, w), boolean."""
+#     rows = torch.arange(shape[0], device=mask.device) * mask.shape[1] // shape[0]
+#     columns = torch.arange(shape[1], device=mask.device) * mask.shape[2] // shape[1]
+#     return mask[:, rows][:, :, columns]
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3 · `detr_head`
+#
+# Difficulty ●●○○○ · Importance ●●●●● · about 10 minutes
+#
+# DETR behind the backbone, whatever its parts are: `encode(tokens, position)` gives the memory, `decode(content, memory, query_position, position)` one vector for each query; `class_head` and `box_head` make
+# logits and four numbers of it.
+
+
+# %% tags=["exercise"]
+def detr_head(tokens, position, queries, encode, decode, class_head, box_head):
+    """tokens, position: (N, d); queries: (N_q, d). Returns (N_q, C+1+4): logits, then the box in 0..1."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# Section 2, without the batch. What is the content before anything has been seen?
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("detr_head", detr_head)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def detr_head(tokens, position, queries, encode, decode, class_head, box_head):
+#     """tokens, position: (N, d); queries: (N_q, d). Returns (N_q, C+1+4): logits, then the box in 0..1."""
+#     memory = encode(tokens, position)
+#     hidden = decode(torch.zeros_like(queries), memory, queries, position)
+#     return torch.cat((class_head(hidden), box_head(hidden).sigmoid()), dim=-1)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 4 · `detections`
+#
+# Difficulty ●●○○○ · Importance ●●●●● · about 10 minutes
+#
+# From what one picture's queries say to what a user wants: corners in pixels, a score, a class.
+
+
+# %% tags=["exercise"]
+def detections(logits, boxes, height, width):
+    """logits: (N_q, C+1), boxes: (N_q, 4). Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# Softmax first, then leave out the last column, "no object". x goes with the width.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("detections", detections)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def detections(logits, boxes, height, width):
+#     """logits: (N_q, C+1), boxes: (N_q, 4). Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
+#     scores, labels = logits.softmax(-1)[:, :-1].max(-1)
+#     centre, size = boxes[:, :2], boxes[:, 2:]
+#     corners = torch.cat((centre - size / 2, centre + size / 2), dim=1)
+#     corners = corners * corners.new_tensor([width, height, width, height])
+#     return torch.cat((corners, scores[:, None], labels[:, None]), dim=1)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## Your own code in the package
+#
+# From here on a trained detector runs on what you have written: attention and its heads, sines, positions, boxes, masks, tokens, detections. Which parts are yours?
+
+# %% tags=["nbval-ignore-output"]
+course.restore()
+for function in (flatten_map, mask_for, detr_head, detections):
+    course.use(function)
+course.parts()
+
+# %%
+with torch.no_grad():
+    mine = shipped.model([scene.pixels])[0]
+course.reset()
+with torch.no_grad():
+    theirs = shipped.model([scene.pixels])[0]
+print(
+    "the same boxes within 1e-4 of a pixel's hundredfold:",
+    (mine["boxes"] - theirs["boxes"]).abs().max().item() < 1e-2,
+)
+print("the same classes:", torch.equal(mine["labels"], theirs["labels"]))
+
+# %% [markdown]
+# ## Symbols
+
+# %%
+course.symbols("B", "N", "N_q", "d", "C", "K", "H", "W")
+
+# %% [markdown]
+# **Next:** look at a few places only, and learn where. [07 · Deformable attention](07_deformable_attention.ipynb). Back to
+# [05 · The Hungarian loss](05_hungarian_loss.ipynb).
