@@ -163,6 +163,33 @@ EQUATIONS: tuple[Equation, ...] = (
         "ddetr_lite.models.detr:Detr",
         "tests/test_models.py::test_detr_outputs_by_hand",
     ),
+    Equation(
+        "Deformable DETR",
+        "equation 2",
+        "07",
+        "Σ_m W_m [Σ_k A_mqk · W'_m x(p_q + Δp_mqk)]",
+        {"z_q": "query", "p_q": "reference", "x": "tokens"},
+        "ddetr_lite.layers.deformable_attention:DeformableAttention.forward",
+        "tests/test_deformable_layers.py::test_one_level_is_the_case_of_one_level",
+    ),
+    Equation(
+        "Deformable DETR",
+        "section 4.1, p_q + Δp_mqk",
+        "07",
+        "a fractional place, sampled by bilinear interpolation",
+        {"p": "x"},
+        "ddetr_lite.kernels.reference:bilinear_sample",
+        "tests/test_kernels.py::test_bilinear_sample_by_hand",
+    ),
+    Equation(
+        "Deformable DETR",
+        "section A.3, initialisation of Δp",
+        "07",
+        "Δp_mqk = k · (direction of head m), (1, 0), (1, 1), (0, 1), ...",
+        {"M": "heads", "K": "points"},
+        "ddetr_lite.layers.deformable_attention:compass_offsets",
+        "tests/test_deformable_layers.py::test_points_are_at_kings_distances",
+    ),
 )
 
 

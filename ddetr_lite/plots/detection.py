@@ -130,3 +130,28 @@ def query_centres(boxes: Tensor, rows: int = 2, large: float = 0.2) -> Figure:
             ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
             ax.spines[:].set_visible(True)
     return drawn
+
+
+def offsets(
+    steps: Tensor, weights: Tensor | None = None, reach: float = 5.0, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Sampling offsets around the reference point (the cross), in cells.
+
+    steps: (M, P, 2), (x, y). Without weights each head is an arm with its number at the end; with weights (M, P) the
+    points are dots whose area is the weight.
+    """
+    ax = axes_or_new(ax, height=3.2)
+    with mpl.rc_context(STYLE):
+        ax.plot(0, 0, "+", color=INK, markersize=10, markeredgewidth=1.6, zorder=3)
+        for m, arm in enumerate(steps.detach().cpu()):
+            if weights is None:
+                ax.plot(*arm.T, "o-", color=COLOURS[m % len(COLOURS)])
+                ax.annotate(f"head {m}", arm[-1].tolist(), (5, 5), textcoords="offset points", fontsize=8)
+            else:
+                x, y = arm.T
+                areas = (5 + 300 * weights[m].detach().cpu()).tolist()
+                ax.scatter(x, y, s=areas, color=COLOURS[0], alpha=0.6, linewidths=0)
+        ax.set_title(title, fontsize=9)
+        ax.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal")
+        ax.locator_params(nbins=5, integer=True)
+    return ax

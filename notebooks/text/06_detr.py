@@ -46,6 +46,7 @@ from ddetr_lite.plots.detection import query_centres
 from ddetr_lite.set_prediction import losses, matching
 from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy
 
+# %%
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
 scene = course.picture()
@@ -206,6 +207,7 @@ sizes = {
 loss = replace(losses.DETR_LOSS, no_object=0.4)
 config = DetrConfig(small_backbone, dropout=0.0, loss=loss, **sizes)
 package = Detr(config, classes=3)
+# %%
 rename = {"backbone.": "backbone.0.", "encoder.": "transformer.encoder.", "decoder.": "transformer.decoder."}
 state = {}
 for name, tensor in small.state_dict().items():

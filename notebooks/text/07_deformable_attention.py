@@ -1,0 +1,660 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · Deformable attention: look at a few places, and learn where
+#
+# DETR's queries look at every cell of the map, and have to find out which few of them matter. Deformable attention turns this
+# round: each query *says* where it wants to look, a handful of places, and how much each counts. Then the cost no longer grows with
+# the square of the pixels. One question decides whether this can work: can "where" be learned?
+
+# %% [markdown]
+# | | |
+# |:--|:--|
+# | **You will be able to** | sample a map between its cells by hand, and give the gradient with respect to the place; say why rounding would not learn; get from deformable convolution to deformable attention; build deformable attention from a loop and equal the package's; draw where it looks before and after training; show that its cost is linear |
+# | **You need first** | [02 · Multi-head attention](02_multi_head_attention.ipynb) and [06 · DETR](06_detr.ipynb) |
+# | **Time** | 60 minutes to read and run, 45 for the exercises |
+# | **Device** | any CPU; two cells train for a few seconds, and nothing is downloaded |
+
+# %%
+import math
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
+
+from ddetr_lite import course, plots
+from ddetr_lite.kernels import multi_scale_deformable_attention, reference
+from ddetr_lite.layers import attention
+from ddetr_lite.layers import deformable_attention as package
+from ddetr_lite.plots.detection import offsets as offsets_around
+from ddetr_lite.plots.detection import sampling_points
+
+torch.manual_seed(0)
+torch.set_printoptions(precision=3, sci_mode=False)
+
+# %% [markdown]
+# ## 1. A few places instead of all
+#
+# In attention a query is compared with all N keys; that gives the weights, and the result is the weighted mean of all N values. Deformable attention has **no keys**. From the query's vector one matrix computes P *offsets*, steps in x and
+# y from the place where the query stands, its **reference point**; another computes P weights. The result is the weighted mean of the values at these P places, and P is 4.
+#
+# How many values are looked at, if each of N cells is a query, for a photo of 800 × 1333 pixels and a head?
+
+# %%
+for stride in (32, 16, 8):
+    n = math.ceil(800 / stride) * math.ceil(1333 / stride)
+    print(
+        f"stride {stride:>2}: {n:>6,} cells; attention looks at {n * n:>11,} values, deformable attention at {4 * n:>6,}"
+    )
+
+# %% [markdown]
+# ## 2. Between the cells
+#
+# An offset like (1.3, −0.4) falls between the cells. What is the value there? **Bilinear sampling** takes the four cells around and mixes them: the nearer, the more.
+#
+# Cell centres lie at whole positions: cell (0, 0) at x = 0, y = 0. By hand, on a map of one channel,
+#
+# $$\begin{pmatrix} 1 & 3 \\ 5 & 11 \end{pmatrix}\qquad\text{at } x = 0.25,\ y = 0.5:$$
+#
+# the upper row gives 0.75 · 1 + 0.25 · 3 = 1.5, the lower one 0.75 · 5 + 0.25 · 11 = 6.5; half of each is **4**.
+
+
+# %%
+def sample(feature, x, y):
+    """feature: (H, W). The value at column x and row y; outside the map everything is 0."""
+    x0, y0 = math.floor(x), math.floor(y)
+    result = 0.0
+    for row, weight_y in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
+        for column, weight_x in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
+            if 0 <= row < len(feature) and 0 <= column < len(feature[0]):
+                result += weight_x * weight_y * feature[row][column]
+    return result
+
+
+print("by hand:", sample([[1.0, 3], [5, 11]], 0.25, 0.5))
+
+# %% [markdown]
+# torch calls this `grid_sample`. It counts places from −1 to 1 across the whole map, where the *borders* of the outer cells are at −1 and 1 (`align_corners=False`). We count from 0 to 1 as in 00, so a location l lies at x = l · W − ½.
+
+# %%
+feature = torch.randn(5, 7)  # (H, W)
+locations = torch.rand(20, 2) * 1.2 - 0.1  # (x, y) in 0..1, some of them outside
+ours = torch.tensor([sample(feature, x * 7 - 0.5, y * 5 - 0.5) for x, y in locations.tolist()])
+theirs = F.grid_sample(feature[None, None], 2 * locations[None, None] - 1, align_corners=False)[0, 0, 0]
+print("torch within 1e-6:  ", (ours - theirs).abs().max().item() < 1e-6)
+x, y = (locations * torch.tensor([7.0, 5]) - 0.5).T.tolist()
+package_s = torch.stack([reference.bilinear_sample(feature[..., None], *at)[0] for at in zip(x, y)])
+print("package within 1e-6:", (ours - package_s).abs().max().item() < 1e-6)
+
+# %%
+fine = torch.linspace(-0.5, 6.5, 120), torch.linspace(-0.5, 4.5, 86)
+between = torch.tensor([[sample(feature, x, y) for x in fine[0].tolist()] for y in fine[1].tolist()])
+drawn, axes = plots.panels(2, height=2.7)
+plots.matrix(feature, signed=True, limit=2, numbers=False, title="the cells", ax=axes[0])
+plots.matrix(between, signed=True, limit=2, numbers=False, title="and all places between", ax=axes[1])
+plots.show(
+    drawn,
+    alt="A map of 5 × 7 cells, and the same map sampled at many places between the cells: soft transitions.",
+)
+
+# %% [markdown]
+# ## 3. Can "where" be learned?
+#
+# Training moves a number along its gradient. So ask: if x grows a little, how does the sampled value change? From the formula, with fx and fy the fractions of x and y, and a b over c d the four cells:
+#
+# $$\frac{\partial}{\partial x} = (1 - f_y)\,(b - a) + f_y\,(d - c), \qquad \frac{\partial}{\partial y} = (1 - f_x)\,(c - a) + f_x\,(d - b)$$
+#
+# the slope of the map to the right, and downwards. By hand, for the example above: 0.5 · (3 − 1) + 0.5 · (11 − 5) = **4** in x, and 0.75 · (5 − 1) + 0.25 · (11 − 3) = **5** in y.
+
+# %%
+small = torch.tensor([[1.0, 3], [5, 11]])
+place = torch.tensor([0.25, 0.5], requires_grad=True)  # x, y in cells
+value = F.grid_sample(small[None, None], ((place + 0.5) / 2 * 2 - 1)[None, None, None], align_corners=False)
+value.sum().backward()
+print("value", value.item(), "gradient", place.grad)
+
+# %% [markdown]
+# So a sampling point *feels the slope* and can walk along it.
+#
+# > **Claim:** rounding to the nearest cell would do as well, and is simpler.
+# >
+# > **Measurement:** a point that wants to reach the highest place of a smooth hill, by gradient ascent, with bilinear and with nearest sampling.
+
+# %%
+rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+hill = torch.exp(-((columns - 11) ** 2 + (rows - 5) ** 2) / 40)  # highest at x = 11, y = 5
+
+
+def climb(mode, steps=150):
+    """The places (steps, 2) of a point that starts at (3, 12)."""
+    place, walked = torch.tensor([3.0, 12.0], requires_grad=True), []
+    optimizer = torch.optim.Adam([place], lr=0.2)
+    for _ in range(steps):
+        walked.append(place.detach().clone())
+        grid = (place + 0.5) / 16 * 2 - 1
+        height = F.grid_sample(hill[None, None], grid[None, None, None], mode=mode, align_corners=False)
+        optimizer.zero_grad()
+        (-height.sum()).backward()
+        optimizer.step()
+    return torch.stack(walked)
+
+
+# %%
+walks = {mode: climb(mode) for mode in ("bilinear", "nearest")}
+drawn, axes = plots.panels(2, height=3.0)
+for ax, (mode, walk) in zip(axes, walks.items()):
+    plots.matrix(hill, numbers=False, title=mode, ax=ax)
+    ax.plot(*walk.T, color=plots.COLOURS[1], linewidth=2)
+    ax.plot(*walk[-1], "o", color=plots.COLOURS[1], markersize=8)
+plots.show(
+    drawn,
+    alt="A hill seen from above with a point's walk: the bilinear one walks to the top, the nearest one "
+    "stays at its start.",
+)
+for mode, walk in walks.items():
+    print(
+        f"{mode:>8}: ends within half a cell of the top: {(walk[-1] - torch.tensor([11.0, 5])).norm().item() < 0.5}"
+    )
+
+# %% [markdown]
+# With rounding the value does not change when the point moves a little, so the gradient is zero everywhere and it never moves. **Bilinear sampling is what makes "where" learnable.** A limit remains: the point feels only the slope between its four cells. On a map that is pure
+# noise from cell to cell, the slope says nothing about what lies three cells away. Feature maps are smoother than noise, and several points look at once.
+
+# %% [markdown]
+# ## 4. Where it comes from: deformable convolution
+#
+# A convolution (06) looks at nine fixed cells around each place. **Deformable convolution** (Dai et al. 2017, with weights for each point Zhu et al. 2019) adds to each of the nine an offset that the network computes from the map itself. With all offsets zero it is the plain convolution:
+
+# %%
+x, kernel = torch.randn(1, 6, 8, 8), torch.randn(6, 6, 3, 3)
+offsets = torch.zeros(1, 2 * 9, 8, 8)
+plain = F.conv2d(x, kernel, padding=1)
+print(
+    "offsets of zero = convolution, within 1e-4:",
+    (deform_conv2d(x, offsets, kernel, padding=1) - plain).abs().max().item() < 1e-4,
+)
+
+
+# %% [markdown]
+# The kernel has a matrix of its own for each of the nine points, the same for every place. Deformable *attention* has **one** value matrix for all points of a head, and instead a *weight* for each point that the query computes. So both are the same where the
+# kernel holds the same matrix at each of its points, and the weights of the points are given from outside (`mask`). Let us see it, with a kernel of 1 × 3 points:
+
+# %%
+height, width, channels, points = 6, 9, 4, 3
+x = torch.randn(1, channels, height, width)
+same_matrix = torch.eye(channels)[:, :, None, None].expand(-1, -1, 1, points)  # the identity at each point
+offsets = torch.randn(1, points, 2, height, width - 2)  # (y, x) here, in cells
+weights = torch.randn(1, points, height, width - 2)
+convolved = deform_conv2d(x, offsets.flatten(1, 2), same_matrix, mask=weights)  # (1, C, H, W − 2)
+convolved = convolved.flatten(2).transpose(1, 2)  # (1, N_q, C): each cell of the result is a query
+
+# %%
+row, column = torch.meshgrid(torch.arange(height), torch.arange(width - 2), indexing="ij")
+at_x = (column + torch.arange(points)[:, None, None] + offsets[0, :, 1] + 0.5) / width  # (P, H, W − 2)
+at_y = (row + offsets[0, :, 0] + 0.5) / height
+locations = torch.stack((at_x, at_y), dim=-1).permute(1, 2, 0, 3).flatten(0, 1)  # (N_q, P, 2)
+shares = weights[0].permute(1, 2, 0).flatten(0, 1)  # (N_q, P)
+value = x.flatten(2).transpose(1, 2)[:, :, None]  # (B, N, M, D) with one head
+attended = multi_scale_deformable_attention(
+    value, [(height, width)], locations[None, :, None, None], shares[None, :, None, None]
+)
+print("equal to deform_conv2d within 1e-5:", (attended - convolved).abs().max().item() < 1e-5)
+
+
+# %% [markdown]
+# ## 5. Deformable attention, step by step
+#
+# Equation 2 of the Deformable DETR paper, for a query z at the place p:
+#
+# $$\text{DeformAttn}(z, p, x) = \sum_{m=1}^{M} W_m \Big[\sum_{k=1}^{P} A_{mk}\; W'_m\, x(p + \Delta p_{mk})\Big]$$
+#
+# Read from the inside: the map x at the place p + Δp; the value matrix W′ of the head; times the weight A of the point; summed over P points; W of the head, summed over M heads (that is one matrix on all heads side by side, as W^O in 02). First for one query, as a loop:
+
+
+# %%
+def one_query(z, p, feature, layer):
+    """z: (d,), p: (x, y) in cells, feature: (H, W, d). Returns (d,). Matrices are those of the package's `layer`."""
+    M, P = layer.heads, layer.points
+    offsets = layer.sampling_offsets(z).view(M, P, 2)
+    A = layer.attention_weights(z).view(M, P).softmax(-1)  # the weights of a head sum to 1
+    values = layer.value_proj(feature).unflatten(-1, (M, -1))  # (H, W, M, D)
+    heads = []
+    for m in range(M):
+        found = 0
+        for k in range(P):
+            x, y = (p + offsets[m, k]).tolist()
+            found = found + A[m, k] * reference.bilinear_sample(values[:, :, m], x, y)  # (D,)
+        heads.append(found)
+    return layer.output_proj(torch.cat(heads))  # (d,)
+
+
+# %%
+d, height, width = 32, 6, 8
+layer = package.DeformableAttention(d, heads=8, points=4)
+nn.init.normal_(layer.sampling_offsets.weight, std=0.3)  # as if trained: a new layer ignores the query
+nn.init.normal_(layer.attention_weights.weight, std=0.3)
+feature, queries = torch.randn(height, width, d), torch.randn(5, d)
+places = torch.rand(5, 2)  # the reference points, (x, y) in 0..1
+with torch.no_grad():
+    in_cells = places * torch.tensor([width, height]) - 0.5
+    loop = torch.stack([one_query(z, p, feature, layer) for z, p in zip(queries, in_cells)])  # (N_q, d)
+    theirs = layer(queries[None], places[None, :, None], feature.flatten(0, 1)[None], [(height, width)])[0]
+print("package within 1e-6:", (loop - theirs).abs().max().item() < 1e-6)
+
+
+# %% [markdown]
+# ### The same, faster
+#
+# All queries, heads and points in one `grid_sample`: heads take the place of pictures.
+
+
+# %%
+def deformable_attention(value, shape, locations, weights):
+    """value: (N, M, D), locations: (N_q, M, P, 2) in 0..1, weights: (N_q, M, P). Returns (N_q, M·D)."""
+    maps = value.permute(1, 2, 0).unflatten(-1, shape)  # (M, D, H, W)
+    grid = 2 * locations.transpose(0, 1) - 1  # (M, N_q, P, 2)
+    samples = F.grid_sample(maps, grid, align_corners=False)  # (M, D, N_q, P)
+    result = (samples * weights.transpose(0, 1)[:, None]).sum(-1)  # (M, D, N_q)
+    return result.permute(2, 0, 1).flatten(1)  # (N_q, M·D)
+
+
+with torch.no_grad():
+    locations, weights = layer.samples(queries[None], places[None, :, None], [(height, width)])
+    value = layer.value_proj(feature).flatten(0, 1).unflatten(-1, (8, -1))  # (N, M, D)
+    fast = layer.output_proj(
+        deformable_attention(value, (height, width), locations[0, :, :, 0], weights[0, :, :, 0])
+    )
+print("loop within 1e-6:", (fast - loop).abs().max().item() < 1e-6)
+
+# %% [markdown]
+# The package takes yet another way on a CPU, faster still: 12 is about it.
+
+# %% [markdown]
+# ## 6. Where it begins, and where training moves it
+#
+# A new layer cannot know where to look. The authors let every query begin with a **compass**: eight heads, eight directions, and P points one, two, three, ... cells away. The matrix that computes the offsets is zero, and the compass stands in its bias; the weights are all equal.
+
+# %%
+compass = package.compass_offsets(heads=8, levels=1, points=4)[:, 0]  # (M, P, 2)
+ax = offsets_around(compass, title="offsets of a new layer, in cells", reach=6)
+plots.show(
+    ax,
+    alt="Eight arms of four points each in the eight directions of a compass around the reference point, one to four "
+    "cells away.",
+)
+print(
+    "the length of an arm's steps is one cell, the larger of |x| and |y|:",
+    compass.abs().amax(-1)[:, 0].tolist(),
+)
+
+# %% [markdown]
+# Now train it on a task in which *where* is all: on smooth random maps, the query says one of four words, "right", "left", "down", "up", and the answer is the map's value **four cells away in that direction**. It has never been told what the words mean.
+
+# %%
+WORDS = ("right", "left", "down", "up")
+steps_away = torch.tensor([[4.0, 0], [-4, 0], [0, 4], [0, -4]])  # (x, y) in cells
+
+
+def task(pictures=8, queries=20, side=16):
+    """Smooth maps (B, d, H, W), words (B, N_q), reference points (B, N_q, 2), right answers (B, N_q, d)."""
+    feature = F.interpolate(torch.randn(pictures, d, 6, 6), (side, side), mode="bicubic")
+    words = torch.randint(4, (pictures, queries))
+    reference_points = 0.25 + 0.5 * torch.rand(pictures, queries, 2)
+    places = reference_points + steps_away[words] / side
+    answer = F.grid_sample(feature, 2 * places[:, :, None] - 1, align_corners=False)[..., 0]
+    return feature, words, reference_points, answer.transpose(1, 2)
+
+
+torch.manual_seed(0)
+model = nn.ModuleDict(
+    {"words": nn.Embedding(4, d), "attention": package.DeformableAttention(d, heads=8, points=4)}
+)
+
+
+def answer(feature, words, places):
+    tokens = feature.flatten(2).transpose(1, 2)  # (B, N, d)
+    return model["attention"](model["words"](words), places[:, :, None], tokens, [feature.shape[-2:]])
+
+
+# %%
+@torch.no_grad()
+def looks_at():
+    """Offsets in cells (4, M, P, 2) and weights (4, M, P) for each of the four words."""
+    middle = torch.full((1, 4, 1, 2), 0.5)
+    locations, weights = model["attention"].samples(model["words"](torch.arange(4))[None], middle, [(16, 16)])
+    return (locations[0, :, :, 0] - 0.5) * 16, weights[0, :, :, 0]
+
+
+before = looks_at()
+optimizer, seen = torch.optim.Adam(model.parameters(), lr=3e-3), []
+for _ in range(400):
+    feature, words, places, wanted = task()
+    loss = (answer(feature, words, places) - wanted).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    seen.append(loss.item())
+after = looks_at()
+print("the error falls to less than a third:", sum(seen[-20:]) < sum(seen[:20]) / 3)
+
+# %%
+drawn, axes = plots.panels(5, height=2.2, sharex=True, sharey=True)
+titles = ["before, all words", *(f"after, “{word}”" for word in WORDS)]
+shown = [(before[0][0], before[1][0]), *zip(*after)]  # offsets and weights
+for ax, title, (steps, weights) in zip(axes, titles, shown):
+    offsets_around(steps, weights, 6, title, ax)
+plots.show(
+    drawn,
+    alt="Five maps of sampling points. Before training a compass of equal dots; after training, for each word, a large dot "
+    "lies four cells away in its direction.",
+)
+
+# %%
+for k, word in enumerate(WORDS):
+    near = (after[0][k] - steps_away[k]).norm(dim=-1) < 1.5
+    share = (after[1][k] * near).sum() / 8  # of all heads
+    print(
+        f"“{word}”: more than half of the weight lies within 1.5 cells of the right place: {share.item() > 0.5}"
+    )
+
+# %% [markdown]
+# Both parts have learned: points moved towards the right place, and the weights turned to those that were near it. That is why the compass is a good start: whatever the direction, some point is already near.
+
+# %% [markdown]
+# ## 7. What it costs
+#
+# > **Claim:** the cost of deformable attention grows in proportion to the pixels, that of attention with their square.
+# >
+# > **Measurement:** one layer of each, every cell is a query, maps of growing side; the slope of the line on logarithmic axes is the exponent.
+
+# %%
+layers = {
+    "attention": attention.MultiHeadAttention(64, 8),
+    "deformable attention": package.DeformableAttention(64, 8, 4),
+}
+sides = [24, 32, 45, 64]
+seconds = {name: [] for name in layers}
+
+# %%
+for side in sides:
+    tokens, places = torch.randn(1, side * side, 64), torch.rand(1, side * side, 1, 2)
+    for name, layer in layers.items():
+        took = []
+        for _ in range(4):
+            start = time.perf_counter()
+            with torch.no_grad():
+                layer(tokens, tokens, tokens) if name == "attention" else layer(
+                    tokens, places, tokens, [(side, side)]
+                )
+            took.append(time.perf_counter() - start)
+        seconds[name].append(min(took))
+
+# %%
+N = torch.tensor([float(side * side) for side in sides])
+exponents = {}
+for name, values in seconds.items():
+    x, y = N.log(), torch.tensor(values).log()
+    exponents[name] = (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
+relative = {name: [value / values[0] for value in values] for name, values in seconds.items()}
+ax = plots.curves(N.tolist(), relative, "Time of a layer", "cells N", "times that of 576", log="xy")
+plots.show(
+    ax,
+    alt="Time against cells on logarithmic axes: the line of attention is about twice as steep as that of "
+    "deformable attention.",
+)
+print("the exponent of attention is nearer to 2, that of deformable attention nearer to 1:",
+      exponents["attention"] > 1.5, exponents["deformable attention"] < 1.5)  # fmt: skip
+
+# %% [markdown]
+# ## 8. The query that we follow
+#
+# In 06 a query of DETR looked at our picture with a table of weights, one for each of 144 cells. Here is what the trained Deformable DETR does for the ring: in its first layer, on the finest of its three levels (08 has all of them), it looks at a handful of points for each head.
+
+# %%
+scene, followed, shipped = course.picture(), course.followed_query(), course.detector("detr")
+with attention.record_attention(shipped.model) as recorded, torch.no_grad():
+    outputs = shipped.model.outputs(shipped.model.batch([scene.pixels]))
+ring = outputs.logits[-1, 0, :, shipped.classes.index("ring")].argmax()
+table = recorded["transformer.decoder.layers.0.multihead_attn"][0, :, ring].mean(dim=0)  # (N,)
+level = followed.locations[0][:, :1], followed.weights[0][:, :1]  # of the first layer, the finest level
+
+# %%
+drawn, axes = plots.panels(2, height=3.6)
+plots.attention_over_picture(scene.pixels, table.reshape(12, 12), title="DETR: all cells", ax=axes[0])
+sampling_points(scene.pixels, *level, followed.boxes[0][:2], title="deformable: a few points", ax=axes[1])
+plots.show(
+    drawn,
+    alt="The ring in our picture: on the left DETR's weights on all cells, on the right the few sampling points of Deformable "
+    "DETR around its reference point.",
+)
+print("weights of a head: DETR", table.numel(), "· Deformable DETR, on this level:", level[1].shape[-1])
+
+# %%
+course.equation_map("07")
+
+# %% [markdown]
+# ## Summary
+#
+# - Deformable attention has no keys: from the query come P offsets and P weights for each head; values are sampled there.
+# - Bilinear sampling mixes the four cells around a place; its gradient with respect to the place is the slope of the map. Rounding has none, and cannot learn where.
+# - Deformable convolution has a matrix for each point; deformable attention has one for each head, and a weight for each point that the query computes. Where they coincide they are equal.
+# - It begins with a compass; training moves points and weights.
+# - Its cost is linear in the number of cells.
+
+# %% [markdown]
+# ## Exercises
+
+# %% [markdown]
+# ### Exercise 1 · `bilinear_sample`
+#
+# Difficulty ●●○○○ · Importance ●●●●● · about 15 minutes
+#
+# Section 2, for a map of D channels. Not a number (NaN) in, NaN out: a location that went wrong must not look like a zero.
+
+
+# %% tags=["exercise"]
+def bilinear_sample(feature, x, y):
+    """feature: (H, W, D); x, y: numbers, in cells, whole ones are centres. Outside everything is 0. Returns (D,)."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# `math.floor` gives the cell on the left; the fraction is what is left over. Each of the four cells counts only if it is on the map. `math.isfinite` tells numbers from NaN and infinity.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("bilinear_sample", bilinear_sample)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def bilinear_sample(feature, x, y):
+#     """feature: (H, W, D); x, y: numbers, in cells, whole ones are centres. Outside everything is 0. Returns (D,)."""
+#     import math
+#
+#     if not (math.isfinite(x) and math.isfinite(y)):
+#         return feature.new_full((feature.shape[2],), float("nan"))
+#     x0, y0 = math.floor(x), math.floor(y)
+#     fx, fy = x - x0, y - y0
+#     result = feature.new_zeros(feature.shape[2])
+#     for row, wy in ((y0, 1 - fy), (y0 + 1, fy)):
+#         for column, wx in ((x0, 1 - fx), (x0 + 1, fx)):
+#             if 0 <= row < feature.shape[0] and 0 <= column < feature.shape[1]:
+#                 result = result + wx * wy * feature[row, column]
+#     return result
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2 · `slope`
+#
+# Difficulty ●●●○○ · Importance ●●●●○ · about 15 minutes
+#
+# The gradient of section 3, by the formula and without autograd, for a place whose four cells are all on the map.
+
+
+# %% tags=["exercise"]
+def slope(feature, x, y):
+    """feature: (H, W); x, y: numbers, in cells. Returns (2,): how the sampled value changes with x, and with y."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# Name the four cells a b c d. The slope in x is b − a in the upper row and d − c in the lower one, mixed by fy.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("slope", slope)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def slope(feature, x, y):
+#     """feature: (H, W); x, y: numbers, in cells. Returns (2,): how the sampled value changes with x, and with y."""
+#     column, row = int(x), int(y)
+#     fx, fy = x - column, y - row
+#     a, b = feature[row, column], feature[row, column + 1]
+#     c, d = feature[row + 1, column], feature[row + 1, column + 1]
+#     return torch.stack(((1 - fy) * (b - a) + fy * (d - c), (1 - fx) * (c - a) + fx * (d - b)))
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3 · `compass_offsets`
+#
+# Difficulty ●●●○○ · Importance ●●●○○ · about 10 minutes
+#
+# The start of section 6: head m looks in the direction of the angle 2π·m/M; point p is p + 1 cells away, where "away" is the larger of |x| and |y| (as a king walks in chess).
+
+
+# %% tags=["exercise"]
+def compass_offsets(heads, points):
+    """Returns (heads, points, 2): offsets (x, y) in cells."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# cos and sin of the angles are x and y. Divide each direction by the larger of its two absolute values; then multiply by 1, 2, ..., P.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("compass_offsets", compass_offsets)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def compass_offsets(heads, points):
+#     """Returns (heads, points, 2): offsets (x, y) in cells."""
+#     import math
+#
+#     angles = torch.arange(heads) * (2 * math.pi / heads)
+#     directions = torch.stack((angles.cos(), angles.sin()), dim=-1)  # (M, 2)
+#     directions = directions / directions.abs().max(dim=-1, keepdim=True).values
+#     return directions[:, None] * torch.arange(1, points + 1)[None, :, None]
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 4 · `sampling_locations`
+#
+# Difficulty ●●○○○ · Importance ●●●●● · about 10 minutes
+#
+# From reference points and offsets to locations. The offsets count cells; the locations lie in 0..1. The authors' first release had a mistake in just this line, and trained with it; find out which by making it.
+
+
+# %% tags=["exercise"]
+def sampling_locations(reference, offsets, height, width):
+    """reference: (N_q, 2), (x, y) in 0..1; offsets: (N_q, M, P, 2), (x, y) in cells. Returns (N_q, M, P, 2) in 0..1."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# x is measured against the width, y against the height. `reference[:, None, None]` is (N_q, 1, 1, 2).
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("sampling_locations", sampling_locations)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def sampling_locations(reference, offsets, height, width):
+#     """reference: (N_q, 2), (x, y) in 0..1; offsets: (N_q, M, P, 2), (x, y) in cells. Returns (N_q, M, P, 2) in 0..1."""
+#     return reference[:, None, None] + offsets / offsets.new_tensor([width, height])
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## Your own code in the package
+
+# %% tags=["nbval-ignore-output"]
+course.restore()
+for function in (bilinear_sample, slope, compass_offsets, sampling_locations):
+    course.use(function)
+
+# %% [markdown]
+# A new layer now begins with your compass, and looks where your locations say. It must give what the package's own gives:
+
+
+# %%
+def new_layer_says():
+    torch.manual_seed(5)
+    layer = package.DeformableAttention(32, heads=8, points=4)
+    tokens = torch.randn(1, 48, 32)
+    with torch.no_grad():
+        return layer(tokens[:, :5], torch.full((1, 5, 1, 2), 0.4), tokens, [(6, 8)])
+
+
+mine = new_layer_says()
+course.reset()
+print("the same within 1e-6:", (mine - new_layer_says()).abs().max().item() < 1e-6)
+
+# %% [markdown]
+# ## Symbols
+
+# %%
+course.symbols("N", "N_q", "M", "D", "P", "d", "H", "W")
+
+# %% [markdown]
+# **Next:** one map is not enough for small and large objects alike. [08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb). Back to
+# [06 · DETR](06_detr.ipynb).
