@@ -28,9 +28,9 @@ find_python = $(if $(PYTHON),"$(PYTHON)",$$(for p in $(CANDIDATES); do \
 # version of Python, the lock and pyproject.toml. It goes first and is written last, so an interrupted installation leaves none.
 place = $(subst ",\",$(CURDIR)) $(if $(PYTHON),$$("$(PYTHON)" --version 2>/dev/null),$$($(PY) --version 2>/dev/null))
 
-# nbval stops a cell after five minutes (its own default is 33), and runs notebooks with this environment's Python whatever
+# nbval stops a cell after ten minutes (its own default is 33), and runs notebooks with this environment's Python whatever
 # kernel they name.
-NBVAL := --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
+NBVAL := --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120
 
 .PHONY: help env lab test notebooks format lock clean
 

@@ -149,7 +149,7 @@ def test_a_copy_with_all_solutions_runs_whole(path: Path, tmp_path: Path, monkey
     blocks = exercises(path)
     for block in blocks:
         solved.cells[block.stub].source = block.solution
-    NotebookClient(solved, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(solved, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     for block in blocks:
         said = "".join(text_outputs(solved.cells[block.check]))
         assert f"✓ {block.name}" in said, said

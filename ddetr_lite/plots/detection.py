@@ -111,10 +111,11 @@ def sampling_points(
     return ax
 
 
-def query_centres(boxes: Tensor, rows: int = 2, large: float = 0.2) -> Figure:
+def query_centres(boxes: Tensor, shown: Tensor | None = None, rows: int = 2, large: float = 0.2) -> Figure:
     """Where the boxes of each query lie, as in figure 7 of the DETR paper: a map for each, a dot for each box.
 
-    boxes: (B, N_q, 4), (cx, cy, w, h) in 0..1; those with an area of more than `large` are orange.
+    boxes: (B, N_q, 4), (cx, cy, w, h) in 0..1; those with an area of more than `large` are orange. shown: (B, N_q),
+    boolean, which of them to draw; all by default.
     """
     queries = boxes.shape[1]
     drawn, axes = panels(-(-queries // rows), rows, height=1.7 * rows)
@@ -123,7 +124,8 @@ def query_centres(boxes: Tensor, rows: int = 2, large: float = 0.2) -> Figure:
             if query >= queries:
                 ax.set_axis_off()
                 continue
-            cx, cy, w, h = boxes[:, query].detach().unbind(-1)
+            chosen = boxes[:, query] if shown is None else boxes[shown[:, query], query]
+            cx, cy, w, h = chosen.detach().unbind(-1)
             for which, colour in ((w * h <= large, COLOURS[0]), (w * h > large, COLOURS[1])):
                 ax.plot(cx[which], cy[which], ".", markersize=3, color=colour)
             ax.set_title(f"query {query}", fontsize=9)

@@ -44,8 +44,9 @@ def training_curves(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
         axes[2].set(title="Learning rate", xlabel="epoch", ylim=(0, None))
         for ax in axes:
             ax.grid(axis="y")
+        axes[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         if len(runs) > 1:
-            axes[1].legend()
+            axes[0].legend()  # losses fall, so that corner is free
     return drawn
 
 

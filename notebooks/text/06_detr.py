@@ -14,13 +14,13 @@
 # # 06 · DETR: a Transformer that finds objects
 #
 # All parts are there: attention and its heads, positions, layers, and a loss for sets. Put behind one another, with a
-# convolutional network in front, they are DETR. In this notebook we write it in about fifty lines, train it here until it finds
+# convolutional network in front, they are DETR. In this notebook we write it in a few lines, train it here until it finds
 # things, look at where it looks, and measure the two problems that the rest of the course is about.
 
 # %% [markdown]
 # | | |
 # |:--|:--|
-# | **You will be able to** | say what a convolution, a stride and a feature map are; write DETR, and say what each of its parts is for; train it and see that it learns; draw where an object's query looks; show how slowly DETR learns and how its cost grows; recognise seven ways in which it learns nothing |
+# | **You will be able to** | say what a convolution, a stride and a feature map are; write DETR, and say what each of its parts is for; train it and see that it learns; draw where an object's query looks; show how slowly DETR learns and how its cost grows; recognise seven ways to get nothing useful out of it |
 # | **You need first** | [01](01_self_attention.ipynb) to [05 · The Hungarian loss](05_hungarian_loss.ipynb) |
 # | **Time** | 90 minutes to read and run, 45 for the exercises |
 # | **Device** | any CPU; one cell trains for about two minutes, some others for a few seconds, and nothing is downloaded |
@@ -44,7 +44,7 @@ from ddetr_lite.models.detr import Detr, DetrConfig
 from ddetr_lite.plots.detection import boxes as draw_boxes
 from ddetr_lite.plots.detection import query_centres
 from ddetr_lite.set_prediction import losses, matching
-from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy
+from ddetr_lite.set_prediction.boxes import box_iou, cxcywh_to_xyxy
 
 # %%
 torch.manual_seed(0)
@@ -52,10 +52,12 @@ torch.set_printoptions(precision=3, sci_mode=False)
 scene = course.picture()
 
 # %% [markdown]
-# ## 1. From pixels to tokens, in five cells
+# ## 1. From pixels to tokens
 #
 # In 01 a token of the picture was the mean colour of a patch. A colour says little. A **convolution** says more: it lays a small table of numbers,
-# the *kernel*, over every place of the picture, multiplies and adds up. Large results mean, *here is what I look for*. One that looks for edges, dark on the left and bright on the right:
+# the *kernel*, over every place of the picture, multiplies and adds up. Large results mean, *here is what I look for*. This one looks for edges, dark on the left and bright on the right:
+#
+# $$\tfrac{1}{4}\begin{pmatrix} -1 & 0 & 1 \\ -2 & 0 & 2 \\ -1 & 0 & 1 \end{pmatrix}$$
 
 # %%
 grey = scene.pixels.float().mean(dim=0) / 255  # (96, 96)
@@ -88,18 +90,19 @@ plots.show(
 
 # %% [markdown]
 # A **stride** of 2 looks only at every second place in x and y: a quarter of the answers, a coarser map. And a layer has many kernels, each with a table for
-# every channel of its input: their answers are the **channels** of the result.
+# every channel of its input: their answers are the **channels** of the result. (`padding=1` puts a frame of zeros around the picture, so that the kernel can stand on its border too.)
 
 # %%
 every_second = nn.functional.conv2d(grey[None, None], kernel[None, None], stride=2)[0, 0]
-print("stride 2 = every second answer:", torch.equal(every_second, theirs[::2, ::2]))
+print("stride 2 = every second answer:", torch.allclose(every_second, theirs[::2, ::2], atol=1e-6))
 layer = nn.Conv2d(3, 32, kernel_size=3, stride=2, padding=1)
 answer = layer(scene.pixels[None].float() / 255)  # (B, C, H, W)
 print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tuple(layer.weight.shape))
 
 # %% [markdown]
 # Convolutions behind one another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. The first ones see
-# 3 × 3 pixels, later ones see answers of answers, so they look for corners, then for parts. What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
+# a few pixels, later ones see answers of answers, and so a larger and larger part of the picture. (The norm here is a *group norm*, a layer norm over some of a picture's channels; a ResNet has a *batch norm*, whose means were
+# taken over many pictures, and which DETR freezes.) What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
 
 # %%
 shipped = course.detector("detr")
@@ -112,14 +115,19 @@ for name, step in shipped.model.backbone[0].body.named_children():
         )
 
 # %%
-strongest = x[0].amax(dim=(1, 2)).argsort(descending=True)[:4]
-drawn, axes = plots.panels(4, height=2.2)
-for ax, channel in zip(axes, strongest.tolist()):
+peaks = {}  # a channel for each of four places, the strongest first
+for channel in x[0].amax(dim=(1, 2)).argsort(descending=True).tolist():
+    row, column = divmod(int(x[0, channel].argmax()), x.shape[3])
+    if len(peaks) < 4 and all(abs(row - r) + abs(column - c) > 3 for r, c in peaks.values()):
+        peaks[channel] = (row, column)
+drawn, axes = plots.panels(5, height=2.0)
+plots.picture(scene.pixels, "the picture", ax=axes[0])
+for ax, channel in zip(axes[1:], peaks):
     plots.matrix(x[0, channel], numbers=False, title=f"channel {channel}", ax=ax)
 plots.show(
     drawn,
-    alt="Four channels of the feature map, 12 × 12 cells each; every one lights up at other places of the "
-    "picture.",
+    alt="The picture and four channels of its feature map, 12 × 12 cells each; each is strongest at "
+    "another place.",
 )
 
 # %% [markdown]
@@ -137,7 +145,7 @@ print(
 
 
 # %% [markdown]
-# ## 2. DETR, in about fifty lines
+# ## 2. DETR in a few lines
 #
 # Tokens of the picture with their sines (03) go through an encoder (04). A decoder (04) has **object queries**: N_q learned vectors. They look at one another and at the memory,
 # and each becomes a class and a box. That is all.
@@ -176,7 +184,7 @@ def answers(self, tokens, position, padding):
 SmallDetr.answers = answers
 
 # %% [markdown]
-# The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. The loss of 05 and the way from logits to detections complete it.
+# The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. With the loss of 05 this is all of DETR, in about fifty lines.
 
 # %%
 small = SmallDetr(classes=3)
@@ -258,24 +266,22 @@ print("boxes within 1e-6: ", (ours.boxes[-1] - found.pred_boxes).abs().max().ite
 @torch.no_grad()
 def difference_between_queries(model):
     """How much the boxes of different queries differ: their mean spread over the queries."""
-    return package_boxes(model).std(dim=2).mean().item()
-
-
-def package_boxes(model):
-    return model(batch_pixels, padding)[1]  # (K, B, N_q, 4)
+    _, boxes = model(batch_pixels, padding)  # (K, B, N_q, 4)
+    return boxes.std(dim=2).mean().item()
 
 
 batch_pixels = torch.randn(2, 3, 64, 64)
-print("with their own numbers, boxes differ:", difference_between_queries(small) > 1e-3)
+print("with their own numbers, boxes differ:", difference_between_queries(small) > 1e-5)
 own = small.query_embed.weight.data.clone()
 small.query_embed.weight.data[:] = own[0]
-print("with the same numbers, boxes differ: ", difference_between_queries(small) > 1e-3)
+print("with the same numbers, boxes differ: ", difference_between_queries(small) > 1e-5)
 small.query_embed.weight.data[:] = own
 
 # %% [markdown]
 # Same question, same answer: in the decoder nothing else tells one query from another (01: attention does not know places). Ten equal queries say one thing ten times.
 #
-# The queries are used as *positions*: added to queries and keys of every attention, never to the values, so that they say *who asks*, while the content, which begins at zero, collects *what was found*.
+# The queries are used as *positions*. In self-attention they are added to queries and keys; in cross-attention to the queries, while the keys carry the sines of 03; never to the values. So they say *who asks*, while the content, which begins at zero, collects
+# *what was found*.
 
 # %% [markdown]
 # ## 4. Train it
@@ -306,8 +312,9 @@ plots.show(
 )
 
 # %% [markdown]
-# The loop holds nothing new: pictures and targets in, a dict of losses out, all of them added up. Pictures are flipped and turned at random, so that 2000 are worth more. The optimizer is the package's: *Muon* for matrices, *AdamW* for
-# the rest. "No object" weighs 0.4 instead of 0.1, since there are 10 queries and not 100. While it trains, we keep what it says about a few pictures of the validation set.
+# Pictures and targets in, a dict of losses out, all of them added up; we train the package's class, with fresh weights. Pictures are flipped and turned at random, so that 2000 are worth more. Four helpers are new. The optimizers are two successors of Adam: *Muon* for
+# matrices, *AdamW* for the rest. The learning rate begins small (*warm-up*) and then falls to zero. A gradient longer than 0.1 is shortened (*clipping*), so that no step is too long. And "no object" weighs 0.4 instead of 0.1, since there are 10 queries and not
+# 100. While it trains, we keep what it says about a few pictures of the validation set.
 
 # %%
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers
@@ -355,10 +362,10 @@ history = {"boxes": {}, "match": []}
 @torch.no_grad()
 def look(step):
     """What the model says now about the pictures that we watch."""
-    package.eval()
-    batch = package.batch(watched)
-    outputs = package.outputs(batch)
-    wanted = package.normalise_targets(watched_targets, batch.sizes)
+    detr.eval()
+    batch = detr.batch(watched)
+    outputs = detr.outputs(batch)
+    wanted = detr.normalise_targets(watched_targets, batch.sizes)
     match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, config.loss.matching, "softmax")
     history["boxes"][step] = (outputs.logits[-1, 1].softmax(-1), outputs.boxes[-1, 1])
     history["match"].append({(p, t): q for p, q, t in zip(*(index.tolist() for index in match[1:]))})
@@ -369,9 +376,9 @@ def look(step):
 
 # %%
 torch.manual_seed(0)
-package = Detr(config, classes=3)
+detr = Detr(config, classes=3)
 look(0)
-seen = train(package, 2000, look)
+seen = train(detr, 2000, look)
 print("the loss at the end is less than half of that at the start:", sum(seen[-50:]) < 0.5 * sum(seen[:50]))
 
 # %%
@@ -403,17 +410,17 @@ plots.show(
 # %%
 from ddetr_lite.engine.evaluate import evaluate
 
-metrics = evaluate(package, validation, size_bands=(0.2, 0.4))
+metrics = evaluate(detr, validation)
 print("AP of at least 0.4:  ", metrics["AP"] > 0.4)
 print("AP50 of at least 0.6:", metrics["AP50"] > 0.6)
 
 # %%
 drawn, axes = plots.panels(4, height=2.2)
-package.eval()
+detr.eval()
 for i, ax in enumerate(axes, start=10):
     image, _ = validation[i]
     with torch.no_grad():
-        found = package([image])[0]
+        found = detr([image])[0]
     sure = found["scores"] > 0.5
     draw_boxes(
         image,
@@ -428,27 +435,25 @@ plots.show(
 )
 
 # %% [markdown]
-# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, and it still misses some, mostly those that lie under others.
+# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, though: it still misses some, and says some twice. The queries do not agree yet.
 #
-# ### Each query has its own ground
+# ### Queries have preferences
 #
-# Over all 200 pictures: where do the boxes of a query lie? One dot for each box, at its centre; large boxes in orange.
+# Over all 200 pictures: where do the boxes lie that a query is surer of than 0.5? One dot for each, at its centre; orange if the box is larger than a fifth of the picture.
 
 # %%
 with torch.no_grad():
     images, _ = collate([validation[i] for i in range(200)])
-    boxes = package.outputs(package.batch(images)).boxes[-1]  # (B, N_q, 4)
-drawn = query_centres(boxes)
+    outputs = detr.outputs(detr.batch(images))
+sure = outputs.logits[-1].softmax(-1)[..., :-1].amax(dim=-1) > 0.5  # (B, N_q)
 plots.show(
-    drawn,
-    alt="Ten small maps, one for each query, with a dot for the centre of each of its boxes: every query "
-    "keeps to a part of the picture of its own.",
+    query_centres(outputs.boxes[-1], sure),
+    alt="Ten small maps, one for each query, with a dot for the centre of each of its sure boxes: each prefers a region, "
+    "and some share one.",
 )
-spread = boxes[..., :2].std(dim=0).mean()  # of one query's centres
-print(
-    "the centres of one query lie closer together than those of all:",
-    (spread < boxes[..., :2].flatten(0, 1).std(dim=0).mean()).item(),
-)
+
+# %% [markdown]
+# Each has a region that it prefers; some share one, and a few hardly ever speak. Nobody told them to; it is how the loss was divided up. In the paper's figure 7 it is the same with 100 queries, on COCO.
 
 # %% [markdown]
 # ### The match moves
@@ -471,8 +476,8 @@ plots.show(
 print("less at the end than at the start:", sum(moved[-4:]) < sum(moved[:4]))
 
 # %% [markdown]
-# As long as the match moves, a query is told one thing now and another later. That costs time: the first of two reasons for the slowness that section 6 measures. (Later models give queries a hint of their object while they
-# train, so that nothing has to be matched at first.)
+# (At the end the learning rate is near zero, and everything comes to rest.) As long as the match moves, a query is told one thing now and another later. It has been argued that this is a main reason for DETR's slowness: DN-DETR (Li et al. 2022) gives some queries a noisy copy of
+# a true box while they train, so that nothing has to be matched for them, and learns faster.
 
 # %% [markdown]
 # ## 5. Where does it look?
@@ -494,17 +499,22 @@ plots.show(ax, alt="The picture of the course with the boxes that the shipped DE
 LAST = f"transformer.decoder.layers.{model.config.decoder_layers - 1}.multihead_attn"
 cells = 96 // model.config.stride
 with torch.no_grad():
-    outputs = model.outputs(model.batch([scene.pixels]))
-look_at = weights[LAST][0].mean(dim=0)  # (N_q, N), the mean of all heads
-best = outputs.logits[-1, 0].softmax(-1)[:, :-1].max(dim=-1).values.argsort(descending=True)[:4].tolist()
-drawn, axes = plots.panels(4, height=2.3)
-for ax, query in zip(axes, best):
-    label = shipped.classes[int(outputs.logits[-1, 0, query, :-1].argmax())]
-    plots.attention_over_picture(
-        scene.pixels, look_at[query].reshape(cells, cells), title=f"query {query}: {label}", ax=ax
-    )
+    batch = model.batch([scene.pixels])
+    outputs = model.outputs(batch)
+labels = torch.tensor([shipped.classes.index(name) for name in scene.names])
+wanted = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], batch.sizes)
+match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax")
+query_of = dict(zip(match.target.tolist(), match.query.tolist()))  # object → query
+
+# %%
+drawn, axes = plots.panels(4, height=2.2)
+for (t, query), ax in zip(sorted(query_of.items()), axes):
+    table = weights[LAST][0, :, query].mean(dim=0).reshape(cells, cells)  # the mean of all heads
+    plots.attention_over_picture(scene.pixels, table, title=f"query {query}: {scene.names[t]}", ax=ax)
 plots.show(
-    drawn, alt="Where the four surest queries look, drawn over the picture: each lights up on its own object."
+    drawn,
+    alt="Where the four queries look that are matched with the four objects, drawn over the picture: each lights up on and "
+    "around its object.",
 )
 
 # %% [markdown]
@@ -519,65 +529,75 @@ centre = (torch.arange(cells) + 0.5) / cells
 
 
 @torch.no_grad()
-def weight_inside(pixels):
-    """For each detection: the weight on the cells within its box, and the share of cells that are within."""
+def weight_around(pixels, margin):
+    """For each detection: the weight on the cells of its box, widened by `margin`, and the share of such cells."""
     with attention.record_attention(model) as weights:
         outputs = model.outputs(model.batch([pixels]))
     scores = outputs.logits[-1, 0].softmax(-1)[:, :-1].max(dim=-1).values
     for query in (scores > 0.5).nonzero()[:, 0].tolist():
-        x0, y0, x1, y1 = cxcywh_to_xyxy(outputs.boxes[-1, 0, query])
+        x0, y0, x1, y1 = cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) + torch.tensor([-1, -1, 1, 1]) * margin
         row, column = (centre > y0) & (centre < y1), (centre > x0) & (centre < x1)
         within = (row[:, None] & column).flatten()  # (N,)
         yield weights[LAST][0].mean(dim=0)[query][within].sum().item(), within.float().mean().item()
 
 
 # %%
-pairs = []
-for index in range(100, 160):
-    pixels, _ = render_picture(ShapesConfig(), "val", index)
-    pairs += weight_inside(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
-inside, chance = (sum(values) / len(pairs) for values in zip(*pairs))
-print(f"within their boxes: {inside:.0%} of the weight, on {chance:.0%} of the cells")
+for margin, name in ((0, "in the box"), (1 / cells, "or within a cell of it")):
+    pairs = []
+    for index in range(100, 160):
+        pixels, _ = render_picture(ShapesConfig(), "val", index)
+        pairs += weight_around(torch.from_numpy(pixels.copy()).permute(2, 0, 1), margin)
+    inside, chance = (sum(values) / len(pairs) for values in zip(*pairs))
+    print(f"{name}: more than twice what an even look would put there: {inside > 2 * chance}")
+print("for every single detection more than an even look:", all(a > b for a, b in pairs))
+print("together more than half of the weight:", inside > 0.5)
 
 # %% [markdown]
-# So they do look there, and around it too: the border of an object is found by what lies on both sides of it.
+# So a good half of the weight lies on the object or right beside it; the rest is spread over the picture. (Perhaps a border is known by what lies on both sides of it; that we have not tested.)
 
 # %% [markdown]
 # ## 6. Two problems
 #
 # ### It learns slowly
 #
-# On the same 4000 pictures of 96 pixels, with the same backbone, optimizer and augmentation, from committed logs: the DETR that we just looked at, and the Deformable DETR of 00.
+# On the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and augmentation, from committed logs: DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00.
 
 # %%
 from ddetr_lite.plots.training import training_curves
 
-runs = {"DETR": course.run_log("shapes-detr"), "Deformable DETR": course.run_log("shapes")}
+runs = {
+    "DETR, 8 epochs": "shapes-detr-eight-epochs",
+    "DETR, 36 epochs": "shapes-detr",
+    "Deformable DETR": "shapes-deformable-eight-epochs",
+    "two stages, hints": "shapes",
+}
+logs = {name: course.run_log(folder) for name, folder in runs.items()}
 plots.show(
-    training_curves(runs),
-    alt="Loss, AP and learning rate against epochs for both models. Deformable DETR is far up after six "
-    "epochs; DETR needs many times as many.",
+    training_curves(logs),
+    alt="Loss, AP and learning rate against epochs. Both Deformable DETRs are far up after few epochs; DETR needs many more to "
+    "come as far.",
 )
-for name, lines in runs.items():
-    scores = [(line["epoch"], line["AP"]) for line in lines if line["kind"] == "evaluate"]
-    reached = next(epoch for epoch, ap in scores if ap >= 0.3)
-    print(
-        f"{name:>15}: AP 0.3 reached after {reached} epochs; {scores[-1][1]:.3f} at the end, after {scores[-1][0]}"
-    )
+
+# %%
+for name, lines in logs.items():
+    end = [line for line in lines if line["kind"] == "evaluate"][-1]
+    print(f"{name:>17}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
 
 # %% [markdown]
-# These are two runs of two models with different settings, and not yet the fair comparison: that one, with three seeds and the same search for both, is the subject of 10. The paper says 500 epochs on COCO for DETR, 50 for Deformable DETR. Why is
-# DETR slow? One reason is the moving match. Another can be seen at the start: a new attention layer looks everywhere alike, and has to learn to look at a few cells among all.
+# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three seeds and the same search for both, is the subject of 10. The paper has 500 epochs on COCO for DETR, and 50
+# for Deformable DETR. Why is DETR slow? The moving match may be one reason. Another can be seen at the start: a new attention layer looks everywhere alike (half of the weight on half of the cells), and has to learn to look at a few.
 
 # %%
 torch.manual_seed(1)
-fresh = Detr(model.config, classes=8).eval()
-for name, one in (("new", fresh), ("trained", model)):
+needed = {}
+for name, one in (("new", Detr(model.config, classes=8).eval()), ("trained", model)):
     with attention.record_attention(one) as weights, torch.no_grad():
         one.outputs(one.batch([scene.pixels]))
-    w = weights["transformer.decoder.layers.0.multihead_attn"][0].mean(dim=0)  # (N_q, N)
-    needed = (w.sort(dim=-1, descending=True).values.cumsum(-1) < 0.5).sum(dim=-1).float().mean() + 1
-    print(f"{name:>8}: half of a query's attention lies on {needed / w.shape[-1]:.0%} of the cells")
+    w = weights["transformer.decoder.layers.1.multihead_attn"][0].mean(dim=0)  # (N_q, N)
+    cells_for_half = (w.sort(dim=-1, descending=True).values.cumsum(-1) < 0.5).sum(dim=-1).float() + 1
+    needed[name] = cells_for_half.mean().item() / w.shape[-1]
+print(f"new: half of a query's weight lies on {needed['new']:.1f} of all cells")
+print("trained, on less than half as many:", needed["trained"] < needed["new"] / 2)
 
 # %% [markdown]
 # ### Its cost grows with the square of the pixels
@@ -588,11 +608,11 @@ for name, one in (("new", fresh), ("trained", model)):
 for stride in (32, 16, 8):
     n = math.ceil(800 / stride) * math.ceil(1333 / stride)
     print(
-        f"stride {stride:>2}: N = {n:>6,} tokens, {8 * n**2:>13,} weights a layer, {8 * n**2 * 4 / 2**30:.1f} GiB in float32"
+        f"stride {stride:>2}: N = {n:>6,} tokens, {8 * n**2:>13,} weights a layer, {8 * n**2 * 4 / 2**20:>5,.0f} MiB in float32"
     )
 
 # %% [markdown]
-# DETR takes stride 32. A cell is then 32 × 32 pixels, and a small object is less than one cell. That is why DETR is weak on small objects, and cannot simply take a finer map. Measured, one encoder layer on maps of growing size:
+# So DETR takes stride 32. A cell is then 32 × 32 pixels, and a small object is less than one cell; on COCO, the paper says, DETR is weaker than Faster R-CNN on small objects (AP 20.5 against 26.6). Our DETR has none of this weakness, for on 96 pixels it could afford a stride of 8. Measured, one encoder layer on maps of growing size:
 
 # %%
 layer = transformer.EncoderLayer(64, heads=4, hidden=128, dropout=0.0)
@@ -612,7 +632,13 @@ relative = [s / seconds[0] for s in seconds]
 lines = {"measured": relative, "∝ N": [(n / 16) ** 2 for n in sides], "∝ N²": [(n / 16) ** 4 for n in sides]}
 tokens = [n * n for n in sides]
 ax = plots.curves(
-    tokens, lines, "Time of an encoder layer", "tokens N", "times that of 256", "xy", ["∝ N", "∝ N²"]
+    tokens,
+    lines,
+    "Time of an encoder layer",
+    "tokens N",
+    "time, relative to 256 tokens",
+    "xy",
+    ["∝ N", "∝ N²"],
 )
 plots.show(
     ax,
@@ -622,13 +648,13 @@ plots.show(
 print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30)
 
 # %% [markdown]
-# Slow to learn, and blind on small objects because fine maps are too dear. **Both come from looking everywhere.** What if a query looked at just a few places, and learned where? That is 07.
+# Slow to learn, and fine maps are too dear. **Both have to do with looking everywhere.** What if a query looked at just a few places, and learned where? That is 07.
 
 # %% [markdown]
 # ## 7. A gallery of failures
 #
-# "DETR learns nothing on my data" is what its authors were asked most. Here are seven ways to get there, each from real threads, each caused on purpose. Our instrument is the one its author advises
-# ([detr#311](https://github.com/facebookresearch/detr/issues/311)): **first overfit a few pictures.** A healthy model learns four pictures by heart within seconds; a run that cannot do this will not do anything else.
+# "DETR learns nothing on my data" is what its authors were asked most. Here are seven ways to get nothing useful out of it, each from real threads, each caused on purpose. The first instrument is the one that the author advises
+# ([detr#311](https://github.com/facebookresearch/detr/issues/311)): **overfit a few pictures.** A healthy model learns four pictures by heart within seconds. The second: **look at what it then says**, for a spoilt run can have a low loss.
 
 
 # %%
@@ -646,33 +672,40 @@ def overfit(steps=150, classes=3, change=lambda targets: targets, **options):
 
 # %%
 four, four_targets = collate([validation[i] for i in range(4)])
-batch_of_four = package.batch(four)
+batch_of_four = detr.batch(four)
 
 
 @torch.no_grad()
-def found_by(model, image):
-    """The names of what it is surer of than 0.5."""
-    found, names = model([image])[0], [*KINDS, "?"]
-    pairs = zip(found["labels"].tolist(), found["scores"].tolist())
-    return sorted(names[k] for k, score in pairs if score > 0.5)
+def names_for(model, which, names):
+    """For each true object of a picture, what the model calls the box that fits it best; "-" if it is not sure."""
+    found, target = model([four[which]])[0], four_targets[which]
+    sure = found["scores"] > 0.5
+    overlap = box_iou(target["boxes"][:, None], found["boxes"][sure])  # (T, n)
+    best = overlap.max(dim=1)
+    return [names[found["labels"][sure][i]] if iou > 0.5 else "-" for iou, i in zip(*best)]
 
 
 healthy, healthy_loss = overfit()
-print("true: ", [sorted(KINDS[k] for k in target["labels"]) for target in four_targets])
-print("found:", [found_by(healthy, image) for image in four])
+print("true: ", [[KINDS[k] for k in target["labels"]] for target in four_targets])
+print("found:", [names_for(healthy, i, KINDS) for i in range(4)])
+print("its loss is small:", healthy_loss < 0.5)
 
 # %% [markdown]
 # ### 7.1 Class ids that begin at 1
 #
 # ([detr#9](https://github.com/facebookresearch/detr/issues/9), [#108](https://github.com/facebookresearch/detr/issues/108), [#125](https://github.com/facebookresearch/detr/issues/125) and many more.) COCO's files count categories from 1, with
-# gaps. Pass them on as they are, with a head that is large enough (the largest id + 1, so 4 classes here): nothing raises, the loss falls, and all names are wrong.
+# gaps. One may train on these ids as they are, with a head for the largest id + 1, here 4 classes; the official models do. But then names have to be looked up by id too. Who counts names from 0 gets this, with a loss as low as before:
 
 # %%
-shifted, _ = overfit(classes=4, change=lambda targets: [{**t, "labels": t["labels"] + 1} for t in targets])
-print("found:", [found_by(shifted, image) for image in four])
+shifted, loss_1 = overfit(
+    classes=4, change=lambda targets: [{**t, "labels": t["labels"] + 1} for t in targets]
+)
+print("true: ", [[KINDS[k] for k in target["labels"]] for target in four_targets])
+print("found:", [names_for(shifted, i, [*KINDS, "?"]) for i in range(4)])
+print("its loss is small:", loss_1 < 0.5)
 
 # %% [markdown]
-# *Mend:* map ids to 0..C−1 (`CocoDetection` does) and keep the names with the weights. With a head of 3 classes, class 3 would be "no object", and the official code would take it; a model should refuse:
+# *Mend:* map ids to 0..C−1 (`CocoDetection` does), and keep the names with the weights. With a head of only 3 classes, id 3 would fall onto "no object" unnoticed; a model should refuse it:
 
 # %%
 spoilt = [{**target, "labels": target["labels"] + 1} for target in four_targets]
@@ -685,11 +718,13 @@ _ = healthy.eval()
 # %% [markdown]
 # ### 7.2 Boxes in another form
 #
-# ([detr#28](https://github.com/facebookresearch/detr/issues/28), [#101](https://github.com/facebookresearch/detr/issues/101).) COCO writes (x, y, width, height) in pixels; models want corners; losses want (cx, cy, w, h) in 0..1. Give
+# ([detr#28](https://github.com/facebookresearch/detr/issues/28), [#101](https://github.com/facebookresearch/detr/issues/101), [#459](https://github.com/facebookresearch/detr/issues/459).) COCO writes (x, y, width, height) in pixels; models want corners; losses want (cx, cy, w, h) in 0..1. Give
 # the loss corners, and it learns to say corners:
 
 # %%
-corners, _ = overfit(change=lambda targets: [{**t, "boxes": cxcywh_to_xyxy(t["boxes"])} for t in targets])
+corners, loss_2 = overfit(
+    change=lambda targets: [{**t, "boxes": cxcywh_to_xyxy(t["boxes"])} for t in targets]
+)
 drawn, axes = plots.panels(2, height=2.6)
 for ax, (title, one) in zip(axes, (("healthy", healthy), ("taught corners", corners))):
     with torch.no_grad():
@@ -702,7 +737,7 @@ plots.show(
 )
 
 # %% [markdown]
-# The loss falls here too; only a picture shows it. *Mend:* draw a few targets before you train, as in section 4. And where a wrong form can be seen, the model should say so:
+# Its loss is as small as that of a healthy one; only a picture shows what is wrong. *Mend:* draw a few targets before you train, as in section 4. And where a wrong form can be seen, the model should say so:
 
 # %%
 as_coco = [
@@ -744,25 +779,39 @@ for lr in (1e-3, 1e-2):
     )
 
 # %% [markdown]
-# The symptom to remember: **every query gives the same box, on every picture.** The model has stopped to look. *Mend:* a tenth of the rate, a warm-up, and gradients clipped at 0.1, as the authors do. A collapsed model does not come back: start anew.
+# The symptom to remember: **every query gives the same box, on every picture.** The model no longer looks. *Mend:* a smaller rate, as in the first line; the authors also clip gradients at 0.1. Then start anew.
 
 # %% [markdown]
 # ### 7.4 "No object" weighs as much as an object
 #
-# With 100 queries and two objects, the easiest way to a low loss is to say nothing. DETR weighs "no object" with 0.1 for this reason. How sure is the model of the right class after a short training of each?
+# With 100 queries and three objects, a quick way to a lower loss is to say nothing. DETR weighs "no object" with 0.1 for this reason. How sure are the matched queries of the right class, after a short training with each weight?
+
 
 # %%
+@torch.no_grad()
+def probability_of_the_truth(model):
+    """The mean probability that the matched queries give to the true class."""
+    outputs = model.outputs(batch_of_four)
+    wanted = model.normalise_targets(four_targets, batch_of_four.sizes)
+    match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax")
+    labels = torch.stack([wanted[p]["labels"][t] for p, t in zip(match.picture, match.target)])
+    return outputs.logits[-1].softmax(-1)[match.picture, match.query, labels].mean().item()
+
+
+sure = {}
 for weight in (0.1, 1.0):
     one, _ = overfit(steps=60, queries=100, loss=replace(loss, no_object=weight))
-    with torch.no_grad():
-        scores = torch.stack([found["scores"][:2].mean() for found in one(four)])
-    print(f"weight {weight}: mean score of the two surest answers {scores.mean():.1f}")
+    sure[weight] = probability_of_the_truth(one)
+print("with weight 1 it is less than half as sure as with 0.1:", sure[1.0] < sure[0.1] / 2)
+
+# %% [markdown]
+# In the end both would learn four pictures; on a real data set the slower start can last for epochs.
 
 # %% [markdown]
 # ### 7.5 A broken annotation
 #
-# ([detr#101](https://github.com/facebookresearch/detr/issues/101), [#459](https://github.com/facebookresearch/detr/issues/459), [transformers#42202](https://github.com/huggingface/transformers/issues/42202).) One box with a NaN
-# among a hundred thousand, and training stops after hours with scipy's message:
+# ([transformers#42202](https://github.com/huggingface/transformers/issues/42202), [detrex#248](https://github.com/IDEA-Research/detrex/issues/248).) One number that is not finite, from a broken file or from half precision, and the match cannot be made. Training stops, perhaps after hours, with
+# scipy's message, which names no picture:
 
 # %%
 from scipy.optimize import linear_sum_assignment
@@ -785,7 +834,7 @@ _ = healthy.eval()
 # %% [markdown]
 # ### 7.6 The mask, upside down
 #
-# In the official code True means padding; Hugging Face's `pixel_mask` is 1 where the picture is. Invert it, and each token looks at nothing but padding. Nothing raises. The test: **a picture alone and the same picture in a padded batch must give nearly the same boxes.**
+# In the official code True means padding; Hugging Face's `pixel_mask` is 1 where the picture is. Invert it, and the tokens of a padded picture look at nothing but padding. (A picture without padding then has nothing to look at: our attention gives zeros for it, torch's gives NaN.) The test: **a picture alone and the same picture in a padded batch must give nearly the same boxes.**
 
 # %%
 large = torch.rand(3, 96, 96)
@@ -807,7 +856,7 @@ print("with the inverted one they move five times as far:", changes[1] > 5 * cha
 # %% [markdown]
 # ### 7.7 Evaluation without a single detection
 #
-# ([cocoapi#450](https://github.com/cocodataset/cocoapi/issues/450).) Early in training nothing may be surer than a threshold, and pycocotools stops on an empty list. That ends many a run after its first epoch:
+# ([cocoapi#450](https://github.com/cocodataset/cocoapi/issues/450).) Whoever drops unsure detections before the evaluation may have none left early in training, and pycocotools stops on an empty list, after the first epoch:
 
 # %%
 import contextlib
@@ -825,7 +874,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     except Exception as error:
         said = type(error).__name__
 print("pycocotools raises", said)
-print("ours says AP", ap_of({}, validation, (0.2, 0.4))["AP"])
+print("ours says AP", ap_of({}, validation)["AP"])
 
 # %%
 course.equation_map("06")
@@ -835,10 +884,10 @@ course.equation_map("06")
 #
 # - A convolution asks the same small question everywhere; strides make the map coarser, channels make it richer. Each cell of the last map is a token.
 # - DETR: backbone, sines, encoder, object queries, decoder, and two heads; the loss is that of 05. No anchors, no NMS.
-# - Object queries are learned and must differ; each takes a part of the pictures. They are added as positions; the content begins at zero.
-# - The match moves at first and settles. Cross-attention begins everywhere and has to find its object: DETR learns slowly.
-# - Attention among cells costs N²; so DETR takes a coarse map, and is weak on small objects.
-# - Before a long run: draw the targets, overfit four pictures, check one picture alone against the same in a batch.
+# - Object queries are learned and must differ; each comes to prefer a region. They are added as positions; the content begins at zero.
+# - DETR learns slowly. The match moves while it trains, and cross-attention begins everywhere and has to find its object.
+# - Attention among cells costs N²; so on photos DETR takes a coarse map, too coarse for small objects.
+# - Before a long run: draw the targets, overfit four pictures, look at what is found, check one picture alone against the same in a batch.
 
 # %% [markdown]
 # ## Exercises
@@ -1018,8 +1067,8 @@ course.reset()
 with torch.no_grad():
     theirs = shipped.model([scene.pixels])[0]
 print(
-    "the same boxes within 1e-4 of a pixel's hundredfold:",
-    (mine["boxes"] - theirs["boxes"]).abs().max().item() < 1e-2,
+    "the same boxes within a hundredth of a pixel:",
+    (mine["boxes"] - theirs["boxes"]).abs().max().item() < 0.01,
 )
 print("the same classes:", torch.equal(mine["labels"], theirs["labels"]))
 
