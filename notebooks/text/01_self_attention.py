@@ -122,6 +122,7 @@ print("weights", weights, "sum:", round(weights.sum().item(), 3))
 # %% [markdown]
 # Score, softmax, weighted mean: in three lines, for word number i of any sentence.
 
+
 # %%
 def look_around(x, i):
     """Word i of the sentence x (N, d), made new: the mean of all words, weighted by how well they fit it."""
@@ -291,6 +292,7 @@ print(z_thinking)
 # That is all there is to it. The remaining words are treated alike, so we write the six steps as a function
 # with a loop over the words, on purpose as plainly as possible.
 
+
 # %%
 def self_attention_loop(x, W_Q, W_K, W_V):
     """Self-attention of the words x (N, d), one word after the other. Returns the new vectors (N, D)."""
@@ -370,6 +372,7 @@ for factor in (1, 4, 16):
 # weight with respect to the scores (its length, to have one number). `backward()` lets torch work out the
 # gradient, and leaves it in `.grad`.
 
+
 # %%
 def measure(scores):
     """Mean over the rows of scores (rows, N_k): the largest weight, and the length of its gradient."""
@@ -445,6 +448,7 @@ print("same scores:", torch.allclose(divided, smaller, atol=1e-6))
 # %% [markdown]
 # Follow the shapes, with N words: Q is (N, D) and Kᵀ is (D, N), so the scores are (N, N). The weights are (N,
 # N) and V is (N, D), so the result is (N, D): one new vector for each word.
+
 
 # %%
 def self_attention(x, W_Q, W_K, W_V):
@@ -679,6 +683,7 @@ for N in (128, 256, 512, 1024):
 # Counted and computed agree: there is no product that we forgot. And each line is four times the one above.
 # Time follows, on your machine as on any other (small sizes are distorted by what a call costs in itself):
 
+
 # %% tags=["nbval-ignore-output"]
 def seconds(N):
     Q = torch.randn(N, D)
@@ -723,6 +728,7 @@ plots.show(
 # > weights in memory.
 # >
 # > **Measurement:** how much longer does it take for twice the words?
+
 
 # %% tags=["nbval-ignore-output"]
 def seconds_fused(N):
@@ -893,10 +899,12 @@ plots.show(
 # Steps 2 and 3 for every query and every key, with plain loops: entry (i, j) is the dot product of query i
 # with key j, divided by √D. The numbers of queries and of keys may differ.
 
+
 # %% tags=["exercise"]
 def scaled_scores(query, key):
     """query: (N_q, D), key: (N_k, D). Returns (N_q, N_k), the dot products divided by √D."""
     raise NotImplementedError
+
 
 # %% [markdown]
 # <details>
@@ -935,10 +943,12 @@ course.check("scaled_scores", scaled_scores)
 # ones make them a choice. Write it with `exp`, `sum` and `amax`, without torch's `softmax`. One trap: e to
 # the 1000 is infinite for a computer, and scores of 1000 must still give the right weights.
 
+
 # %% tags=["exercise"]
 def softmax_with_temperature(scores, temperature):
     """scores: (..., N_k). Returns weights of that shape, positive; the last dimension sums to one."""
     raise NotImplementedError
+
 
 # %% [markdown]
 # <details>
@@ -974,10 +984,12 @@ course.check("softmax_with_temperature", softmax_with_temperature)
 # The mask of section 6: True where a word may not look. The package has one too, and yours can take its
 # place.
 
+
 # %% tags=["exercise"]
 def causal_mask(length):
     """Returns (N, N) booleans, N = length: True at [i, j] when word i must not see word j, which is later."""
     raise NotImplementedError
+
 
 # %% [markdown]
 # <details>
@@ -1016,6 +1028,7 @@ course.check("causal_mask", causal_mask)
 #
 # **The detector will run on this function**: see below.
 
+
 # %% tags=["exercise"]
 def scaled_dot_product_attention(query, key, value, mask=None):
     """query: (..., N_q, D), key: (..., N_k, D), value: (..., N_k, D_v). Returns (..., N_q, D_v).
@@ -1023,6 +1036,7 @@ def scaled_dot_product_attention(query, key, value, mask=None):
     mask: broadcastable to (..., N_q, N_k), True where a key is hidden; or None.
     """
     raise NotImplementedError
+
 
 # %% [markdown]
 # <details>
@@ -1064,10 +1078,12 @@ course.check("scaled_dot_product_attention", scaled_dot_product_attention)
 # between `attend` of the shuffled words and the shuffled `attend` of the words. Zero means that the function
 # sees no order.
 
+
 # %% tags=["exercise"]
 def permutation_gap(attend, x, order):
     """attend: a function (N, d) → (N, D); x: (N, d); order: (N,), a permutation. Returns one number, ≥ 0."""
     raise NotImplementedError
+
 
 # %% [markdown]
 # <details>
