@@ -752,8 +752,7 @@ print(list(with_auxiliary))
 # %%
 def first_layer_after_training(auxiliary, steps=200):
     """The class loss of the first of six layers, when all or only the last one is taught."""
-    torch.manual_seed(0)
-    start = torch.randn(1, 1, 8, 32)
+    start = torch.randn(1, 1, 8, 32, generator=torch.manual_seed(0))
     layers = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(6))
     head = torch.nn.Linear(32, 8)
     optimizer = torch.optim.Adam([*layers.parameters(), *head.parameters()], lr=1e-3)
