@@ -864,6 +864,7 @@ def right_or_wrong(boxes, stars, threshold=0.5):
     return verdict
 
 
+# %%
 scores, right = [], []
 for detections, stars in judged:
     of_star = detections["labels"] == STAR
