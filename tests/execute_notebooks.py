@@ -104,6 +104,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         traces = ["\n".join(out.traceback) for out in cell.outputs if out.output_type == "error"]
         why = re.sub(r"\x1b\[[\d;]*m", "", traces[-1]) if traces else str(error)
         raise FailedError(f"cell {at + 1} of {len(notebook.cells)}, In [{number}]:\n\n{cell.source}\n\n{why}") from None
+    notebook.metadata.pop("widgets", None)  # a second copy of each figure; sliders live only while the notebook runs
     for cell in code_cells(notebook):
         cell.metadata.pop("execution", None)  # times that JupyterLab has left
 

@@ -190,6 +190,24 @@ EQUATIONS: tuple[Equation, ...] = (
         "ddetr_lite.layers.deformable_attention:compass_offsets",
         "tests/test_deformable_layers.py::test_points_are_at_kings_distances",
     ),
+    Equation(
+        "Deformable DETR",
+        "equation 3",
+        "08",
+        "Σ_m W_m [Σ_l Σ_k A_mlqk · W'_m x^l(φ_l(p̂_q) + Δp_mlqk)]",
+        {"x^l": "value", "φ_l(p̂_q) + Δp": "locations", "A_mlqk": "weights", "sizes of the x^l": "level_shapes"},
+        "ddetr_lite.kernels:multi_scale_deformable_attention",
+        "tests/test_kernels.py::test_forward",
+    ),
+    Equation(
+        "Deformable DETR",
+        "section 4.1, reference points of the encoder",
+        "08",
+        "p̂_q: the centre of the query's own cell, in 0..1, on every level",
+        {"sizes of the levels": "level_shapes", "valid ratios": "ratios"},
+        "ddetr_lite.layers.deformable_transformer:encoder_reference_points",
+        "tests/test_deformable_layers.py::test_encoder_reference_points_cell_by_cell",
+    ),
 )
 
 

@@ -4,12 +4,22 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from ddetr_lite.course import checks_00, checks_01, checks_02, checks_03, checks_04, checks_05, checks_06, checks_07
+from ddetr_lite.course import (
+    checks_00,
+    checks_01,
+    checks_02,
+    checks_03,
+    checks_04,
+    checks_05,
+    checks_06,
+    checks_07,
+    checks_08,
+)
 from ddetr_lite.course.exercises import Exercise
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for module in (checks_00, checks_01, checks_02, checks_03, checks_04, checks_05, checks_06, checks_07)
+    for module in (checks_00, checks_01, checks_02, checks_03, checks_04, checks_05, checks_06, checks_07, checks_08)
     for exercise in module.EXERCISES
 }
 
