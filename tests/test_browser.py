@@ -41,7 +41,8 @@ HAS_ENDED = f"""() => {{ {PANEL}
     return kernel.status === 'idle' && code.every(cell => cell.execution_count); }}"""
 SCROLL_TO = f"async i => {{ {PANEL} await panel.content.scrollToItem(i); }}"
 FIGURES_ARE_SEEN = f"""([i, count]) => {{ {PANEL}
-    const figures = [...panel.content.widgets[i].node.querySelectorAll('.jp-OutputArea-output img')];
+    const figures = [...panel.content.widgets[i].node.querySelectorAll('.jp-OutputArea-output img')]
+        .filter(figure => !figure.closest('.jupyter-widgets'));  // those of a slider are no outputs of the cell
     return figures.length === count
         && figures.every(figure => figure.naturalWidth && figure.offsetWidth && figure.offsetHeight); }}"""
 STOP_KERNELS = "() => window.jupyterapp?.serviceManager.sessions.shutdownAll()"

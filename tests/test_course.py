@@ -230,6 +230,23 @@ def test_the_package_runs_on_the_learners_function(tmp_path: Path) -> None:
     assert function.__globals__["calls"] == [1]
 
 
+@pytest.mark.parametrize("name", ["shapes", "detr"])
+def test_a_shipped_detector_runs_on_the_published_solutions_alone(name: Any, tmp_path: Path) -> None:
+    model, scene = course.detector(name).model, course.picture()
+    with torch.no_grad():
+        expected = model([scene.pixels])[0]
+    for exercise in EXERCISES.values():
+        if exercise.part is not None:
+            assert course.use(exercise.name, solution(tmp_path, exercise.name), folder=tmp_path / "kept")
+    assert {row[3] for row in course.parts().rows} == {"yours"}
+    with torch.no_grad():
+        found = model([scene.pixels])[0]
+    surest = expected["scores"] > 0.1  # the others may change places
+    assert surest.any()
+    for field in ("boxes", "scores", "labels"):
+        torch.testing.assert_close(found[field][surest], expected[field][surest], rtol=0, atol=1e-4)
+
+
 def test_dropout_reaches_the_learners_weights(tmp_path: Path) -> None:
     course.use(ATTENTION.name, solution(tmp_path, ATTENTION.name), folder=tmp_path)
     query, key, value = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 6)

@@ -14,14 +14,23 @@ from ddetr_lite.course import (
     checks_06,
     checks_07,
     checks_08,
+    checks_09,
 )
 from ddetr_lite.course.exercises import Exercise
 
-EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise
-    for module in (checks_00, checks_01, checks_02, checks_03, checks_04, checks_05, checks_06, checks_07, checks_08)
-    for exercise in module.EXERCISES
-}
+NOTEBOOKS = (
+    checks_00.EXERCISES,
+    checks_01.EXERCISES,
+    checks_02.EXERCISES,
+    checks_03.EXERCISES,
+    checks_04.EXERCISES,
+    checks_05.EXERCISES,
+    checks_06.EXERCISES,
+    checks_07.EXERCISES,
+    checks_08.EXERCISES,
+    checks_09.EXERCISES,
+)
+EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercises in NOTEBOOKS for exercise in exercises}
 
 
 def find(name: str) -> Exercise:
