@@ -106,8 +106,7 @@ plots.matrix(feature, signed=True, limit=2, numbers=False, title="the cells", ax
 plots.matrix(between, signed=True, limit=2, numbers=False, title="and all places between", ax=axes[1])
 plots.show(
     drawn,
-    alt="A map of 5 × 7 cells, and the same map sampled at many places between the cells: soft "
-    "transitions.",
+    alt="A map of 5 × 7 cells, and the same map sampled at many places between the cells: soft transitions.",
 )
 
 # %% [markdown]
