@@ -116,12 +116,11 @@ def write(notebook: NotebookNode, path: Path) -> None:
     part.replace(path)
 
 
-def bring_up_to_date(twin: Path, root: Path) -> str:
+def bring_up_to_date(twin: Path, root: Path, files: str) -> str:
     """Format the twin, take over what it says, execute if need be. Returns what was done; FailedError writes nothing."""
     path = root / "notebooks" / f"{twin.stem}.ipynb"
     format_twin(twin)
     notebook, edited = in_line_with(twin, path)
-    files = files_digest(root)
     if is_executed(notebook, files):
         if not edited:
             return "up to date"
@@ -146,11 +145,11 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     for name in only:
         if not any(twin.stem.startswith(name) for twin in twins):
             parser.error(f"no file notebooks/text/{name}*.py: there are {', '.join(twin.stem for twin in twins)}")
-    failed = False
+    files, failed = files_digest(root), False
     for twin in twins:
         if not only or twin.stem.startswith(tuple(only)):
             try:
-                print(f"{twin.stem}: {bring_up_to_date(twin, root)}", flush=True)
+                print(f"{twin.stem}: {bring_up_to_date(twin, root, files)}", flush=True)
             except FailedError as error:
                 failed = True
                 print(f"{twin.stem}: {error}\n{twin.stem}: failed, the stored notebook is as it was", file=sys.stderr)

@@ -38,15 +38,19 @@ def _iou_with_a_pixel_more(a: Tensor, b: Tensor) -> Tensor:
     return overlap / (areas[0] + areas[1] - overlap)
 
 
-def _iou_cases() -> list[Case]:
+def _pairs_of_boxes() -> list[Case]:
     several = torch.tensor([[0.0, 0, 4, 2], [1, 1, 3, 4], [6, 5, 9, 9]])
     others = torch.tensor([[2.0, 1, 6, 3], [1, 1, 3, 4], [0, 7, 5, 8], [5, 4, 10, 9]])
     return [
         Case("two boxes that share a corner region", (torch.tensor([0.0, 0, 4, 2]), torch.tensor([2.0, 1, 5, 5]))),
         Case("three boxes, each with each of four", (several[:, None], others)),
         Case("boxes apart in x and in y", (torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[5.0, 6, 8, 9]]))),
-        Case("a box without area, with itself", (torch.tensor([[3.0, 3, 3, 3]]), torch.tensor([[3.0, 3, 3, 3]]))),
     ]
+
+
+def _iou_cases() -> list[Case]:
+    point = torch.tensor([[3.0, 3, 3, 3]])
+    return [*_pairs_of_boxes(), Case("a box without area, with itself", (point, point))]
 
 
 BOX_IOU = Exercise(
@@ -106,14 +110,8 @@ def _giou(a: Tensor, b: Tensor, sign: float = -1.0, clamp: bool = True) -> Tenso
 
 
 def _giou_cases() -> list[Case]:
-    several = torch.tensor([[0.0, 0, 4, 2], [1, 1, 3, 4], [6, 5, 9, 9]])
-    others = torch.tensor([[2.0, 1, 6, 3], [1, 1, 3, 4], [0, 7, 5, 8], [5, 4, 10, 9]])
-    return [
-        Case("two boxes that share a corner region", (torch.tensor([0.0, 0, 4, 2]), torch.tensor([2.0, 1, 5, 5]))),
-        Case("three boxes, each with each of four", (several[:, None], others)),
-        Case("boxes apart in x and in y", (torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[5.0, 6, 8, 9]]))),
-        Case("one box inside the other", (torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[2.0, 3, 4, 6]]))),
-    ]
+    inside = (torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[2.0, 3, 4, 6]]))
+    return [*_pairs_of_boxes(), Case("one box inside the other", inside)]
 
 
 GIOU = Exercise(
@@ -269,15 +267,22 @@ MATCHING_COST = Exercise(
 # --- class_loss: cross-entropy with "no object" ----------------------------------------------------------------
 
 
-def _class_loss(logits: Tensor, labels: Tensor, queries: Tensor, weight: float) -> Tensor:
+def _classes_of(logits: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    """What each query should say: the last class, "no object", but for those with an object."""
     classes = torch.full((len(logits),), logits.shape[-1] - 1)
     classes[queries] = labels
-    return _weighted(logits, classes, weight)
+    return classes
 
 
-def _weighted(logits: Tensor, classes: Tensor, weight: float, per_query: bool = False) -> Tensor:
+def _class_loss(logits: Tensor, labels: Tensor, queries: Tensor, weight: float) -> Tensor:
+    return _weighted(logits, _classes_of(logits, labels, queries), weight)
+
+
+def _weighted(
+    logits: Tensor, classes: Tensor, weight: float, of_objects: float = 1.0, per_query: bool = False
+) -> Tensor:
     surprise = -logits.log_softmax(-1)[torch.arange(len(logits)), classes]
-    weights = torch.where(classes == logits.shape[-1] - 1, weight, 1.0)
+    weights = torch.where(classes == logits.shape[-1] - 1, weight, of_objects)
     return (surprise * weights).sum() / (len(logits) if per_query else weights.sum())
 
 
@@ -295,20 +300,6 @@ def _background_is_class_0(logits: Tensor, labels: Tensor, queries: Tensor) -> T
 def _first_queries(logits: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     classes = torch.full((len(logits),), logits.shape[-1] - 1)
     classes[: len(labels)] = labels
-    return classes
-
-
-def _swapped_weights(logits: Tensor, labels: Tensor, queries: Tensor, weight: float) -> Tensor:
-    classes = torch.full((len(logits),), logits.shape[-1] - 1)
-    classes[queries] = labels
-    surprise = -logits.log_softmax(-1)[torch.arange(len(logits)), classes]
-    weights = torch.where(classes == logits.shape[-1] - 1, 1.0, weight)
-    return (surprise * weights).sum() / weights.sum()
-
-
-def _classes_of(logits: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-    classes = torch.full((len(logits),), logits.shape[-1] - 1)
-    classes[queries] = labels
     return classes
 
 
@@ -373,7 +364,10 @@ CLASS_LOSS = Exercise(
             "every query weighs the same: \"no object\" should weigh less",
             lambda x, y, q, w: _weighted(x, _classes_of(x, y, q), 1.0),
         ),
-        Mistake("the weight is on the objects; it belongs to \"no object\"", _swapped_weights),
+        Mistake(
+            "the weight is on the objects; it belongs to \"no object\"",
+            lambda x, y, q, w: _weighted(x, _classes_of(x, y, q), 1.0, of_objects=w),
+        ),
         Mistake(
             "the weighted sum is divided by the number of queries; a weighted mean divides by the sum of the weights",
             lambda x, y, q, w: _weighted(x, _classes_of(x, y, q), w, per_query=True),

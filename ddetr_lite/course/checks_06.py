@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddetr_lite import batching
-from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal
+from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal, padding
 from ddetr_lite.set_prediction import boxes as package_boxes
 from ddetr_lite.set_prediction import postprocess as package_postprocess
 
@@ -78,14 +78,6 @@ def _mask_for(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     return mask[:, rows][:, :, columns]
 
 
-def _padding(height: int, width: int, *sizes: tuple[int, int]) -> Tensor:
-    """(B, height, width), True beyond each picture's own size."""
-    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
-    for i, (h, w) in enumerate(sizes):
-        mask[i, :h, :w] = False
-    return mask
-
-
 def _pooled(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.adaptive_max_pool2d(mask[:, None].float(), shape)[:, 0].bool()
 
@@ -96,9 +88,9 @@ def _blended(mask: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def _mask_cases() -> list[Case]:
     return [
-        Case("a picture of 4 × 6 pixels in a frame of 8 × 8, seen by 2 × 4 cells", (_padding(8, 8, (4, 6)), (2, 4))),
-        Case("two pictures in a frame of 32 × 48", (_padding(32, 48, (32, 21), (19, 48)), (4, 6))),
-        Case("a map whose sides do not divide the frame", (_padding(10, 15, (7, 15), (10, 8)), (3, 4))),
+        Case("a picture of 4 × 6 pixels in a frame of 8 × 8, seen by 2 × 4 cells", (padding(8, 8, (4, 6)), (2, 4))),
+        Case("two pictures in a frame of 32 × 48", (padding(32, 48, (32, 21), (19, 48)), (4, 6))),
+        Case("a map whose sides do not divide the frame", (padding(10, 15, (7, 15), (10, 8)), (3, 4))),
     ]
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddetr_lite import kernels
-from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal
+from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal, padding
 from ddetr_lite.kernels.reference import LevelShapes
 from ddetr_lite.layers import deformable_transformer
 
@@ -16,14 +16,6 @@ from ddetr_lite.layers import deformable_transformer
 
 def _ratio(mask: Tensor) -> Tensor:
     return torch.stack(((~mask[:, 0]).float().mean(1), (~mask[:, :, 0]).float().mean(1)), dim=-1)
-
-
-def _padding(height: int, width: int, *sizes: tuple[int, int]) -> Tensor:
-    """(B, height, width), True beyond each picture's own size."""
-    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
-    for i, (h, w) in enumerate(sizes):
-        mask[i, :h, :w] = False
-    return mask
 
 
 def _plug_ratio(function: Callable[[Tensor], Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
@@ -37,9 +29,9 @@ VALID_RATIO = Exercise(
     task="The share of the columns that are picture, and the share of the rows: (x, y) for each picture.",
     reference=_ratio,
     cases=lambda: [
-        Case("a picture of 2 × 3 cells on a map of 4 × 4", (_padding(4, 4, (2, 3)),)),
-        Case("two pictures on a map of 6 × 10", (_padding(6, 10, (6, 4), (3, 10)),)),
-        Case("no padding at all", (_padding(3, 5, (3, 5)),)),
+        Case("a picture of 2 × 3 cells on a map of 4 × 4", (padding(4, 4, (2, 3)),)),
+        Case("two pictures on a map of 6 × 10", (padding(6, 10, (6, 4), (3, 10)),)),
+        Case("no padding at all", (padding(3, 5, (3, 5)),)),
     ],
     part=deformable_transformer.valid_ratios,
     adapt=_plug_ratio,

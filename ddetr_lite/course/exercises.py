@@ -57,3 +57,11 @@ class Exercise:
 def normal(seed: int, *shape: int) -> Tensor:
     """Normally distributed numbers that depend on the seed and the shape alone."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padding(height: int, width: int, *sizes: tuple[int, int]) -> Tensor:
+    """A mask (B, height, width), True beyond each picture's own (height, width)."""
+    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    for i, (h, w) in enumerate(sizes):
+        mask[i, :h, :w] = False
+    return mask

@@ -95,6 +95,17 @@ DETR_SCHEDULE = TrainConfig(epochs=300, lr=1e-4, drop_epoch=200)
 COCO_MINI = TrainConfig(
     epochs=50, batch=8, group_orientations=True, lr=4e-4, warmup_steps=200, schedule="cosine", evaluate_every=5
 )
+SHAPES = TrainConfig(
+    epochs=6,
+    batch=16,
+    lr=1e-3,
+    optimizer="muon",
+    backbone_lr=1.0,
+    sampling_lr=1.0,
+    warmup_steps=100,
+    schedule="linear",
+    workers=0,
+)
 
 # For each recipe the size of its models, and what it trains each architecture with.
 _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainConfig]] = {
@@ -110,28 +121,8 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
         "small",
         DataConfig("data/shapes", cache=True, size_bands=(0.2, 0.4)),
         AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True, color=True),
-        TrainConfig(
-            epochs=6,
-            batch=16,
-            lr=1e-3,
-            optimizer="muon",
-            backbone_lr=1.0,
-            sampling_lr=1.0,
-            warmup_steps=100,
-            schedule="linear",
-            workers=0,
-        ),
-        TrainConfig(
-            epochs=36,
-            batch=16,
-            lr=2e-3,
-            optimizer="muon",
-            backbone_lr=1.0,
-            warmup_steps=100,
-            schedule="linear",
-            workers=0,
-            evaluate_every=2,
-        ),
+        SHAPES,
+        replace(SHAPES, epochs=36, lr=2e-3, evaluate_every=2),
     ),
 }
 # What a recipe trains when no row is named, and with how many hints: the rows themselves have none, as in the paper.

@@ -337,15 +337,22 @@ def looks_at():
     return (locations[0, :, :, 0] - 0.5) * 16, weights[0, :, :, 0]
 
 
+def learn(steps=400):
+    """Train all of the model that may be trained. Returns the error of every step."""
+    optimizer, errors = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3), []
+    for _ in range(steps):
+        feature, words, places, wanted = task()
+        loss = (answer(feature, words, places) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(loss.item())
+    return errors
+
+
+# %%
 before = looks_at()
-optimizer, seen = torch.optim.Adam(model.parameters(), lr=3e-3), []
-for _ in range(400):
-    feature, words, places, wanted = task()
-    loss = (answer(feature, words, places) - wanted).square().mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    seen.append(loss.item())
+seen = learn()
 after = looks_at()
 print("the error falls to less than half:", sum(seen[-20:]) < sum(seen[:20]) / 2)
 
@@ -382,14 +389,7 @@ model = nn.ModuleDict(
     {"words": nn.Embedding(4, d), "attention": package.DeformableAttention(d, heads=8, points=4)}
 )
 model["attention"].sampling_offsets.requires_grad_(False)
-optimizer, held = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3), []
-for _ in range(400):
-    feature, words, places, wanted = task()
-    loss = (answer(feature, words, places) - wanted).square().mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    held.append(loss.item())
+held = learn()
 print(
     "with the offsets held, more than 1.5 times the error remains:", sum(held[-20:]) > 1.5 * sum(seen[-20:])
 )
