@@ -405,6 +405,22 @@ def test_multi_head_attention_of_section_3_2_2() -> None:
     torch.testing.assert_close(layer(query, key, value).detach(), expected)
 
 
+def test_heads_summed_are_heads_joined() -> None:
+    """Equation 1 of Deformable DETR, Σ_m W_m [Σ_k A_mqk W'_m x_k]: one query, head and key after the other."""
+    layer = attention.MultiHeadAttention(12, 3).double()
+    query, tokens = torch.randn(1, 2, 12, dtype=torch.float64), torch.randn(1, 5, 12, dtype=torch.float64)
+    u, v, w_value = layer.in_proj_weight.detach().reshape(3, 3, 4, 12).unbind()  # (M, D, d) each
+    w_out = layer.out_proj.weight.detach().reshape(12, 3, 4)  # (d, M, D)
+    expected = torch.zeros(1, 2, 12, dtype=torch.float64)
+    for q in range(2):
+        for m in range(3):
+            scores = torch.stack([(u[m] @ query[0, q]) @ (v[m] @ token) for token in tokens[0]])
+            share = (scores / 4**0.5).softmax(0)
+            for k in range(5):
+                expected[0, q] += w_out[:, m] @ (share[k] * (w_value[m] @ tokens[0, k]))
+    torch.testing.assert_close(layer(query, tokens, tokens).detach(), expected)
+
+
 def test_the_picture_is_always_the_same() -> None:
     scene = course.picture()
     assert scene.pixels.shape == (3, 96, 96)

@@ -138,6 +138,15 @@ EQUATIONS: tuple[Equation, ...] = (
     ),
     Equation(
         "DETR",
+        "appendix, multi-head attention layer with its residual",
+        "04",
+        "layernorm(X_q + dropout(L [attn(X_q, X_kv, T_1); ...; attn(X_q, X_kv, T_M)]))",
+        {"T, L": "multihead_attn", "layernorm": "norm2"},
+        "ddetr_lite.layers.transformer:DecoderLayer",
+        "tests/test_transformer.py::test_decoder_layer_equals_torch",
+    ),
+    Equation(
+        "DETR",
         "appendix, single head with positions",
         "06",
         "[Q; K; V] = [T'_1 (X_q + P_q); T'_2 (X_kv + P_kv); T'_3 X_kv]",
@@ -162,6 +171,15 @@ EQUATIONS: tuple[Equation, ...] = (
         {"class": "class_embed", "box": "bbox_embed"},
         "ddetr_lite.models.detr:Detr",
         "tests/test_models.py::test_detr_outputs_by_hand",
+    ),
+    Equation(
+        "Deformable DETR",
+        "equation 1",
+        "07",
+        "Σ_m W_m [Σ_k A_mqk · W'_m x_k], k over all tokens: attention of 02, written as a sum over heads",
+        {"z_q": "query", "x, for A": "key", "x, for W'_m x": "value"},
+        "ddetr_lite.layers.attention:MultiHeadAttention.forward",
+        "tests/test_course.py::test_heads_summed_are_heads_joined",
     ),
     Equation(
         "Deformable DETR",

@@ -215,7 +215,10 @@ print("equal to deform_conv2d within 1e-5:", (attended - convolved).abs().max().
 # %% [markdown]
 # ## 5. Deformable attention, step by step
 #
-# Equation 2 of the Deformable DETR paper, for a query z at the place p:
+# The Deformable DETR paper first writes the attention of [02](02_multi_head_attention.ipynb) as a sum over heads m and over all tokens k (its equation 1), and then cuts the second sum down to P points (equation 2), for a query z at the place p:
+#
+# $$\text{MultiHeadAttn}(z, x) = \sum_{m=1}^{M} W_m \Big[\sum_{k=1}^{N} A_{mk}\; W'_m\, x_k\Big]$$
+#
 #
 # $$\text{DeformAttn}(z, p, x) = \sum_{m=1}^{M} W_m \Big[\sum_{k=1}^{P} A_{mk}\; W'_m\, x(p + \Delta p_{mk})\Big]$$
 #

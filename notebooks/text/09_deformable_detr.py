@@ -389,7 +389,25 @@ print(
 )
 
 # %% [markdown]
-# On the command line: `ddetr-lite convert` (the README has examples), for Hugging Face's layout too.
+# From Hugging Face: a plain model that transformers itself has made, with random weights of its own, and what it says of a picture. The package reads its configuration and its tensors, finds out what kind of model it is, and says the same:
+
+# %%
+from ddetr_lite.convert.hugging_face import from_hugging_face
+
+plain = {"with_box_refine": False, "two_stage": False, "tie_word_embeddings": True}
+settings = type(theirs.config).from_dict(theirs.config.to_dict() | plain)
+visitor = type(theirs)(settings).eval()
+came = from_hugging_face(visitor.config.to_dict(), visitor.state_dict()).model()
+batch = came.batch([torch.rand(3, 64, 96)])
+with torch.no_grad():
+    said = visitor(pixel_values=batch.pixels, pixel_mask=(~batch.mask).long())
+    ours = came.outputs(batch)
+print("refinement:", came.config.refine, "· two stages:", came.config.two_stage)
+print("logits within 1e-5:", (ours.logits[-1] - said.logits).abs().max().item() < 1e-5)
+print("boxes within 1e-5: ", (ours.boxes[-1] - said.pred_boxes).abs().max().item() < 1e-5)
+
+# %% [markdown]
+# On the command line: `ddetr-lite convert`, for both layouts and both ways (the README has examples).
 
 # %% [markdown]
 # ## 8. The picture of the paper
@@ -514,7 +532,7 @@ course.equation_map("09")
 # - It begins with "no" 99 times of 100, box centres at their references, and the compass (07).
 # - At the same number of steps it was ahead of DETR; with refinement and two stages, farther ahead (one run each).
 # - Refinement: each layer mends the box of the one before, and looks around it. Two stages: the encoder's tokens propose the boxes to begin with.
-# - Weights go to the authors' layout and come back.
+# - Weights go to the authors' layout and to Hugging Face's, and come from both.
 
 # %% [markdown]
 # ## Exercises
