@@ -110,6 +110,28 @@ def test_head_summary_and_links(path: Path) -> None:
 
 
 @every_notebook
+def test_what_comes_later_is_linked(path: Path) -> None:
+    """A reader who meets "as 07 does" in notebook 01 can go and look: later notebooks are named by a link."""
+    number = path.stem[:2]
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            prose = re.sub(
+                r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\[[^]]*\]\([^)]*\)", "", cell.source, flags=re.DOTALL
+            )
+            later = [n for n in re.findall(r"(?<![\w.])0\d(?![\w.]\w)", prose) if n > number]
+            assert not later, f"{later} without a link in: {cell.source}"
+
+
+@every_notebook
+def test_minutes_of_exercises_add_up(path: Path) -> None:
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    said = re.search(r"\d+ minutes to read and run, (\d+) for the exercises", text)
+    each = [int(minutes) for minutes in re.findall(r"(?m)^Difficulty .* about (\d+) minutes$", text)]
+    assert said
+    assert abs(int(said[1]) - sum(each)) <= 2, f"the head says {said[1]} minutes, the exercises {sum(each)}"
+
+
+@every_notebook
 def test_every_figure_has_a_description(path: Path) -> None:
     for cell in code_cells(read(path)):
         for output in cell.outputs:

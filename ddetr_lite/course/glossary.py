@@ -19,11 +19,17 @@ SYMBOLS: dict[str, str] = {
     "W^O": "the matrix that joins the heads' outputs, (M·D_v, d)",
     "M": "heads",
     "T": "a temperature; in detection: the objects of a picture",
+    "A": "anchors; in deformable attention: the weight of a sampling point",
     "H": "height of a picture or feature map",
     "W": "width of a picture or feature map",
     "L": "feature levels",
     "P": "sampling points of a head on a level",
     "C": "classes; in a feature map: its channels",
+    "z": "a query's vector, as the Deformable DETR paper writes it; in 02: the result of a head",
+    "p": "a place: of a word, or a query's reference point; of a class: its probability; in code, the number of a point",
+    "Δp": "a sampling offset: cells from the reference point, as (x, y); Δ alone: what the box head adds",
+    "W_m": "the output matrix of head m, (d, D); W'_m, (D, d): its value matrix. W alone is a width",
+    "σ": "the sigmoid, 1 / (1 + e^−x); in DETR's equations: a match, the query of each object",
 }
 
 

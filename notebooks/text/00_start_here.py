@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | run a trained detector, from Python and from a terminal; read what it says and measure how right it is; say what a query, its reference point and its sampling points are; solve an exercise, and let the detector run on your solution |
 # | **You need first** | Python, matrix products, and arrays as in NumPy (shape, indexing, broadcasting); nothing about neural networks |
-# | **Time** | 40 minutes to read and run, 30 for the exercises |
+# | **Time** | 45 minutes to read and run, 30 for the exercises |
 # | **Device** | any CPU; all cells together take less than half a minute, and nothing is downloaded |
 
 # %% [markdown]
@@ -179,7 +179,7 @@ print("our picture:", SPLIT)
 # %% [markdown]
 # > **Claim:** so the detector says how many objects there are.
 # >
-# > **Measurement:** the number of its detections, for different thresholds.
+# > **Measurement:** the number of its detections, if we count only those with a score of at least a **threshold**, for different thresholds.
 
 # %%
 for threshold in (0.9, 0.7, 0.5, 0.3, 0.1, 0.0):
@@ -274,7 +274,7 @@ print("a person among its classes:", "person" in detector.classes)
 
 # %% [markdown]
 # So a second detector comes with the course, of the same design. Two things are different. It was trained
-# on photos, of the data set COCO; and it began with a part that others had trained on a million photos
+# on photos, of COCO, the data set on which most detectors are compared; and it began with a part that others had trained on a million photos
 # before, and that knows edges, textures and parts of things. (That part, which turns pixels into features,
 # is called the **backbone**; [06](06_detr.ipynb) explains it.)
 
@@ -468,7 +468,7 @@ axes[1].set(xlim=(38, 96), ylim=(96, 38))
 plots.show(
     drawn,
     alt="The picture, whole and enlarged at the ring, with the query's box, a cross in its centre, and a dot "
-    "for each sampling point. Most of the large dots sit on the yellow ring around the cross.",
+    "for each sampling point. Many of the large dots sit on the yellow ring around the cross.",
 )
 
 # %% [markdown]
@@ -529,14 +529,14 @@ for height, width in ((96, 96), (800, 1066)):
 # |:--|:--|
 # | **00 · Start here** | a detector at work; the picture and the query; exercises and your own parts |
 # | **[01 · Self-attention](01_self_attention.ipynb)** | every word looks at every other: queries, keys, values; why scores are divided by √64; masks; what it costs |
-# | **02 · Multi-head attention** | eight questions at once; what "it" refers to in a sentence; why attention is not yet an explanation |
-# | **03 · Positional encoding** | where a word stands, and where a pixel does, told with sine and cosine |
-# | **04 · Transformer** | encoder and decoder, complete; a small one that learns a task within a minute |
-# | **05 · Hungarian loss** | detection as a set: matching, IoU and its relatives, the loss, precision and recall |
-# | **06 · DETR** | the first detector of this kind, in fifty lines, then trained; and its two problems, measured |
-# | **07 · Deformable attention** | a few points instead of all cells: sampling between pixels, offsets, linear cost |
-# | **08 · Multi-scale deformable attention** | fine and coarse maps together; our query, followed through all of them |
-# | **09 · Deformable DETR** | the whole model; boxes that are corrected layer by layer; the detector of this notebook, on your own functions |
+# | **[02 · Multi-head attention](02_multi_head_attention.ipynb)** | eight questions at once; what "it" refers to in a sentence; why attention is not yet an explanation |
+# | **[03 · Positional encoding](03_positional_encoding.ipynb)** | where a word stands, and where a pixel does, told with sine and cosine |
+# | **[04 · Transformer](04_transformer.ipynb)** | encoder and decoder, complete; a small one that learns a task within a minute |
+# | **[05 · Hungarian loss](05_hungarian_loss.ipynb)** | detection as a set: matching, IoU and its relatives, the loss, precision and recall |
+# | **[06 · DETR](06_detr.ipynb)** | the first detector of this kind, in fifty lines, then trained; and its two problems, measured |
+# | **[07 · Deformable attention](07_deformable_attention.ipynb)** | a few points instead of all cells: sampling between pixels, offsets, linear cost |
+# | **[08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb)** | fine and coarse maps together; our query, followed through all of them |
+# | **[09 · Deformable DETR](09_deformable_detr.ipynb)** | the whole model; boxes that are corrected layer by layer; the detector of this notebook, on your own functions |
 # | **10 · Convergence and ablations** | which part brings how much, at equal budget; how AP is computed; where detections go wrong |
 # | **11 · Train on COCO** | training on photos and on your own data, with one GPU or several, or with none |
 # | **12 · Fast kernels** | the same operation, many times as fast, and what the hardware allows |
@@ -544,7 +544,7 @@ for height, width in ((96, 96), (800, 1066)):
 # Notebooks without a link are in preparation, and links to them in the text will work when they are there.
 
 # %% [markdown]
-# You may go straight through. If attention is no news to you, you may begin with 05. And what returns again
+# You may go straight through. If attention is no news to you, you may begin with [05](05_hungarian_loss.ipynb). And what returns again
 # and again is the course's picture, and the query that finds its ring.
 
 # %% [markdown]
@@ -658,7 +658,7 @@ course.check("cxcywh_to_xyxy", cxcywh_to_xyxy)
 # location 0, the left edge? (It is negative.)
 #
 # A mistake here raises no error: the detector reads its maps half a cell beside the point, and is only a
-# little worse. You will need this line in 07.
+# little worse. You will need this line in [07](07_deformable_attention.ipynb).
 
 
 # %% tags=["exercise"]
@@ -828,7 +828,7 @@ course.reset()  # the package's own functions again
 # %% [markdown]
 # ## Symbols
 #
-# These letters mean the same in all notebooks, and in the docstrings of the package.
+# These letters mean the same in all notebooks, and in the docstrings of the package; where a letter has two meanings, its line says so.
 
 # %%
 course.symbols("B", "N_q", "M", "H", "W", "L", "P", "C")

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | compute self-attention with a pencil; write it as three matrix products, with masks; say why scores are divided by √64 = 8; say what it cannot see, and what it costs |
 # | **You need first** | Python, matrix products, and arrays as in NumPy (shape, indexing, broadcasting); [00 · Start here](00_start_here.ipynb) shows how exercises work |
-# | **Time** | 70 minutes to read and run, 45 for the exercises |
+# | **Time** | 80 minutes to read and run, 45 for the exercises |
 # | **Device** | any CPU; all cells together take seconds, and nothing is downloaded |
 
 # %% [markdown]
@@ -375,7 +375,7 @@ for factor in (1, 4, 16):
 
 # %%
 def measure(scores):
-    """Mean over the rows of scores (rows, N_k): the largest weight, and the length of its gradient."""
+    """Mean over the rows of scores, (rows, keys): the largest weight, and the length of its gradient."""
     scores = scores.clone().requires_grad_()
     largest = scores.softmax(dim=-1).amax(dim=-1)  # (rows,)
     largest.sum().backward()
@@ -383,7 +383,7 @@ def measure(scores):
 
 
 def scores_of(D, rows=1000, keys=10):
-    """Random queries, ten keys for each, and their raw dot products: (rows, N_k)."""
+    """Random queries, ten keys for each, and their raw dot products: (rows, keys)."""
     return torch.einsum("rd,rkd->rk", torch.randn(rows, D), torch.randn(rows, keys, D))
 
 
@@ -659,7 +659,7 @@ plots.show(
 # another place.
 
 # %% [markdown]
-# Is that good or bad? Both. A set of objects in a picture has no order, and in 05 this will be welcome. A
+# Is that good or bad? Both. A set of objects in a picture has no order, and in [05](05_hungarian_loss.ipynb) this will be welcome. A
 # sentence has one, and so do the pixels of a picture. [03](03_positional_encoding.ipynb) gives it back, by
 # adding to each vector a sign of where it stands.
 
@@ -681,7 +681,8 @@ for N in (128, 256, 512, 1024):
 
 # %% [markdown]
 # Counted and computed agree: there is no product that we forgot. And each line is four times the one above.
-# Time follows, on your machine as on any other (small sizes are distorted by what a call costs in itself):
+# Time follows, roughly: small sizes are distorted by what a call costs in itself, and where the table of
+# scores outgrows the processor's cache the factor is larger.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -720,7 +721,7 @@ plots.show(
 
 # %% [markdown]
 # Half the cell size means four times the tokens and sixteen times the weights, and DETR, the detector of
-# 06, has eight such matrices in every layer of its encoder. **Remember this curve.** It is the reason why
+# [06](06_detr.ipynb), has eight such matrices (one for each head: [02](02_multi_head_attention.ipynb)) in every layer of its encoder ([04](04_transformer.ipynb)). **Remember this curve.** It is the reason why
 # Deformable DETR exists, and [07](07_deformable_attention.ipynb) bends it down.
 
 # %% [markdown]
@@ -882,7 +883,7 @@ plots.show(
 # - Six steps: make q, k, v; score; divide by √D; softmax; weigh the values; sum. In one line: softmax(Q Kᵀ / √D) V.
 # - √D keeps the spread of the scores at one, so that training starts with soft weights and long gradients.
 # - A mask sets scores to −∞ before the softmax: for padding, and for words that are not written yet.
-# - Attention sees no order, and it costs N². Both will be dealt with: 03 and 07.
+# - Attention sees no order, and it costs N². Both will be dealt with: [03](03_positional_encoding.ipynb) and [07](07_deformable_attention.ipynb).
 
 # %% [markdown]
 # ## Exercises
@@ -1144,7 +1145,7 @@ print("same output:", torch.allclose(plugged_in, own, atol=1e-5))
 # %% [markdown]
 # ## Symbols
 #
-# The letters of this notebook mean the same in all others, and in the docstrings of the package.
+# These letters mean the same in all notebooks, and in the docstrings of the package; where a letter has two meanings, its line says so.
 
 # %%
 course.symbols("x", "d", "N", "B", "N_q", "N_k", "D", "D_v", "Q", "K", "V", "W^Q", "T")

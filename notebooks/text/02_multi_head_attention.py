@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | build multi-head attention from eight single ones, then as four matrix products; split and merge heads without mixing words; say what eight heads cost; train two layers that resolve "it", say why one cannot, and read pictures of heads with due doubt |
 # | **You need first** | [01 · Self-attention](01_self_attention.ipynb) |
-# | **Time** | 60 minutes to read and run, 45 for the exercises |
+# | **Time** | 70 minutes to read and run, 45 for the exercises |
 # | **Device** | any CPU; two cells train for about 10 seconds each, and nothing is downloaded |
 
 # %%
@@ -100,7 +100,7 @@ plots.show(
 # So we take not one set of matrices W^Q, W^K, W^V but **eight**, each with its own random start, each trained to
 # its own end. Each set gives an attention of its own, called a **head**. M is the number of heads:
 #
-# $$z_h = \text{Attention}(x\,W^Q_h,\; x\,W^K_h,\; x\,W^V_h), \qquad h = 1 \dots M$$
+# $$z_h = \text{Attention}(x\,W^Q_h,\; x\,W^K_h,\; x\,W^V_h), \qquad h = 0 \dots M - 1$$
 
 # %%
 M = 8
@@ -123,7 +123,7 @@ print(tuple(together.shape))
 # matrix, **W^O**, lets the heads' findings meet: each of the 512 numbers of the output is a sum over all of
 # them.
 #
-# $$\text{MultiHead}(x) = \text{Concat}(z_1, \dots, z_M)\,W^O$$
+# $$\text{MultiHead}(x) = \text{Concat}(z_0, \dots, z_{M-1})\,W^O$$
 
 # %%
 W_O = random_matrix(M * D, d)  # (512, 512)
@@ -262,7 +262,7 @@ of_places = "wide deep long narrow steep muddy".split()
 
 # %% [markdown]
 # An animal can be tired, and a street can be wide. So the last word decides what "it" is. For every sentence we
-# know the answer: the position, 1 or 6, of the word that is meant.
+# know the answer: the position (counted from 0), 1 or 6, of the word that is meant.
 
 # %%
 from itertools import product
@@ -554,7 +554,7 @@ theirs = torch.nn.MultiheadAttention(d, M, batch_first=True)
 with torch.no_grad():
     ours.in_proj_weight.copy_(torch.cat([W_Q_all.T, W_K_all.T, W_V_all.T]))  # (3·d, d)
     ours.out_proj.weight.copy_(W_O.T)
-theirs.load_state_dict(ours.state_dict())  # the names are the same
+theirs.load_state_dict(ours.state_dict())  # all parameters, by their names, which are the same
 for name, parameter in ours.named_parameters():
     print(f"{name:15} {tuple(parameter.shape)}")
 
@@ -632,7 +632,7 @@ plots.show(
 # %% [markdown]
 # The output of two such heads, side by side, tells the next layer two things of each patch: who has my colour, and in
 # whom the same colours change. One head with all six numbers would have mixed the two into one likeness. And neither
-# knows *where* a patch is: shuffled patches would give the same weights, shuffled. That is what 03 adds.
+# knows *where* a patch is: shuffled patches would give the same weights, shuffled. That is what [03](03_positional_encoding.ipynb) adds.
 
 # %% [markdown]
 # ## Summary

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say why a bare position number is a poor mark of a place; compute a sine encoding by hand; tell its two layouts apart; turn a step of k positions into a rotation; choose between sines and learned tables knowing what each does beyond the lengths it was trained on; encode the cells of a picture, with padding |
 # | **You need first** | [02 · Multi-head attention](02_multi_head_attention.ipynb); sine and cosine as a point that runs around a circle |
-# | **Time** | 65 minutes to read and run, 45 for the exercises |
+# | **Time** | 70 minutes to read and run, 50 for the exercises |
 # | **Device** | any CPU; two cells train, together for about 20 seconds, and nothing is downloaded |
 
 # %%
@@ -80,7 +80,7 @@ print("with places, the same in both:", torch.allclose(news_1[0], news_2[2], ato
 # %% [markdown]
 # ## 2. From a number to a pattern
 #
-# **The number itself.** Add p to a word at place p. But embeddings are numbers of about the size 1, and at
+# **The number itself.** Add p to every channel of a word at place p. But embeddings are numbers of about the size 1, and at
 # place 500 we would add 500: the word drowns in its place.
 
 # %%
@@ -129,6 +129,8 @@ print("digits that change from 7 to 8:", int((digits(8) != digits(7)).sum()))
 # *Attention Is All You Need*, section 3.5: with d channels there are d/2 hands. Hand i stands in channels 2i and
 # 2i + 1, and turns by 1/10000^(2i/d) with each place (so that it comes around after 2π · 10000^(2i/d) places, its
 # **wavelength**). At place p it points to the angle p / 10000^(2i/d):
+#
+# (PE for positional encoding; p is the place, and the channels 2i and 2i + 1 are a pair:)
 #
 # $$PE_{p,\,2i} = \sin\frac{p}{10000^{2i/d}} \qquad PE_{p,\,2i+1} = \cos\frac{p}{10000^{2i/d}}$$
 
@@ -300,8 +302,8 @@ print("each place looks most at place:", weights.argmax(dim=-1).tolist())
 #
 # A sentence of 16 random words from a language of 20; the answer at each place is **the word before**. No
 # meaning can help, only place. One layer of attention, four ways to say where a word stands: not at all, the two
-# layouts of sines, and a table with one vector for each place that is **learned**, like all other parameters (BERT and
-# the Vision Transformer do that). In torch a `Parameter` is changed by training; a *buffer* belongs to the model and stays.
+# layouts of sines, and a table with one vector for each place that is **learned**, like all other parameters (two well-known
+# models do that, BERT for language and the Vision Transformer for pictures). In torch a `Parameter` is changed by training; a *buffer* belongs to the model and stays.
 
 
 # %%
@@ -425,7 +427,7 @@ ax.set_ylim(0, 1.05)
 plots.show(
     ax,
     alt="Two curves over the place in a sentence. Up to place 15, marked by a dotted line, both are near 1; beyond it the "
-    "table falls below 0.1 and the sines to between 0.1 and 0.4.",
+    "table falls below 0.1 and the sines to between 0.08 and 0.3.",
 )
 
 # %%
@@ -610,7 +612,7 @@ for name, parts in {"colour": (directions,), "both": (directions, place)}.items(
 
 # %% [markdown]
 # Attention is no longer blind to order. DETR *adds* the encoding where we put it beside the colour, so that colour and place
-# also meet in mixed products. And unlike our words of section 6, which got it once and in everything, DETR adds it in every
+# also meet in mixed products. And unlike our words of section 6, which got it once and in everything, DETR ([06](06_detr.ipynb)) adds it in every
 # layer, to queries and keys but never to values: what is handed over is content alone.
 
 # %%

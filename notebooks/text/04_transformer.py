@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say what residual, layer norm and feed-forward are for, and show it; build an encoder layer and a decoder layer equal to torch's; explain cross-attention and why the decoder must not peek; train a small Transformer and let it write word by word |
 # | **You need first** | [01](01_self_attention.ipynb) to [03 · Positional encoding](03_positional_encoding.ipynb) |
-# | **Time** | 70 minutes to read and run, 40 for the exercises |
+# | **Time** | 75 minutes to read and run, 35 for the exercises |
 # | **Device** | any CPU; three cells train, together for about a minute, and nothing is downloaded |
 
 # %%
@@ -153,7 +153,7 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 
 # %% [markdown]
 # Note what the mean runs over: over the channels of **one word**. Not over the words, nor over the sentences of a
-# batch (as batch norm does, which 06 will meet in the backbone). So a word's norm does not depend on its neighbours,
+# batch (as batch norm does, another norm, which [06](06_detr.ipynb) will meet in the backbone). So a word's norm does not depend on its neighbours,
 # and padding does no harm.
 
 # %% [markdown]
@@ -182,7 +182,7 @@ print("each word by itself gives the same:", torch.allclose(together, one_by_one
 print("in another order too:              ", torch.allclose(together, swapped, atol=1e-6))
 
 # %% [markdown]
-# The **same** two matrices serve every place. So a Transformer layer alternates: attention mixes words and cannot bend;
+# The **same** two matrices serve every place. So a Transformer layer alternates: attention mixes words and, with its weights fixed, cannot bend;
 # feed-forward bends and cannot mix. Where are most of the parameters?
 
 # %%
@@ -250,7 +250,7 @@ with torch.no_grad():
 
 # %% [markdown]
 # In cross-attention the two sides differ in number: 4 queries, 7 keys, a 4 × 7 table of weights. Nothing in
-# attention ever asked that those who look be those who are looked at. **Remember this**: in DETR, 100 *object queries*
+# attention ever asked that those who look be those who are looked at. **Remember this**: in DETR ([06](06_detr.ipynb)), 100 *object queries*
 # look at the cells of a picture, in just such layers.
 
 # %%
@@ -321,7 +321,7 @@ print(len(known), "numbers to learn from; kept back, for example", unseen[:4])
 # %% [markdown]
 # The model: embeddings, sines for the places, two encoder layers, two decoder layers, and a score for each word of the
 # vocabulary. (The package adds places to queries and keys of *every* layer, as DETR does; the Transformer of 2017 added
-# them once, at the start. The `[-1]` takes the last of the decoder's layers: DETR will want all of them.)
+# them once, at the start. The `[-1]` takes the last of the decoder's layers: DETR, in [06](06_detr.ipynb), will want all of them.)
 
 
 # %%
@@ -490,7 +490,7 @@ def without(part):
         model.places.zero_()
     if part == "feed-forward":
         for layer in layers:
-            layer.feed_forward = torch.zeros_like  # thinks nothing
+            layer.feed_forward = torch.zeros_like  # a function in the module's place: thinks nothing
     if part == "encoder":
         model.encoder.layers = nn.ModuleList()
     return model

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | compute IoU and GIoU by hand; say what anchors, assignment rules and NMS do, and show where each fails; match predictions with objects by brute force and by the Hungarian algorithm; build DETR's loss from its three terms and show that it does not care about order; read a precision–recall curve and compute AP |
 # | **You need first** | [00 · Start here](00_start_here.ipynb) for boxes, the softmax of [01](01_self_attention.ipynb), and decoder layers from [04](04_transformer.ipynb) |
-# | **Time** | 75 minutes to read and run, 60 for the exercises |
+# | **Time** | 120 minutes to read and run, 65 for the exercises |
 # | **Device** | any CPU; the longest cell takes some seconds, and nothing is downloaded |
 
 # %%
@@ -156,7 +156,7 @@ plots.show(
 # %% [markdown]
 # ## 3. Part two: the rule that assigns
 #
-# 1296 anchors, four objects: which anchor shall learn what? A usual **assignment rule**: an anchor learns an object if their IoU is at
+# 1296 anchors (A of them, for short), four objects (T): which anchor shall learn what? A usual **assignment rule**: an anchor learns an object if their IoU is at
 # least 0.5 (some take 0.7); it learns "background" if its best IoU is below 0.3 (or 0.4); in between it learns nothing; and an object that
 # no anchor reaches gets its best one anyhow.
 
@@ -281,7 +281,7 @@ plots.show(
     alt="Share of pictures answered rightly against the threshold. Apart: all up to 0.2, then falling to none. Crowd: a hill "
     "around 0.4 that stays below 0.7.",
 )
-best = {name: thresholds[max(range(7), key=values.__getitem__)] for name, values in shares.items()}
+best = {name: thresholds[values.index(max(values))] for name, values in shares.items()}
 print("the crowd needs a higher threshold than the others:", best["crowd"] > best["apart"])
 print("a threshold that serves nine of ten in both:", any(min(pair) > 0.9 for pair in zip(*shares.values())))
 
@@ -462,6 +462,9 @@ for n, t in ((4, 3), (20, 5), (100, 7)):
 #
 # By hand: star takes query 1 (cost 2). Ring takes query 0 (cost 1). Now the cross. Directly, the cheapest free query is 3, for 8. Through query 0: cross takes it (6), ring gives it
 # up (−1) and moves to query 3 (2): 7 in all. That chain is the cheapest.
+#
+# In the code `price[j]` is the cheapest chain found so far that ends at query j, and `before[j]` the query that it came through. For the cross `price` begins as its own row of costs (8 at query 3), with `before` None. Looking at query 0, held by ring, the chain through it ends at 3 for 7: so `price[3]` becomes 7 and `before[3]` becomes 0.
+# Then the way is walked back: query 3 takes over what query 0 held (ring), and query 0, which came from nowhere, takes the cross.
 
 
 # %%
@@ -697,7 +700,7 @@ def rule_loss(logits, boxes, labels, target_boxes):
 # %%
 def learn(loss, steps=300):
     """The predictions after some steps: logits (A, 4) and boxes (A, 4)."""
-    first = package_boxes.xyxy_to_cxcywh(anchors / 96).clamp(0.01, 0.99).logit()
+    first = package_boxes.xyxy_to_cxcywh(anchors / 96).clamp(0.01, 0.99).logit()  # the inverse of the sigmoid
     free = torch.cat((torch.zeros(len(first), 4), first), dim=1).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.05)
     for _ in range(steps):
@@ -736,7 +739,7 @@ plots.show(
 # %% [markdown]
 # ## 10. A loss after every layer
 #
-# A decoder has several layers (04), and each could already answer. DETR reads an answer after *every* layer, with the same heads, matches each by itself, and adds up all losses:
+# A decoder has several layers (04), and each could already answer. DETR reads an answer after *every* layer, with the same *prediction heads* (small networks that read a class and a box off a query; not heads of attention), matches each by itself, and adds up all losses:
 # **auxiliary losses**. In the package the layers travel stacked in one tensor, (K, B, N_q, ...), and are matched in one go:
 
 # %%
@@ -788,7 +791,7 @@ print(
 #
 # $$\text{FL}(p_t) = -\alpha_t\,(1 - p_t)^\gamma \log p_t, \qquad \gamma = 2$$
 #
-# α is 0.25 for *yes* and 0.75 for *no* (values that were found by trial). With 300 queries and 80 classes there are 24,000 questions a picture, and for seven objects 7 of them are answered *yes*.
+# α is 0.25 for *yes* and 0.75 for *no* (values that were found by trial). With the 300 queries of Deformable DETR and 80 classes there are 24,000 questions a picture, and for seven objects 7 of them are answered *yes*.
 
 # %%
 p = torch.linspace(0.05, 0.7, 14)
@@ -940,7 +943,7 @@ print(f"AP of stars at IoU 0.5: {best_beyond.mean():.1f}")
 
 # %% [markdown]
 # (Fourteen stars are few: one more or less found moves AP by several hundredths. Benchmarks use thousands.) What is reported as *the* AP is the mean over ten thresholds of IoU, 0.5, 0.55, ..., 0.95, and over all classes. At 0.95 a box must fit nearly to the pixel,
-# so this AP is always lower; the first DETR had 0.42 on COCO.
+# so this AP is always lower; the first DETR had 0.42 on COCO, the data set of photos on which detectors are compared.
 #
 # > **Claim:** duplicates do no harm; one can always look at the best box.
 # >
@@ -997,6 +1000,7 @@ plots.show(
 # Our query would be told *ring* after both layers. The small star and the triangle change hands between the layers: the second layer's answers are not the first one's, made a little better, but a match of their own.
 
 # %%
+# σ̂ is the match: σ̂(i) is the query of object i; ∅ is "no object"; a hat marks what the model says
 course.equation_map("05")
 
 # %% [markdown]
@@ -1248,7 +1252,7 @@ course.reset()
 # ## Symbols
 
 # %%
-course.symbols("N_q", "T", "C", "K", "B")
+course.symbols("N_q", "T", "C", "K", "B", "A")
 
 # %% [markdown]
 # **Next:** the loss is ready, and so are attention, positions and layers. [06 · DETR](06_detr.ipynb) puts them together, and trains. Back to

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say what a convolution, a stride and a feature map are; write DETR, and say what each of its parts is for; train it and see that it learns; draw where an object's query looks; show how slowly DETR learns and how its cost grows; recognise seven ways to get nothing useful out of it |
 # | **You need first** | [01](01_self_attention.ipynb) to [05 · The Hungarian loss](05_hungarian_loss.ipynb) |
-# | **Time** | 90 minutes to read and run, 45 for the exercises |
+# | **Time** | 120 minutes to read and run, 35 for the exercises |
 # | **Device** | any CPU; one cell trains for about two minutes, some others for a few seconds, and nothing is downloaded |
 
 # %%
@@ -101,8 +101,8 @@ print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tup
 
 # %% [markdown]
 # Convolutions behind one another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. The first ones see
-# a few pixels, later ones see answers of answers, and so a larger and larger part of the picture. (The norm here is a *group norm*, a layer norm over some of a picture's channels; a ResNet has a *batch norm*, whose means were
-# taken over many pictures, and which DETR freezes.) What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
+# a few pixels, later ones see answers of answers, and so a larger and larger part of the picture. (The norm here is a *group norm*, a layer norm over some of a picture's channels; a ResNet, the backbone of the paper, has a *batch norm*, whose means were
+# taken over many pictures, and which DETR freezes, that is, never changes.) What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
 
 # %%
 shipped = course.detector("detr")
@@ -181,7 +181,7 @@ def answers(self, tokens, position, padding):
     return self.decoder(content, memory, where, position, padding)
 
 
-SmallDetr.answers = answers
+SmallDetr.answers = answers  # a method, added to the class later
 
 # %% [markdown]
 # The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. With the loss of 05 this is all of DETR, in about fifty lines.
@@ -312,8 +312,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Pictures and targets in, a dict of losses out, all of them added up; we train the package's class, with fresh weights. Pictures are flipped and turned at random, so that 2000 are worth more. Four helpers are new. The optimizers are two successors of Adam: *Muon* for
-# matrices, *AdamW* for the rest. The learning rate begins small (*warm-up*) and then falls to zero. A gradient longer than 0.1 is shortened (*clipping*), so that no step is too long. And "no object" weighs 0.4 instead of 0.1, since there are 10 queries and not
+# Pictures and targets in, a dict of losses out, all of them added up; we train the package's class, with fresh weights. Pictures are flipped and turned at random, so that 2000 are worth more. Four helpers are new. The optimizers are two: *AdamW*, Adam with a weight decay of its own ([paper](https://arxiv.org/abs/1711.05101)), and for
+# matrices *Muon*, which makes all directions of a step equally long ([its author's page](https://kellerjordan.github.io/posts/muon/)); each group of parameters has a `factor` by which its learning rate differs. The learning rate begins small (*warm-up*) and then falls to zero. A gradient longer than 0.1 is shortened (*clipping*), so that no step is too long. And "no object" weighs 0.4 instead of 0.1, since there are 10 queries and not
 # 100. While it trains, we keep what it says about a few pictures of the validation set.
 
 # %%
@@ -560,7 +560,7 @@ print("together more than half of the weight:", inside > 0.5)
 #
 # ### It learns slowly
 #
-# On the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and augmentation, from committed logs: DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00.
+# On the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and *augmentation* (pictures changed at random, as by the flips above), over *epochs* (one is a pass over all training pictures), from committed logs: DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00 ("of 00" in the picture; [09](09_deformable_detr.ipynb) says what it has besides).
 
 # %%
 from ddetr_lite.plots.training import training_curves
@@ -569,7 +569,7 @@ runs = {
     "DETR, 8 epochs": "shapes-detr-eight-epochs",
     "DETR, 36 epochs": "shapes-detr",
     "Deformable DETR": "shapes-deformable-eight-epochs",
-    "two stages, hints": "shapes",
+    "Deformable DETR of 00": "shapes",
 }
 logs = {name: course.run_log(folder) for name, folder in runs.items()}
 plots.show(
@@ -584,7 +584,7 @@ for name, lines in logs.items():
     print(f"{name:>17}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
 
 # %% [markdown]
-# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three seeds and the same search for both, is the subject of 10. The paper has 500 epochs on COCO for DETR, and 50
+# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three seeds and the same search for both, is the subject of [10](10_convergence_and_ablations.ipynb). The paper has 500 epochs on COCO for DETR, and 50
 # for Deformable DETR. Why is DETR slow? The moving match may be one reason. Another can be seen at the start: a new attention layer looks everywhere alike (half of the weight on half of the cells), and has to learn to look at a few.
 
 # %%
@@ -612,7 +612,7 @@ for stride in (32, 16, 8):
     )
 
 # %% [markdown]
-# So DETR takes stride 32. A cell is then 32 × 32 pixels, and a small object is less than one cell; on COCO, the paper says, DETR is weaker than Faster R-CNN on small objects (AP 20.5 against 26.6). Our DETR has none of this weakness, for on 96 pixels it could afford a stride of 8. Measured, one encoder layer on maps of growing size:
+# So DETR takes stride 32. A cell is then 32 × 32 pixels, and a small object is less than one cell; on COCO, the paper says, DETR is weaker than Faster R-CNN, the best-known detector with anchors, on small objects (AP 0.205 against 0.266). In ours this cannot be seen, for on 96 pixels it could afford a stride of 8. Measured, one encoder layer on maps of growing size:
 
 # %%
 layer = transformer.EncoderLayer(64, heads=4, hidden=128, dropout=0.0)
@@ -648,7 +648,7 @@ plots.show(
 print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30)
 
 # %% [markdown]
-# Slow to learn, and fine maps are too dear. **Both have to do with looking everywhere.** What if a query looked at just a few places, and learned where? That is 07.
+# Slow to learn, and fine maps are too dear. **Both have to do with looking everywhere.** What if a query looked at just a few places, and learned where? That is [07](07_deformable_attention.ipynb).
 
 # %% [markdown]
 # ## 7. A gallery of failures

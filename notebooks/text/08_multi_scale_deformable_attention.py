@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say why one map is not enough; put several maps into one row of tokens and find a token's place again; say what level embeddings, reference points and valid ratios are for; follow one query through all levels, number by number; write the operation as a loop, and show that other ways give the same; check its gradients |
 # | **You need first** | [07 · Deformable attention](07_deformable_attention.ipynb) |
-# | **Time** | 50 minutes to read and run, 45 for the exercises |
+# | **Time** | 60 minutes to read and run, 55 for the exercises |
 # | **Device** | any CPU; no cell takes more than some seconds, and nothing is downloaded |
 
 # %%
@@ -45,7 +45,7 @@ scene, shipped, followed = course.picture(), course.detector(), course.followed_
 # %% [markdown]
 # ## 1. One map is not enough
 #
-# The detector of 00 takes three maps from its backbone, the answers of its later stages, each half as fine as the one before: strides 8, 16 and 32. How large are the objects of our picture, in cells of each?
+# The detector of 00 takes three maps from its backbone, the answers of its later blocks, each half as fine as the one before: strides 8, 16 and 32. How large are the objects of our picture, in cells of each? (In words and pictures we count levels, points, heads and layers from 1; code counts from 0, and so do rows, columns and the numbers of tokens and queries.)
 
 # %%
 model = shipped.model.eval()
@@ -126,12 +126,12 @@ print(
 )
 
 # %% [markdown]
-# With sines alone, the nearest position is always one of another level. With the embedding every level is a layer of its own. (Content may tell levels apart as well, so this does not prove that training would fail without: that would take a training of its own.)
+# With sines alone, the nearest position is always one of another level. With the embedding every level is a group of its own. (Content may tell levels apart as well, so this does not prove that training would fail without: that would take a training of its own.)
 
 # %% [markdown]
 # ## 3. Reference points
 #
-# Where does a query stand? A query of the decoder has a point of its own, learned or from the first stage (09). In the **encoder** every token is a query, and stands at the centre of its own cell: row i of H lies at (i + ½)/H. This point, in 0..1 of the picture, is the same on all levels.
+# Where does a query stand? A query of the decoder has a point of its own, learned, or proposed by the encoder ([09](09_deformable_detr.ipynb)). In the **encoder** every token is a query, and stands at the centre of its own cell: row i of H lies at (i + ½)/H. This point, in 0..1 of the picture, is the same on all levels.
 #
 # By hand, for levels of 2 × 2 and 1 × 1 cells: (¼, ¼), (¾, ¼), (¼, ¾), (¾, ¾), and (½, ½).
 
@@ -187,7 +187,7 @@ print("a picture of 50 pixels has ratios in x of", uneven[0, :, 0])
 # %% [markdown]
 # ## 4. One query through all levels
 #
-# The query that we follow, in the decoder's first layer. Its reference is a box (09 says why); what matters here is where it looks: for each head, level and point a location in 0..1, the same scale for all levels. On each level it becomes a place in *cells*: x = location · W − ½. And each has a weight; those of a
+# The query that we follow, in the decoder's first layer. Its reference is a box ([09](09_deformable_detr.ipynb) says why); what matters here is where it looks: for each head, level and point a location in 0..1, the same scale for all levels. On each level it becomes a place in *cells*: x = location · W − ½. And each has a weight; those of a
 # head sum to one **over all its levels and points**.
 
 # %%
@@ -195,7 +195,7 @@ locations, weights = followed.locations[0], followed.weights[0]  # (M, L, P, 2),
 heads, levels, points_each = weights.shape
 print(f"{heads} heads × {levels} levels × {points_each} points = {weights.numel()} samples")
 print("each head's weights sum to 1, within 1e-6:", (weights.sum(dim=(1, 2)) - 1).abs().max().item() < 1e-6)
-print("head 0:")
+print("head 1:")
 for level, (height, width) in enumerate(level_shapes):
     for p in range(points_each):
         x, y = (locations[0, level, p] * torch.tensor([width, height]) - 0.5).tolist()
@@ -218,7 +218,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Around a reference *point* an offset counts cells, so the same offset reaches four times as far on level 3 as on level 1. This query starts from a *box* (09), and offsets count in parts of it: on all levels it looks about equally far. What a coarse level adds then is a wider mixture at each sample.
+# Around a reference *point* an offset counts cells, so the same offset reaches four times as far on level 3 as on level 1. This query starts from a *box* ([09](09_deformable_detr.ipynb)), and offsets count in parts of it: on all levels it looks about equally far. What a coarse level adds then is a wider mixture at each sample.
 
 # %% [markdown]
 # ## 5. The operation
@@ -227,7 +227,7 @@ plots.show(
 #
 # $$\text{MSDeformAttn}(z, p, \{x^l\}) = \sum_{m=1}^{M} W_m \Big[\sum_{l=1}^{L}\sum_{k=1}^{P} A_{mlk}\; W'_m\, x^l\big(\phi_l(p) + \Delta p_{mlk}\big)\Big]$$
 #
-# where φ turns a point of the picture into one of level l. Everything but the matrices W and W′ is one function, of values, level shapes, locations and weights. As a loop:
+# where l counts levels, k points, and φ turns a point of the picture into one of level l. Everything but the matrices W and W′ is one function, of values, level shapes, locations and weights. As a loop:
 
 
 # %%
@@ -284,14 +284,16 @@ for backend in BACKENDS:
     print(f"package, {backend:>9}, within 1e-5:", (theirs - by_loop).abs().max().item() < 1e-5)
 
 # %% [markdown]
-# `cpu` is the one that the package takes on a CPU (12 takes it apart and measures it), and `auto` chooses. And a reference from elsewhere, the same function in Hugging Face's code:
+# `reference` is the package's form with `grid_sample`; `cpu` is the one that the package takes on a CPU ([12](12_fast_kernels.ipynb) takes it apart and measures it), and `auto` chooses. And a reference from elsewhere, the same function in Hugging Face's code:
 
 # %%
 from transformers.models.deformable_detr import modeling_deformable_detr as hugging_face
 
 theirs = hugging_face.MultiScaleDeformableAttention()
 sizes = torch.tensor(small_levels)
-found = theirs(value, sizes, small_levels, torch.tensor([0, 24]), at, share, im2col_step=64)
+found = theirs(
+    value, sizes, small_levels, torch.tensor([0, 24]), at, share, im2col_step=64
+)  # [0, 24]: where levels begin; the step is for its CUDA code
 print("Hugging Face within 1e-5:", (found - by_loop).abs().max().item() < 1e-5)
 
 # %% [markdown]
@@ -361,6 +363,7 @@ ax = plots.matrix(table, list(bands), strides, "Share of the weight on each leve
 plots.show(
     ax, alt="A table of the share of the weight on the three levels for small, medium and large objects."
 )
+print("boxes:", {name: int(chosen.sum()) for name, chosen in bands.items()})
 print("small objects give the finest level more than large ones do:", (table[0, 0] > table[2, 0]).item())
 print(
     "large ones give the two coarse levels more than small ones do:",
@@ -368,7 +371,7 @@ print(
 )
 
 # %% [markdown]
-# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a leaning is true: the larger the object, the less of it. This is one detector, its last layer, and some forty boxes of each size.
+# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a leaning is true: the larger the object, the less of it. This is one detector, its last layer, and the boxes that were counted above.
 
 # %% [markdown]
 # ## 8. Explore
@@ -402,9 +405,10 @@ plots.show(
 # %% tags=["nbval-ignore-output"]
 import ipywidgets
 
-sliders = {"layer": (0, len(outputs.logits) - 1), "query": (0, outputs.logits.shape[2] - 1)}
+last = outputs.logits.shape[2] - 1
+sliders = {"layer": (1, len(outputs.logits)), "query": ipywidgets.IntSlider(followed.index, 0, last)}
 alt = "Where the chosen query looks in the chosen layer, and the box that it says."
-_ = ipywidgets.interact(lambda layer, query: plots.show(explore(layer, query), alt=alt), **sliders)
+_ = ipywidgets.interact(lambda layer, query: plots.show(explore(layer - 1, query), alt=alt), **sliders)
 
 # %%
 course.equation_map("08")
@@ -575,7 +579,7 @@ print("the same classes:", torch.equal(mine["labels"][:4], theirs["labels"][:4])
 # ## Symbols
 
 # %%
-course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W")
+course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W", "z", "p", "Δp", "A", "W_m")
 
 # %% [markdown]
 # **Next:** the whole model. [09 · Deformable DETR](09_deformable_detr.ipynb). Back to

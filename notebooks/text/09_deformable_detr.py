@@ -60,6 +60,7 @@ scene, shipped = course.picture(), course.detector()
 # | tokens look at | all tokens | a few points on each level, around themselves |
 # | queries look at one another | yes, all | the same |
 # | queries look at the picture | at all tokens | a few points on each level, around their **reference point** |
+# | a query's content | begins at zero | is learned, as its position is |
 # | a box is | four numbers | a centre **relative to the reference point**, and a size |
 # | class loss | softmax with "no object" | focal loss (05) |
 #
@@ -153,7 +154,7 @@ print("logits within 1e-4:", (logits - their_logits).abs().max().item() < 1e-4)
 # %% [markdown]
 # ## 3. How a new one begins
 #
-# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights: a box begins with its centre at the reference and, where that is only a point, with 12 % of the picture's width and height. Why the bias?
+# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights and a bias of −2 for the size: a box begins with its centre at the reference and, where that is only a point, with 12 % of the picture's width and height (σ(−2) = 0.12). Why the bias?
 #
 # > **Claim:** where the bias begins hardly changes the first loss.
 # >
@@ -255,7 +256,7 @@ plots.show(
 print("in this order:", ap["DETR"] < ap["Deformable DETR"] < ap["refined, two stages"])
 
 # %% [markdown]
-# At the same number of steps; in 06 DETR had four times as many, and passed 0.4. (One run of each; they differ in layers and losses too. A Deformable DETR's step takes longer here, since its backbone goes on to coarser maps, and it has more parameters for that reason. The learning rates were not searched with equal care. 10 compares with more of it.)
+# At the same number of steps; in 06 DETR had four times as many, and passed 0.4. (One run of each; they differ in layers and losses too. A Deformable DETR's step takes longer here, since its backbone goes on to coarser maps, and it has more parameters for that reason. The learning rates were not searched with equal care. [10](10_convergence_and_ablations.ipynb) compares with more of it.)
 
 # %%
 drawn, axes = plots.panels(3, height=2.8)
@@ -276,7 +277,7 @@ plots.show(
 # %% [markdown]
 # ## 5. Refinement: each layer mends the box of the one before
 #
-# In DETR every layer says its box anew. With **iterative refinement** a layer starts from the box that the one before it has said, and looks around *that*: its box is the new reference, and the sampling points scale with its size (an offset of P, the number of points, reaches the box's edge; half of P, half-way). The head says only a correction:
+# In DETR every layer says its box anew. With **iterative refinement** a layer starts from the box that the one before it has said, and looks around *that*: its box is the new reference, and the sampling points scale with its size (location = centre + offset / P · size / 2: an offset of P, the number of points, reaches the box's edge). The head says only a correction:
 #
 # $$\text{box}_k = \sigma\big(\Delta_k + \sigma^{-1}(\text{box}_{k-1})\big)$$
 #
@@ -290,6 +291,7 @@ from ddetr_lite.datasets.shapes import render_picture
 def boxes_by_layer(pixels, true_boxes, labels):
     """For each true object the boxes of its query: the proposal, and after each layer, (T, K + 1, 4) in 0..1."""
     model, starts = shipped.model, []
+    # the decoder returns (hidden, references): a hook sees (module, input, output), and keeps the references
     handle = model.transformer.decoder.register_forward_hook(lambda *call: starts.extend(call[-1][1]))
     batch = model.batch([pixels])
     outputs = model.outputs(batch)
@@ -332,14 +334,14 @@ plots.show(
 print("the layers fit better than the proposal:", bool(mean[0] < mean[1]), bool(mean[0] < mean[2]))
 
 # %% [markdown]
-# The proposal is good already; the first layer mends it, the second adds little here. (With six layers, on COCO, the paper reports 1.6 AP more with refinement than without.)
+# The proposal is good already; the first layer mends it, the second adds little here. (With six layers, on COCO, the paper reports 0.016 AP more with refinement than without.)
 #
 # (The queries are matched by the last layer's answer, which favours the last bar a little.) Between the layers the box is handed on as a plain number (`detach`): no gradient of a later layer's loss reaches the earlier box. The query's vector still carries gradients back through all layers.
 
 # %% [markdown]
 # ## 6. Two stages: queries that come from the picture
 #
-# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level, corrected by a head; and says how sure it is that this is an object, of whatever kind. The best N_q become the references of
+# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level, corrected by a head (one anchor for each token: a size that is chosen by hand is back, in this one place); and says how sure it is that this is an object, of whatever kind. The best N_q become the references of
 # the queries. From the four numbers of its box (sines as in 03, then a matrix and a norm) each query also gets its position and its content: of the picture it knows only this box until it looks.
 
 # %%
@@ -437,7 +439,7 @@ plots.show(
 # %% [markdown]
 # > **Claim:** the points circle the object.
 # >
-# > **Measurement:** how much of the weight lies inside the query's own box, and how much at its rim (the outer quarter of the way from the centre to the edge, on either side of it)?
+# > **Measurement:** how much of the weight lies inside the query's own box, and how much at its rim (0.75 to 1.25 of the way from its centre to its edge)?
 
 # %%
 inside, rim = [], []
@@ -483,7 +485,7 @@ for height, width in ((12, 12), (12, 24)):
 #
 # ### 9.2 Half precision
 #
-# ([Deformable-DETR#64](https://github.com/fundamentalvision/Deformable-DETR/issues/64): the authors' operation does not take halves at all.) Where one does, another trap waits: bfloat16 has eight bits for a number's digits. Locations between 0.5 and 1 on a map of 167 cells (a photo of 1333 pixels at stride 8):
+# ([Deformable-DETR#64](https://github.com/fundamentalvision/Deformable-DETR/issues/64): the authors' operation does not take numbers of 16 bits, *halves*, at all.) Where one does, another trap waits: bfloat16 has eight bits for a number's digits. Locations between 0.5 and 1 on a map of 167 cells (a photo of 1333 pixels at stride 8):
 
 # %%
 exact = torch.linspace(0.5, 1, 1000)
@@ -491,7 +493,7 @@ lost = ((exact.bfloat16().float() - exact).abs() * 167).max().item()
 print(f"up to {lost:.1f} cells are lost by rounding to bfloat16")
 
 # %% [markdown]
-# *Mend:* values may be halves, locations not. The package keeps them in float32, whatever autocast says.
+# *Mend:* values may be halves, locations not. The package keeps them in float32, whatever `autocast`, torch's switch for half precision, says.
 #
 # ### 9.3 A location that is not a number
 #
@@ -510,7 +512,7 @@ for backend in ("loop", "reference", "cpu"):
 #
 # ### 9.4 A compiler is missing
 #
-# The authors' operation is CUDA code that has to be compiled for each version of torch; it is a frequent question ([#22](https://github.com/fundamentalvision/Deformable-DETR/issues/22), [#51](https://github.com/fundamentalvision/Deformable-DETR/issues/51), [#157](https://github.com/fundamentalvision/Deformable-DETR/issues/157), ...), and it
+# The authors' operation is code for NVIDIA's GPUs (CUDA) that has to be compiled for each version of torch; it is a frequent question ([#22](https://github.com/fundamentalvision/Deformable-DETR/issues/22), [#51](https://github.com/fundamentalvision/Deformable-DETR/issues/51), [#157](https://github.com/fundamentalvision/Deformable-DETR/issues/157), ...), and it
 # refuses to run on a CPU. Here nothing is compiled. Which way is taken, is said, and a way that does not exist is an error, not a silent detour:
 
 # %%
@@ -703,7 +705,7 @@ print("the same classes:", torch.equal(mine["labels"][sure], theirs["labels"][su
 # ## Symbols
 
 # %%
-course.symbols("B", "N", "N_q", "d", "K", "L", "P", "C", "T")
+course.symbols("B", "N", "N_q", "d", "K", "L", "P", "C", "T", "p", "σ")
 
 # %% [markdown]
 # **Next:** how much faster does it really learn? [10 · Convergence and ablations](10_convergence_and_ablations.ipynb). Back to
