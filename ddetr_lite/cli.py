@@ -1,4 +1,4 @@
-"""The command `ddetr-lite`: train, evaluate, predict, data, convert.
+"""The command `ddetr-lite`: train, evaluate, predict, data, convert, bench.
 
 Options are made from dataclasses by tyro. A mistake of the user's is answered with one line and exit code 2.
 """
@@ -271,6 +271,28 @@ def convert(words: list[str]) -> None:
     print(f"{source} → {target}: {type(model).__name__}, {count / 1e6:.1f}M parameters, {len(names)} classes")
 
 
+# ----------------------------------------------------------------------------------------------------------------- bench
+
+
+def bench(words: list[str]) -> None:
+    """Measure what is claimed about speed: `ddetr-lite bench msda`."""
+    command = " ".join(["ddetr-lite bench", *words])
+    what, words = _take_positional(words, "WHAT", "msda", "bench msda")
+    if what != "msda":
+        raise Mistake(f"bench {what!r} is unknown: choose 'msda'")
+    from ddetr_lite.benchmarks.msda import MsdaOptions, ratios, run
+
+    options = _parse(MsdaOptions, words, "ddetr-lite bench msda")
+    result = run(options, command)
+    if options.out is not None:
+        from ddetr_lite.plots import grouped_bars
+        from ddetr_lite.plots.style import png
+
+        title = "Forward and backward: times as fast as the form with grid_sample"
+        options.out.with_suffix(".png").write_bytes(png(grouped_bars(ratios(result), title, line=1.0)))
+        print(f"{options.out.with_suffix('.json')} and .png are written.")
+
+
 # ------------------------------------------------------------------------------------------------------------- the frame
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -279,6 +301,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": predict,
     "data": data,
     "convert": convert,
+    "bench": bench,
 }
 
 

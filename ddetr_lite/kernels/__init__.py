@@ -3,7 +3,11 @@
 `layers` builds modules on it; this package knows tensors only.
 """
 
+import os
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,20 +15,62 @@ from torch import Tensor
 from ddetr_lite.kernels import cpu, reference
 from ddetr_lite.kernels.reference import LevelShapes
 
+triton: Any = None  # loaded where it can run; importing Triton takes a while, and on macOS and Windows there is none
+if find_spec("triton") and (torch.cuda.device_count() or os.environ.get("TRITON_INTERPRET") == "1"):
+    triton = import_module("ddetr_lite.kernels.triton")
+
+
+def _triton(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
+    output: Tensor = triton.attend(value, level_shapes, locations, weights)
+    return output
+
+
 BACKENDS: dict[str, Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor]] = {
     "loop": reference.loop,
     "reference": reference.grid_sample,
     "cpu": cpu.embedding_bag,
+    "triton": _triton,
 }
 
 
-def choose_backend(value: Tensor) -> str:
-    """The backend that `auto` takes for this value tensor (B, N, M, D): by device and width of a head.
+def why_not(backend: str, value: Tensor) -> str | None:
+    """Why this backend cannot run on this value tensor, in words with the remedy; None if it can.
 
-    On a CPU `cpu` from 16 channels a head on (below, sorting the samples costs more than it saves); else `reference`.
+    Raises ValueError for a backend that does not exist.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown: choose 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    if backend == "cpu" and value.device.type != "cpu":
+        return f"backend='cpu' needs tensors on the CPU, value is on {value.device}: use backend='auto'"
+    if backend == "triton":
+        if triton is None and find_spec("triton") is None:
+            return "backend='triton' needs the package triton, which is not installed here: use backend='auto'"
+        if triton is None or not (value.is_cuda or triton.INTERPRETED):
+            return (
+                f"backend='triton' needs tensors on a CUDA device, value is on {value.device}: use backend='auto' (or, "
+                "to try the kernels slowly on a CPU, set TRITON_INTERPRET=1 before ddetr_lite is imported)"
+            )
+        if value.dtype not in triton.DTYPES:
+            names = ", ".join(str(dtype) for dtype in triton.DTYPES)
+            return f"backend='triton' takes values in {names}, got {value.dtype}: use backend='auto'"
+    return None
+
+
+def backends_for(value: Tensor) -> list[str]:
+    """The names of all backends that can run on this value tensor."""
+    return [name for name in BACKENDS if why_not(name, value) is None]
+
+
+def choose_backend(value: Tensor) -> str:
+    """The backend that `auto` takes for this value tensor (B, N, M, D): by device, dtype and width of a head.
+
+    On CUDA `triton`, for the dtypes that it takes, where Triton is installed. On a CPU `cpu` from 16 channels a head on
+    (below, sorting the samples costs more than it saves). Else `reference`.
     """
     if value.device.type == "cpu" and value.shape[-1] >= 16:
         return "cpu"
+    if value.is_cuda and why_not("triton", value) is None:
+        return "triton"
     return "reference"
 
 
@@ -45,11 +91,36 @@ def multi_scale_deformable_attention(
     _check(value, level_shapes, locations, weights)
     if backend == "auto":
         backend = choose_backend(value)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown: choose 'auto' or one of {', '.join(map(repr, BACKENDS))}")
-    if backend == "cpu" and value.device.type != "cpu":
-        raise ValueError(f"backend='cpu' needs tensors on the CPU, value is on {value.device}: use backend='auto'")
+    reason = why_not(backend, value)
+    if reason is not None:
+        raise ValueError(reason)
     return BACKENDS[backend](value, level_shapes, locations, weights)
+
+
+def fused_deformable_attention(
+    value: Tensor, level_shapes: LevelShapes, reference: Tensor, offsets: Tensor, scores: Tensor
+) -> Tensor:
+    """The same from what a layer has in hand, in one kernel: locations and weights never exist in memory. Triton only.
+
+    reference: (B, N_q, L, 2) points or (B, N_q, L, 4) boxes in 0..1; offsets: (B, N_q, M, L, P, 2), in cells from a point,
+    or of a box so that P is its edge; scores: (B, N_q, M, L, P), before the softmax over all levels and points of a head.
+    Offsets and scores may be halves. Returns (B, N_q, M·D) in the dtype of value. Raises ValueError as
+    `multi_scale_deformable_attention` does.
+    """
+    _check(value, level_shapes, offsets, scores)
+    batch, queries, _, levels = offsets.shape[:4]
+    if reference.shape[:3] != (batch, queries, levels) or reference.shape[3:] not in ((2,), (4,)):
+        raise ValueError(
+            f"reference must be ({batch}, {queries}, {levels}, 2) or ({batch}, {queries}, {levels}, 4) like the offsets, "
+            f"got {tuple(reference.shape)}"
+        )
+    if reference.device != value.device:
+        raise ValueError(f"reference must be on {value.device} like value, found {reference.device}")
+    reason = why_not("triton", value)
+    if reason is not None:
+        raise ValueError(reason)
+    output: Tensor = triton.attend_fused(value, level_shapes, reference, offsets, scores)
+    return output
 
 
 def _check(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> None:

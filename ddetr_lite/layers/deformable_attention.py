@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddetr_lite.kernels import multi_scale_deformable_attention
+from ddetr_lite.kernels import choose_backend, fused_deformable_attention, multi_scale_deformable_attention
 from ddetr_lite.kernels.reference import LevelShapes
 from ddetr_lite.layers.recording import record
 
@@ -82,12 +82,19 @@ class MultiScaleDeformableAttention(nn.Module):
 
         The weights of a head sum to one over all its levels and points. Locations stay float32 under autocast.
         """
-        split = (self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*split, 2))
+        offsets, scores = self._offsets_and_scores(query)
         if offsets.dtype in (torch.bfloat16, torch.float16):  # a bfloat16 cannot tell neighbouring pixels apart
             offsets = offsets.float()
-        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, split[1:])
+        weights = scores.flatten(3).softmax(-1).view_as(scores)
         return sampling_locations(reference, offsets, level_shapes), weights
+
+    def _offsets_and_scores(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N_q, M, L, P, 2) and (B, N_q, M, L, P), the latter before the softmax."""
+        split = (self.heads, self.levels, self.points)
+        return (
+            self.sampling_offsets(query).unflatten(-1, (*split, 2)),
+            self.attention_weights(query).unflatten(-1, split),
+        )
 
     def forward(
         self,
@@ -103,9 +110,13 @@ class MultiScaleDeformableAttention(nn.Module):
         value = self.value_proj(tokens)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
-        locations, weights = self.samples(query, reference, level_shapes)
         value = value.unflatten(-1, (self.heads, -1))  # (B, N, M, D)
-        return self.output_proj(multi_scale_deformable_attention(value, level_shapes, locations, weights, self.backend))
+        backend = choose_backend(value) if self.backend == "auto" else self.backend
+        if backend == "triton":
+            offsets, scores = self._offsets_and_scores(query)
+            return self.output_proj(fused_deformable_attention(value, level_shapes, reference, offsets, scores))
+        locations, weights = self.samples(query, reference, level_shapes)
+        return self.output_proj(multi_scale_deformable_attention(value, level_shapes, locations, weights, backend))
 
 
 class DeformableAttention(MultiScaleDeformableAttention):

@@ -7,7 +7,7 @@ Figure. Nothing here touches pyplot's global state: a figure appears when `show`
 """
 
 from ddetr_lite.plots.attention import attention_over_picture, encoding, matrices, matrix, patch_grid, picture, vectors
-from ddetr_lite.plots.charts import bars, curves, matching, precision_recall
+from ddetr_lite.plots.charts import bars, curves, grouped_bars, matching, precision_recall
 from ddetr_lite.plots.style import COLOURS, INK, WEIGHTS, WIDTH, figure, panels, show
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "curves",
     "encoding",
     "figure",
+    "grouped_bars",
     "matching",
     "matrices",
     "matrix",

@@ -92,6 +92,33 @@ def bars(
     return ax
 
 
+def grouped_bars(groups: Mapping[str, Mapping[str, float]], title: str = "", line: float | None = None) -> Axes:
+    """Lying bars, for each group (a name) one for each of its entries (name → value), with the value at its end.
+
+    An entry has one colour in all groups. line: a value to compare with, drawn upright through all groups.
+    """
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    ax = axes_or_new(None, height=0.6 + 0.2 * sum(len(group) + 1 for group in groups.values()))
+    at, middles, known = 0.0, [], {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    with mpl.rc_context(STYLE):
+        for group in groups.values():
+            places = [at + i for i in range(len(group))]
+            drawn = ax.barh(places, list(group.values()), height=0.8, color=[known[name] for name in group])
+            ax.bar_label(
+                drawn, [f"{value:.2f} {name}" for name, value in group.items()], padding=3, fontsize=7, color=INK
+            )
+            middles.append(sum(places) / len(places))
+            at += len(group) + 1
+        ax.set_yticks(middles, list(groups))
+        ax.invert_yaxis()
+        ax.margins(x=0.3)
+        ax.grid(axis="x")
+        ax.set(title=title)
+        if line is not None:
+            ax.axvline(line, color=MUTED, linestyle="--", linewidth=1)
+    return ax
+
+
 def matching(
     cost: Tensor,
     pairs: Sequence[tuple[int, int]],

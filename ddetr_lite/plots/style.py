@@ -86,11 +86,13 @@ def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
     return panels(1, height=height)[1][0] if ax is None else ax
 
 
-def png(drawn: Figure) -> bytes:
-    """The figure as PNG. No version and no date is written into it, so that equal figures are equal files."""
+def png(drawn: Figure | Axes) -> bytes:
+    """The figure (of these Axes) as PNG. No version and no date is written into it, so that equal figures are equal files."""
+    target = drawn if isinstance(drawn, Figure) else drawn.figure
+    assert isinstance(target, Figure), "an Axes of a SubFigure: give its Figure"
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        drawn.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+        target.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -105,11 +107,9 @@ def show(drawn: Figure | Axes, alt: str) -> None:
 
     if len(alt.split()) < 5:
         raise ValueError(f"alt={alt!r} says too little: describe in a sentence what the figure shows")
-    target = drawn if isinstance(drawn, Figure) else drawn.figure
-    assert isinstance(target, Figure), "an Axes of a SubFigure: give its Figure"
     description = " ".join(alt.split())
     display(
-        {"image/png": png(target), "text/plain": f"[figure: {description}]"},
+        {"image/png": png(drawn), "text/plain": f"[figure: {description}]"},
         metadata={"image/png": {"alt": description}},
         raw=True,
     )

@@ -1,0 +1,215 @@
+"""Multi-scale deformable attention in Triton, as an operation of torch; for CUDA, and for tests Triton's interpreter.
+
+It is meant for `torch.compile`, CUDA graphs and autocast, too: nothing here waits for the GPU. The fused form takes offsets
+and scores instead of locations and weights, which then never exist in memory. Places, weights, sums and gradients are
+float32 whatever the dtype of the values: a bfloat16 cannot tell neighbouring cells of a large map apart.
+Gradients of values are added up atomically, in any order; with `torch.use_deterministic_algorithms(True)` samples are
+sorted by their cell instead: slower, with a wait for the GPU, and the same to the last bit in every run.
+Letters: B pictures, N tokens of all levels, N_q queries, M heads, D channels of a head, L levels, P points.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from ddetr_lite.kernels.cpu import corner_shares, find_samples, table_rows
+from ddetr_lite.kernels.reference import LevelShapes
+from ddetr_lite.kernels.triton_kernels import backward_kernel, forward_kernel
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What values may be."""
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether kernels run in Triton's interpreter, on CPU tensors, as the environment said when this was imported."""
+
+
+def _launch(value: Tensor, queries: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and block sizes: tiles of about 512 numbers, two warps, so that each thread loads 16 bytes at a time."""
+    batch, _, heads, channels = value.shape
+    width = triton.next_power_of_2(channels)
+    block = max(4, 512 // width)
+    return (triton.cdiv(queries, block) * heads * batch,), {"BLOCK": block, "WIDTH": width, "num_warps": 2}
+
+
+@torch.library.custom_op("ddetr_lite::deformable_attention", mutates_args=())
+def _attend(
+    value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int], kind: int
+) -> Tensor:
+    batch, _, heads, channels = value.shape
+    queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
+    output = value.new_empty(batch, queries, heads * channels)
+    if places.numel() == 0 or value.numel() == 0:
+        return output.zero_()
+    grid, blocks = _launch(value, queries)
+    with torch.cuda.device_of(value):
+        forward_kernel[grid](
+            value, places, shares, places if reference is None else reference, output, tuple(sizes),
+            queries, heads, channels, *value.stride()[:3],
+            L=levels, P=points, KIND=kind, PADDED=triton.next_power_of_2(levels * points), **blocks,
+        )  # fmt: skip
+    return output
+
+
+@_attend.register_fake
+def _(value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int], kind: int) -> Tensor:
+    return value.new_empty(value.shape[0], places.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op("ddetr_lite::deformable_attention_backward", mutates_args=())
+def _attend_backward(
+    value: Tensor,
+    places: Tensor,
+    shares: Tensor,
+    reference: Tensor | None,
+    output: Tensor,
+    grad_output: Tensor,
+    sizes: list[int],
+    kind: int,
+    scaled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, places and shares. scaled: of `places` as they are; else of the locations made from them."""
+    batch, tokens, heads, channels = value.shape
+    queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
+    grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+    grad_places = torch.empty(places.shape, dtype=torch.float32, device=value.device)
+    grad_shares = torch.empty(shares.shape, dtype=torch.float32, device=value.device)
+    if places.numel() == 0 or value.numel() == 0:
+        return grad_value.to(value.dtype), grad_places.zero_().to(places.dtype), grad_shares.zero_().to(shares.dtype)
+    sorted_sum = torch.are_deterministic_algorithms_enabled()  # atomic additions come in any order
+    grid, blocks = _launch(value, queries)
+    with torch.cuda.device_of(value):
+        backward_kernel[grid](
+            value, places, shares, places if reference is None else reference, output, grad_output,
+            grad_value, grad_places, grad_shares, tuple(sizes),
+            queries, tokens, heads, channels, *value.stride()[:3],
+            L=levels, P=points, KIND=kind, SCALED=scaled, VALUE=not sorted_sum,
+            PADDED=triton.next_power_of_2(levels * points), **blocks,
+        )  # fmt: skip
+    if sorted_sum:
+        level_shapes = list(zip(sizes[::2], sizes[1::2]))
+        locations, weights = _materialise(places, shares, reference, level_shapes, kind)
+        rows = table_rows(level_shapes)
+        row, fx, fy, _, _ = find_samples(locations, level_shapes, rows)
+        by_corner = corner_shares(weights.flatten(3), fx, fy)
+        bags = grad_output.float().view(-1, channels)
+        grad_value = _sum_by_cell(bags, row, by_corner, torch.Size((batch, rows, heads, channels)), level_shapes)
+    return grad_value.to(value.dtype), grad_places.to(places.dtype), grad_shares.to(shares.dtype)
+
+
+@_attend_backward.register_fake
+def _(
+    value: Tensor,
+    places: Tensor,
+    shares: Tensor,
+    reference: Tensor | None,
+    output: Tensor,
+    grad_output: Tensor,
+    sizes: list[int],
+    kind: int,
+    scaled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(value.contiguous()), torch.empty_like(places), torch.empty_like(shares)
+
+
+def _sum_by_cell(
+    grad_bags: Tensor, base: Tensor, shares: Tensor, table_shape: torch.Size, level_shapes: LevelShapes
+) -> Tensor:
+    """The gradient of `value`, (B, N, M, D): samples sorted by cell, summed for each corner, corners put in place."""
+    batch, rows, heads, channels = table_shape
+    cells, order = base.flatten().sort(stable=True)
+    offsets = torch.searchsorted(cells, torch.arange(batch * rows * heads, dtype=cells.dtype, device=cells.device))
+    bag_of_sample = order // base.shape[-1]
+    by_corner = shares.movedim(3, 0)  # (4, B, N_q, M, L·P)
+    sums = [
+        F.embedding_bag(bag_of_sample, grad_bags, offsets, per_sample_weights=corner.flatten()[order], mode="sum").view(
+            batch, rows, heads, channels
+        )
+        for corner in by_corner
+    ]
+    grads, row = [], 0
+    for h, w in level_shapes:
+        framed = [s[:, row : row + (h + 2) * (w + 2)].unflatten(1, (h + 2, w + 2)) for s in sums]
+        grad = framed[0][:, 1:-1, 1:-1] + framed[1][:, 1:-1, :-2]
+        grad = grad + framed[2][:, :-2, 1:-1] + framed[3][:, :-2, :-2]
+        grads.append(grad.flatten(1, 2))
+        row += (h + 2) * (w + 2)
+    return torch.cat(grads, dim=1)
+
+
+def _scales(reference: Tensor, level_shapes: LevelShapes, points: int) -> Tensor:
+    """What an offset of one moves a location by: (B, N_q, 1, L, 1, 2) around boxes, (L, 1, 2) around points."""
+    if reference.shape[-1] == 4:
+        return reference[:, :, None, :, None, 2:] * (0.5 / points)
+    sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=torch.float32, device=reference.device)
+    return 1 / sizes[:, None]
+
+
+def _materialise(
+    places: Tensor, shares: Tensor, reference: Tensor | None, level_shapes: LevelShapes, kind: int
+) -> tuple[Tensor, Tensor]:
+    """Locations and weights, float32, as the kernels make them in their registers."""
+    places, shares = places.float(), shares.float()
+    if reference is None or kind == 0:
+        return places, shares
+    weights = shares.flatten(3).softmax(-1).view_as(shares)
+    scales = _scales(reference, level_shapes, places.shape[4])
+    return reference[:, :, None, :, None, :2] + places * scales, weights
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, places, shares, reference, ctx.sizes, ctx.kind = inputs
+    ctx.save_for_backward(value, places, shares, reference, output)
+
+
+def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, places, shares, reference, output = ctx.saved_tensors
+    moves = reference is not None and ctx.needs_input_grad[3]
+    grad_value, grad_places, grad_shares = _attend_backward(
+        value, places, shares, reference, output, grad_output.contiguous(), ctx.sizes, ctx.kind, not moves
+    )
+    grad_reference = None
+    if moves:  # what the kernel gave is the gradient of the locations
+        level_shapes = list(zip(ctx.sizes[::2], ctx.sizes[1::2]))
+        at_locations = grad_places.float()
+        grad_reference = at_locations.sum((2, 4))  # (B, N_q, L, 2)
+        if ctx.kind == 4:
+            of_size = (at_locations * places).sum((2, 4)) * (0.5 / places.shape[4])
+            grad_reference = torch.cat((grad_reference, of_size), dim=-1)
+        grad_places = (at_locations * _scales(reference, level_shapes, places.shape[4])).to(places.dtype)
+    return grad_value, grad_places, grad_shares, grad_reference, None, None
+
+
+torch.library.register_autograd("ddetr_lite::deformable_attention", _differentiate, setup_context=_save)
+
+
+def attend(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Shapes as in `multi_scale_deformable_attention`; value float32, bfloat16 or float16."""
+    return _attend(
+        _rows(value), locations.float().contiguous(), weights.float().contiguous(), None, _flat(level_shapes), 0
+    )
+
+
+def attend_fused(
+    value: Tensor, level_shapes: LevelShapes, reference: Tensor, offsets: Tensor, scores: Tensor
+) -> Tensor:
+    """The same from what a layer has in hand: reference (B, N_q, L, 2 or 4), offsets (B, N_q, M, L, P, 2), and scores
+    before the softmax over all levels and points, (B, N_q, M, L, P). Offsets and scores may be halves: locations and
+    weights are made from them in float32.
+    """
+    reference = reference.float().contiguous()
+    return _attend(
+        _rows(value), offsets.contiguous(), scores.contiguous(), reference, _flat(level_shapes), reference.shape[-1]
+    )
+
+
+def _rows(value: Tensor) -> Tensor:
+    """`value`, copied only where its channels do not lie side by side."""
+    return value if value.stride(-1) == 1 else value.contiguous()
+
+
+def _flat(level_shapes: LevelShapes) -> list[int]:
+    return [int(size) for shape in level_shapes for size in shape]
