@@ -24,20 +24,15 @@ BASELINE = "grid_sample"
 def grid_sample_form(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """One `grid_sample` a level and a weighted sum, as in the authors' test code: no care for half precision or NaN."""
     batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B·M, N_q, L, P, 2)
-    samples = [
-        F.grid_sample(
-            feature.flatten(2).transpose(1, 2).reshape(batch * heads, channels, height, width),
-            grids[:, :, level],
-            align_corners=False,
-        )
-        for level, ((height, width), feature) in enumerate(
-            zip(level_shapes, value.split([h * w for h, w in level_shapes], dim=1))
-        )
-    ]
+    queries, grids, samples = locations.shape[1], 2 * locations - 1, []
+    for level, ((height, width), feature) in enumerate(
+        zip(level_shapes, value.split([h * w for h, w in level_shapes], dim=1))
+    ):
+        feature = feature.flatten(2).transpose(1, 2).reshape(batch * heads, channels, height, width)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B·M, N_q, P, 2)
+        samples.append(F.grid_sample(feature, grid, align_corners=False))  # (B·M, D, N_q, P)
     shares = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
-    output = (torch.cat(samples, dim=-1) * shares).sum(-1)  # (B·M, D, N_q)
+    output = (torch.stack(samples, dim=-2).flatten(-2) * shares).sum(-1)  # (B·M, D, N_q)
     return output.view(batch, heads * channels, queries).transpose(1, 2)
 
 

@@ -64,10 +64,10 @@ def backends_for(value: Tensor) -> list[str]:
 def choose_backend(value: Tensor) -> str:
     """The backend that `auto` takes for this value tensor (B, N, M, D): by device, dtype and width of a head.
 
-    On CUDA `triton`, for the dtypes that it takes, where Triton is installed. On a CPU `cpu` from 16 channels a head on
-    (below, sorting the samples costs more than it saves). Else `reference`.
+    On CUDA `triton`, for the dtypes that it takes, where Triton is installed. On a CPU `cpu` from 8 channels a head on (below,
+    finding the rows costs more than it saves). Else `reference`.
     """
-    if value.device.type == "cpu" and value.shape[-1] >= 16:
+    if value.device.type == "cpu" and value.shape[-1] >= 8:
         return "cpu"
     if value.is_cuda and why_not("triton", value) is None:
         return "triton"

@@ -64,7 +64,9 @@ def grid_sample(value: Tensor, level_shapes: LevelShapes, locations: Tensor, wei
     result_dtype, dtype = value.dtype, torch.promote_types(value.dtype, torch.float32)
     value, locations, weights = value.to(dtype), locations.to(dtype), weights.to(dtype)
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
-    weights = torch.where(locations.isfinite().all(-1), weights, float("nan"))  # else grid_sample hides them as zeros
+    x, y = locations.detach().unbind(-1)
+    # Adds nothing, or NaN where a location is not finite: what grid_sample makes of it differs by device and version.
+    weights = weights + ((x - x) + (y - y))
     grids = 2 * locations - 1  # grid_sample counts from −1 to 1
     samples = []
     for level, feature in enumerate(value.split([h * w for h, w in level_shapes], dim=1)):

@@ -1,0 +1,107 @@
+"""The benchmarks run, compare like with like, and say what they did not measure. No test here asserts a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddetr_lite.benchmarks import msda, msda_peers
+from ddetr_lite.cli import main
+from ddetr_lite.kernels import multi_scale_deformable_attention
+
+TINY = msda.Setting(((6, 4), (3, 2)), dim=32, batch=2, heads=2, points=2)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msda, "SETTINGS", {"the first is too large for a CPU": TINY, "tiny": TINY})
+    monkeypatch.setattr(msda, "memory_bandwidth", lambda device: 1e10)
+
+
+@pytest.mark.parametrize("kind", ["model-like", "uniform"])
+@pytest.mark.parametrize("peer", [msda_peers.grid_sample_form, msda_peers.gather_form])
+def test_forms_give_the_same_output_and_gradients(peer: msda_peers.Peer, kind: msda.Kind) -> None:
+    inputs = msda.make_input(TINY, kind, torch.device("cpu"), torch.float32, seed=0)
+    sensitivity = torch.randn(2, 30, 32)
+    found = []
+    for form in (peer, multi_scale_deformable_attention):
+        value, locations, weights = (tensor.double().requires_grad_() for tensor in inputs)
+        output = form(value, list(TINY.levels), locations, weights)
+        found.append((output, *torch.autograd.grad(output, (value, locations, weights), sensitivity.double())))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
+
+
+def test_model_like_locations_lie_around_the_query() -> None:
+    """On every level within a few cells of the query's own place; uniform ones lie anywhere."""
+    near, far = (
+        msda.make_input(TINY, kind, torch.device("cpu"), torch.float32, seed=0)[1] for kind in ("model-like", "uniform")
+    )
+    sizes = torch.tensor([(4, 6), (2, 3)])[:, None]
+    place = msda._places(TINY)[:, :, None, None, None]
+    assert ((near - place) * sizes).abs().mean() < 2.5
+    assert far.min() >= 0
+    assert far.max() <= 1
+    assert torch.equal(place[0, 0].flatten(), torch.tensor([0.5 / 4, 0.5 / 6]))
+
+
+def test_command_writes_what_it_measured(tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "msda"
+    words = ["bench", "msda", "--device", "cpu", "--peers", "hugging-face", "--repeats", "2", "--out", str(out)]
+    assert main(words) == 0
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert out.with_suffix(".png").stat().st_size > 5000
+    assert result["command"] == "ddetr-lite " + " ".join(words)
+    assert result["machine"]["torch"] == torch.__version__
+    assert [row["locations"] for row in result["rows"]] == ["model-like", "uniform"]
+    for row in result["rows"]:
+        assert list(row["peers"]) == ["ddetr_lite", "grid_sample", "hugging-face"]
+        assert all(found["forward"] > 0 and found["both"] > 0 for found in row["peers"].values())
+        assert row["ours"] == "ddetr_lite (cpu)"
+    assert "tiny, uniform locations" in capsys.readouterr().out
+
+
+def test_peers_that_cannot_run_are_named(
+    tiny: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(msda_peers.PEERS, "compiled-gather")  # compiling takes a while
+    assert main(["bench", "msda", "--device", "cpu", "--repeats", "1"]) == 0
+    assert "not measured: official-cuda (the package MultiScaleDeformableAttention is not" in capsys.readouterr().out
+    assert main(["bench", "msda", "--peers", "official-cuda", "--device", "cpu"]) == 2
+    assert "--peer official-cuda: the package" in capsys.readouterr().err
+    assert main(["bench", "msda", "--peers", "mmcv", "--device", "cpu"]) == 2
+    assert "peer 'mmcv' is unknown: choose from" in capsys.readouterr().err
+    assert main(["bench", "msda", "--settings", "huge", "--device", "cpu"]) == 2
+    assert "--settings 'huge' is unknown: choose from " in capsys.readouterr().err
+    assert main(["bench", "speed"]) == 2
+    assert "bench 'speed' is unknown" in capsys.readouterr().err
+
+
+def test_a_peer_with_another_result_is_not_timed() -> None:
+    def wrong(value: Tensor, level_shapes: object, locations: Tensor, weights: Tensor) -> Tensor:
+        return multi_scale_deformable_attention(value, list(TINY.levels), locations.flip(-1), weights)
+
+    inputs = msda.make_input(TINY, "uniform", torch.device("cpu"), torch.float32, seed=0)
+    peers: dict[str, msda_peers.Peer] = {"ddetr_lite": multi_scale_deformable_attention, "wrong": wrong}
+    with pytest.raises(ValueError, match="wrong gives another result than ddetr_lite"):
+        msda.measure(peers, TINY, inputs, repeats=1)
+
+
+def test_floor_counts_every_byte_once() -> None:
+    """By hand: 60 tokens × 32 channels × 4 bytes in and out; 2 · 30 · 2 · 2 · 2 = 480 samples × 12 bytes."""
+    value = msda.make_input(TINY, "uniform", torch.device("cpu"), torch.float32, seed=0)[0]
+    least = msda.floors(TINY, value, bandwidth=1e6, clock_ghz=1.0)
+    forward = 2 * 60 * 32 * 4 + 480 * 12
+    assert least["memory forward"] == pytest.approx(forward / 1e6 * 1e3)
+    assert least["memory backward"] == pytest.approx((forward + 60 * 32 * 4 + 480 * 12) / 1e6 * 1e3)
+
+
+def test_ratios_and_table_are_against_the_grid_sample_form() -> None:
+    found = {"ddetr_lite": {"forward": 1.0, "both": 2.0}, "grid_sample": {"forward": 4.0, "both": 10.0}}
+    row = {"setting": "s", "locations": "uniform", "ours": "ddetr_lite (cpu)", "peers": found}
+    result = {"rows": [{**row, "floor ms": {"memory forward": 0.5}}], "not measured": {}}
+    assert msda.ratios(result) == {"s, uniform": {"ddetr_lite": 5.0, "grid_sample": 1.0}}
+    ours = msda.table(result).splitlines()[2].split()
+    assert ours == ["ddetr_lite", "1.00", "ms", "4.00", "50%", "2.00", "ms", "5.00", "–"]
