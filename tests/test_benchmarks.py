@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddetr_lite.benchmarks import msda, msda_peers
+from ddetr_lite.benchmarks import msda, msda_peers, step
 from ddetr_lite.cli import main
 from ddetr_lite.kernels import multi_scale_deformable_attention
 
@@ -105,3 +105,24 @@ def test_ratios_and_table_are_against_the_grid_sample_form() -> None:
     assert msda.ratios(result) == {"s, uniform": {"ddetr_lite": 5.0, "grid_sample": 1.0}}
     ours = msda.table(result).splitlines()[2].split()
     assert ours == ["ddetr_lite", "1.00", "ms", "4.00", "50%", "2.00", "ms", "5.00", "–"]
+
+
+def test_a_training_step_is_the_same_work_on_both_sides() -> None:
+    """The same loss, the same trained parameters and the same gradients before the clock runs."""
+    options = step.StepOptions(size=64, dim=32, layers=2, queries=9, objects=2)
+    ours, theirs = step.pair(options, torch.device("cpu"))
+    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)]
+    assert counts[0] == counts[1]
+    made, losses = step.steps(options, torch.device("cpu"))
+    one, other = (losses[name]() for name in ("ddetr_lite", "hugging-face"))
+    assert one.item() == pytest.approx(other.item(), rel=1e-4)
+    assert made["ddetr_lite"]().item() == pytest.approx(made["hugging-face"]().item(), rel=1e-4)
+
+
+def test_step_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--size", "64", "--dim", "32", "--layers", "2", "--queries", "9", "--objects", "2", "--repeats", "1"]
+    out = tmp_path / "step"
+    assert main(["bench", "step", "--device", "cpu", *tiny, "--out", str(out)]) == 0
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert set(result["median ms"]) == {"ddetr_lite", "hugging-face"}
+    assert "× hugging-face" in capsys.readouterr().out

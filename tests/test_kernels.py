@@ -405,6 +405,26 @@ def test_auto_takes_the_chosen_backend(channels: int, monkeypatch: pytest.Monkey
     assert called == [choose_backend(arguments[0])]
 
 
+def test_threads_change_no_bit_of_the_gradients() -> None:
+    """Enough samples for a thread each picture (or, with one thread, none): the same sums in the same order."""
+    value, levels, locations, weights = random_input(3, 700, 8, 8, 16, [(9, 7), (4, 3)], torch.float32)
+    assert 4 * weights.numel() >= 2**21, "else it would not start threads"
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            leaves = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
+            output = multi_scale_deformable_attention(leaves[0], levels, leaves[1], leaves[2], "cpu")
+            found.append(torch.autograd.grad(output, leaves[0], torch.ones_like(output))[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    exact = value.double().requires_grad_()
+    output = multi_scale_deformable_attention(exact, levels, locations.double(), weights.double(), "reference")
+    (expected,) = torch.autograd.grad(output, exact, torch.ones_like(output))
+    torch.testing.assert_close(found[0].double(), expected, atol=2e-3, rtol=1e-4)
+
+
 def test_errors_say_what_does_not_fit() -> None:
     value, levels, locations, weights = random_input(2, 5, 2, 4, 3)
 

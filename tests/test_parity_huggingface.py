@@ -269,3 +269,10 @@ def test_mistakes_are_told() -> None:
 def test_reading_a_folder_without_weights(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"needs config\.json and model\.safetensors"):
         read_hugging_face(tmp_path)
+
+
+def test_the_other_model_has_tensors_of_its_own() -> None:
+    """To train the one must not change the other."""
+    model = random_model(SMALL["multi_scale"])
+    ours = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert not ours & {tensor.data_ptr() for tensor in hugging_face_model(model).state_dict().values()}

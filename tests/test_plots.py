@@ -70,3 +70,12 @@ def test_boxes_of_a_class_have_one_colour() -> None:
     second = detection.boxes(picture, [[2, 2, 6, 6]], ["star"])
     assert first.patches[0].get_edgecolor() == second.patches[0].get_edgecolor()
     assert first.patches[0].get_edgecolor() != first.patches[1].get_edgecolor()
+
+
+def test_grouped_bars_keep_a_colour_for_each_name() -> None:
+    ax = plots.grouped_bars({"one": {"a": 1.0, "b": 3.0}, "two": {"b": 2.0}}, "title", line=1.0)
+    bars = [bar for container in ax.containers for bar in container]
+    assert [bar.get_width() for bar in bars] == [1.0, 3.0, 2.0]
+    assert bars[1].get_facecolor() == bars[2].get_facecolor() != bars[0].get_facecolor()
+    assert [text.get_text() for text in ax.texts] == ["1.00 a", "3.00 b", "2.00 b"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]

@@ -128,6 +128,7 @@ def hugging_face_model(model: SetModel, names: Sequence[str] | None = None, timm
     import transformers
 
     config, state = to_hugging_face(model, names, timm)
+    state = {name: tensor.clone() for name, tensor in state.items()}  # transformers keeps the tensors that it is given
     kind = getattr(transformers, config["architectures"][0])
     hf_config = kind.config_class.from_dict(config)
     result, report = kind.from_pretrained(None, config=hf_config, state_dict=state, output_loading_info=True)

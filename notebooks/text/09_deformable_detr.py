@@ -513,7 +513,7 @@ for backend in ("loop", "reference", "cpu"):
 # ### 9.4 A compiler is missing
 #
 # The authors' operation is code for NVIDIA's GPUs (CUDA) that has to be compiled for each version of torch; it is a frequent question ([#22](https://github.com/fundamentalvision/Deformable-DETR/issues/22), [#51](https://github.com/fundamentalvision/Deformable-DETR/issues/51), [#157](https://github.com/fundamentalvision/Deformable-DETR/issues/157), ...), and it
-# refuses to run on a CPU. Here nothing is compiled. Which way is taken, is said, and a way that does not exist is an error, not a silent detour:
+# refuses to run on a CPU. Here nothing has to be compiled beforehand (on a GPU a kernel is translated at its first call). Which way is taken, is said, and a way that does not exist is an error, not a silent detour:
 
 # %%
 from ddetr_lite.kernels import choose_backend
