@@ -1,9 +1,10 @@
-"""The tests of the Triton kernels without a GPU: in Triton's interpreter, which runs them on the CPU.
+"""The Triton kernels without a GPU: their tests in Triton's interpreter, and whether they can be translated for a chip.
 
-A process of its own, because Triton looks at the variable once, when it is imported.
+The interpreter is a process of its own, because Triton looks at the variable once, when it is imported.
 """
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -30,6 +31,30 @@ def test_kernels_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     assert "0 passed" not in done.stdout
     assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this system")
+@pytest.mark.parametrize("kind", [0, 2, 4], ids=["locations", "points", "boxes"])
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+def test_kernels_translate_for_an_h100(name: str, kind: int) -> None:
+    """The interpreter forgives what the compiler does not. Rows are loaded, and gradients added, 16 bytes at a time."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ddetr_lite.kernels import triton_kernels
+
+    kernel = getattr(triton_kernels, name)
+    constants = {"L": 4, "P": 4, "KIND": kind, "SCALED": True, "VALUE": True, "BLOCK": 16, "WIDTH": 32, "PADDED": 16}
+    given = {k: v for k, v in constants.items() if k in kernel.arg_names}
+    numbers = {"queries", "tokens", "heads", "channels", "picture_stride", "token_stride", "head_stride"}
+    signature = {n: "constexpr" if n in given else "i32" if n in numbers else "*fp32" for n in kernel.arg_names}
+    signature["sizes"] = ("fp32",) * 8  # type: ignore[assignment]
+    aligned = [i for i, n in enumerate(kernel.arg_names) if n not in {*given, "sizes", "queries", "tokens", "heads"}]
+    source = ASTSource(kernel, signature, given, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 2}).asm["ptx"]
+    assert "ld.global.v4" in code
+    assert name == "forward_kernel" or re.search(r"red\.global\.\S*v4\.f32", code)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")

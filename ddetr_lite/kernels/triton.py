@@ -47,7 +47,7 @@ def _attend(
     grid, blocks = _launch(value, queries)
     with torch.cuda.device_of(value):
         forward_kernel[grid](
-            value, places, shares, places if reference is None else reference, output, tuple(sizes),
+            value, places, shares, places if reference is None else reference, output, _as_floats(sizes),
             queries, heads, channels, *value.stride()[:3],
             L=levels, P=points, KIND=kind, PADDED=triton.next_power_of_2(levels * points), **blocks,
         )  # fmt: skip
@@ -84,7 +84,7 @@ def _attend_backward(
     with torch.cuda.device_of(value):
         backward_kernel[grid](
             value, places, shares, places if reference is None else reference, output, grad_output,
-            grad_value, grad_places, grad_shares, tuple(sizes),
+            grad_value, grad_places, grad_shares, _as_floats(sizes),
             queries, tokens, heads, channels, *value.stride()[:3],
             L=levels, P=points, KIND=kind, SCALED=scaled, VALUE=not sorted_sum,
             PADDED=triton.next_power_of_2(levels * points), **blocks,
@@ -213,3 +213,8 @@ def _rows(value: Tensor) -> Tensor:
 
 def _flat(level_shapes: LevelShapes) -> list[int]:
     return [int(size) for shape in level_shapes for size in shape]
+
+
+def _as_floats(sizes: list[int]) -> tuple[float, ...]:
+    """For the kernels, which make whole numbers of them again (see there); float32 holds those below 2²⁴."""
+    return tuple(float(size) for size in sizes)

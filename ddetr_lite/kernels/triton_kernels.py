@@ -3,6 +3,8 @@
 A program computes BLOCK queries of one head of one picture. It works out each sample's place once, and reads rows of D
 neighbouring channels, so that a warp's loads are whole cache lines. In the fused form it makes places and weights from
 what the layer has in hand (reference points, offsets, scores before the softmax).
+Sizes of levels come as floats: of whole numbers Triton would translate a kernel anew for every pattern of divisibility, and
+training at several scales meets many.
 Letters: B pictures, N tokens of all levels, N_q queries, M heads, D channels of a head, L levels, P points.
 """
 
@@ -60,7 +62,7 @@ def _cell(location, size):
     return cell.to(tl.int32), pixel - cell
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries"])
 def forward_kernel(
     value, places, shares, reference, output, sizes, queries, heads, channels,
     picture_stride, token_stride, head_stride,
@@ -82,7 +84,7 @@ def forward_kernel(
     result = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
     first = 0
     for level in tl.static_range(L):
-        height, width = sizes[2 * level], sizes[2 * level + 1]
+        height, width = tl.cast(sizes[2 * level], tl.int32), tl.cast(sizes[2 * level + 1], tl.int32)
         for point in range(P):
             sample = entry * (L * P) + level * P + point
             x, y, weight, _scale_x, _scale_y = _sample(
@@ -102,7 +104,7 @@ def forward_kernel(
     tl.store(output + entry[:, None] * channels + channel[None, :], result, mask=here[:, None] & wide[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "tokens"])
 def backward_kernel(
     value, places, shares, reference, output, grad_output, grad_value, grad_places, grad_shares,
     sizes, queries, tokens, heads, channels, picture_stride, token_stride, head_stride,
@@ -130,7 +132,7 @@ def backward_kernel(
     grad_value += (picture * tokens * heads + head) * channels
     first = 0
     for level in tl.static_range(L):
-        height, width = sizes[2 * level], sizes[2 * level + 1]
+        height, width = tl.cast(sizes[2 * level], tl.int32), tl.cast(sizes[2 * level + 1], tl.int32)
         for point in range(P):
             sample = entry * (L * P) + level * P + point
             x, y, weight, scale_x, scale_y = _sample(
