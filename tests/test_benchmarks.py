@@ -126,3 +126,10 @@ def test_step_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     result = json.loads(out.with_suffix(".json").read_text())
     assert set(result["median ms"]) == {"ddetr_lite", "hugging-face"}
     assert "× hugging-face" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_halves_are_measured_against_peers_that_know_float32_only(tiny: None, dtype: str) -> None:
+    assert (
+        main(["bench", "msda", "--device", "cpu", "--dtype", dtype, "--peers", "hugging-face", "--repeats", "1"]) == 0
+    )

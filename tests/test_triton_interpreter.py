@@ -29,8 +29,7 @@ def test_kernels_in_the_interpreter() -> None:
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "0 passed" not in done.stdout
-    assert " passed" in done.stdout
+    assert re.search(r"\b[1-9]\d* passed", done.stdout), done.stdout[-4000:]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this system")

@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,16 +34,24 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long `work` takes, on CUDA by the GPU's own clock."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    work()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
 def memory_bandwidth(device: torch.device) -> float:
     """Bytes a second that a copy of 256 MB reads and writes here: the best of several."""
     source = torch.ones(64 * 2**20, device=device)
-    target, best = torch.empty_like(source), float("inf")
-    for _ in range(6):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+    target = torch.empty_like(source)
+    best = min(seconds(lambda: target.copy_(source), device) for _ in range(6))
     return 2 * source.numel() * source.element_size() / best

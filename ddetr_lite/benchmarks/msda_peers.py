@@ -1,7 +1,8 @@
 """Other people's ways to compute multi-scale deformable attention, behind one signature; each where it can be imported.
 
 A peer takes (value, level_shapes, locations, weights) as `kernels.multi_scale_deformable_attention` does, and returns
-(B, N_q, M·D). Its own extra input (tensors of level sizes) is made once, outside the time that is measured.
+(B, N_q, M·D). Those that take one dtype only get halves as float32: locations in halves would be another result. Their
+extra input (tensors of level sizes) is made once, outside the time that is measured.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ BASELINE = "grid_sample"
 
 
 def grid_sample_form(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """One `grid_sample` a level and a weighted sum, as in the authors' test code: no care for half precision or NaN."""
+    """One `grid_sample` a level and a weighted sum, as in the authors' test code: no care for NaN."""
+    value = value.to(locations.dtype)
     batch, _, heads, channels = value.shape
     queries, grids, samples = locations.shape[1], 2 * locations - 1, []
     for level, ((height, width), feature) in enumerate(
@@ -71,14 +73,14 @@ def _hugging_face() -> Peer:
 
     def peer(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
         sizes, starts = _sizes(tuple(level_shapes), value.device)
-        output: Tensor = module(value, sizes, level_shapes, starts, locations, weights, 64)
+        output: Tensor = module(value.to(locations.dtype), sizes, level_shapes, starts, locations, weights, 64)
         return output
 
     return peer
 
 
 def _compiled_gather() -> Peer:
-    compiled: Peer = torch.compile(gather_form)
+    compiled: Peer = torch.compile(gather_form, dynamic=False)
     return compiled
 
 
@@ -134,8 +136,8 @@ def refused(name: str, value: Tensor) -> str | None:
         return f"the package {package} is not installed"
     if name == "official-cuda" and (not value.is_cuda or value.dtype != torch.float32):
         return "it takes float32 on CUDA only"
-    if name == "msda-triton" and not value.is_cuda:
-        return "it runs on CUDA only"
+    if name == "msda-triton" and (not value.is_cuda or value.dtype != torch.float32):
+        return "it is measured in float32 on CUDA only"
     return None
 
 

@@ -172,9 +172,11 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
 
 
 def _peak(step: Step) -> int:
+    """Bytes that a step needs beyond what stays: weights, their gradients and the optimizer's state, of both models."""
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     step()
-    return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _wait(device: torch.device) -> None:

@@ -107,7 +107,7 @@ def fused_deformable_attention(
     Offsets and scores may be halves. Returns (B, N_q, M·D) in the dtype of value. Raises ValueError as
     `multi_scale_deformable_attention` does.
     """
-    _check(value, level_shapes, offsets, scores)
+    _check(value, level_shapes, offsets, scores, ("offsets", "scores"))
     batch, queries, _, levels = offsets.shape[:4]
     if reference.shape[:3] != (batch, queries, levels) or reference.shape[3:] not in ((2,), (4,)):
         raise ValueError(
@@ -123,22 +123,30 @@ def fused_deformable_attention(
     return output
 
 
-def _check(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> None:
+def _check(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    locations: Tensor,
+    weights: Tensor,
+    names: tuple[str, str] = ("locations", "weights"),
+) -> None:
+    """names: what the caller knows the two by."""
+    places, shares = names
     if value.dim() != 4:
         raise ValueError(f"value must be (B, N, M, D), got {tuple(value.shape)}")
     if locations.dim() != 6 or locations.shape[-1] != 2:
-        raise ValueError(f"locations must be (B, N_q, M, L, P, 2), got {tuple(locations.shape)}")
+        raise ValueError(f"{places} must be (B, N_q, M, L, P, 2), got {tuple(locations.shape)}")
     if weights.shape != locations.shape[:-1]:
         raise ValueError(
-            f"weights must be {tuple(locations.shape[:-1])} like the locations, got {tuple(weights.shape)}"
+            f"{shares} must be {tuple(locations.shape[:-1])} like the {places}, got {tuple(weights.shape)}"
         )
     batch, tokens, heads, _ = value.shape
     if (locations.shape[0], locations.shape[2]) != (batch, heads):
         raise ValueError(
-            f"value has {batch} pictures and {heads} heads, locations have {locations.shape[0]} and {locations.shape[2]}"
+            f"value has {batch} pictures and {heads} heads, {places} have {locations.shape[0]} and {locations.shape[2]}"
         )
     if locations.shape[3] != len(level_shapes):
-        raise ValueError(f"locations have {locations.shape[3]} levels, level_shapes {len(level_shapes)}")
+        raise ValueError(f"{places} have {locations.shape[3]} levels, level_shapes {len(level_shapes)}")
     cells = sum(h * w for h, w in level_shapes)
     if cells != tokens:
         raise ValueError(
@@ -147,7 +155,7 @@ def _check(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights:
         )
     devices = {value.device, locations.device, weights.device}
     if len(devices) > 1:
-        raise ValueError(f"value, locations and weights must be on one device, found {sorted(map(str, devices))}")
-    for name, tensor in (("value", value), ("locations", locations), ("weights", weights)):
+        raise ValueError(f"value, {places} and {shares} must be on one device, found {sorted(map(str, devices))}")
+    for name, tensor in (("value", value), (places, locations), (shares, weights)):
         if not torch.is_floating_point(tensor):
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")

@@ -186,12 +186,13 @@ def _grad_table(grad_bags: Tensor, table: Tensor, corners: Tensor, shares: Tenso
     bags, rows = len(grad_bags) // batch, table[0].numel() // channels
     begins = np.arange(0, bags * each + 1, each, dtype=np.int32 if bags * each < 2**31 else np.int64)
     result = torch.empty_like(table)
+    # NumPy alone in the threads: each would start a team of torch's own.
+    indices, entries = corners.view(batch, -1).numpy(), shares.view(batch, -1).numpy()
+    grads, sums = grad_bags.view(batch, bags, channels).numpy(), result.view(batch, rows, channels).numpy()
 
     def picture(b: int) -> None:
-        index = (corners[b] - b * rows).flatten().numpy()
-        matrix = csr_array((shares[b].flatten().numpy(), index, begins), shape=(bags, rows))
-        grads = grad_bags[b * bags : (b + 1) * bags].numpy()
-        result[b] = torch.from_numpy(matrix.T @ grads).view_as(result[b])
+        matrix = csr_array((entries[b], indices[b] - b * rows, begins), shape=(bags, rows))
+        sums[b] = matrix.T @ grads[b]
 
     threads = min(torch.get_num_threads(), batch)
     if threads == 1 or corners.numel() < 2**21:  # else starting threads takes longer than they save

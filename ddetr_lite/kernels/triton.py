@@ -2,7 +2,8 @@
 
 It is meant for `torch.compile`, CUDA graphs and autocast, too: nothing here waits for the GPU. The fused form takes offsets
 and scores instead of locations and weights, which then never exist in memory. Places, weights, sums and gradients are
-float32 whatever the dtype of the values: a bfloat16 cannot tell neighbouring cells of a large map apart.
+float32 whatever the dtype of the values: a bfloat16 cannot tell neighbouring cells of a large map apart. (Only what the
+softmax subtracts from the scores' gradients is a product with the output as it was rounded.)
 Gradients of values are added up atomically, in any order; with `torch.use_deterministic_algorithms(True)` samples are
 sorted by their cell instead: slower, with a wait for the GPU, and the same to the last bit in every run.
 Letters: B pictures, N tokens of all levels, N_q queries, M heads, D channels of a head, L levels, P points.
@@ -39,6 +40,7 @@ def _launch(value: Tensor, queries: int) -> tuple[tuple[int], dict[str, int]]:
 def _attend(
     value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int], kind: int
 ) -> Tensor:
+    value, places, shares = _rows(value), places.contiguous(), shares.contiguous()
     batch, _, heads, channels = value.shape
     queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
     output = value.new_empty(batch, queries, heads * channels)
@@ -47,7 +49,7 @@ def _attend(
     grid, blocks = _launch(value, queries)
     with torch.cuda.device_of(value):
         forward_kernel[grid](
-            value, places, shares, places if reference is None else reference, output, _as_floats(sizes),
+            value, places, shares, places if reference is None else reference.contiguous(), output, _as_floats(sizes),
             queries, heads, channels, *value.stride()[:3],
             L=levels, P=points, KIND=kind, PADDED=triton.next_power_of_2(levels * points), **blocks,
         )  # fmt: skip
@@ -65,39 +67,47 @@ def _attend_backward(
     places: Tensor,
     shares: Tensor,
     reference: Tensor | None,
-    output: Tensor,
+    output: Tensor | None,
     grad_output: Tensor,
     sizes: list[int],
     kind: int,
-    scaled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, places and shares. scaled: of `places` as they are; else of the locations made from them."""
+    moves: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, places, shares, and, where the reference moves, of the reference (else an empty tensor)."""
+    value, places, shares, grad_output = (
+        _rows(value),
+        places.contiguous(),
+        shares.contiguous(),
+        grad_output.contiguous(),
+    )
     batch, tokens, heads, channels = value.shape
     queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-    grad_places = torch.empty(places.shape, dtype=torch.float32, device=value.device)
-    grad_shares = torch.empty(shares.shape, dtype=torch.float32, device=value.device)
-    if places.numel() == 0 or value.numel() == 0:
-        return grad_value.to(value.dtype), grad_places.zero_().to(places.dtype), grad_shares.zero_().to(shares.dtype)
+    grad_places = torch.zeros(places.shape, dtype=torch.float32, device=value.device)
+    grad_shares = torch.zeros(shares.shape, dtype=torch.float32, device=value.device)
     sorted_sum = torch.are_deterministic_algorithms_enabled()  # atomic additions come in any order
-    grid, blocks = _launch(value, queries)
-    with torch.cuda.device_of(value):
-        backward_kernel[grid](
-            value, places, shares, places if reference is None else reference, output, grad_output,
-            grad_value, grad_places, grad_shares, _as_floats(sizes),
-            queries, tokens, heads, channels, *value.stride()[:3],
-            L=levels, P=points, KIND=kind, SCALED=scaled, VALUE=not sorted_sum,
-            PADDED=triton.next_power_of_2(levels * points), **blocks,
-        )  # fmt: skip
-    if sorted_sum:
-        level_shapes = list(zip(sizes[::2], sizes[1::2]))
-        locations, weights = _materialise(places, shares, reference, level_shapes, kind)
-        rows = table_rows(level_shapes)
-        row, fx, fy, _, _ = find_samples(locations, level_shapes, rows)
-        by_corner = corner_shares(weights.flatten(3), fx, fy)
-        bags = grad_output.float().view(-1, channels)
-        grad_value = _sum_by_cell(bags, row, by_corner, torch.Size((batch, rows, heads, channels)), level_shapes)
-    return grad_value.to(value.dtype), grad_places.to(places.dtype), grad_shares.to(shares.dtype)
+    if places.numel() and value.numel():
+        grid, blocks = _launch(value, queries)
+        with torch.cuda.device_of(value):
+            backward_kernel[grid](
+                value, places, shares, places if reference is None else reference.contiguous(),
+                value if output is None else output, grad_output, grad_value, grad_places, grad_shares,
+                _as_floats(sizes), queries, tokens, heads, channels, *value.stride()[:3],
+                L=levels, P=points, KIND=kind, SCALED=not moves, VALUE=not sorted_sum,
+                PADDED=triton.next_power_of_2(levels * points), **blocks,
+            )  # fmt: skip
+        if sorted_sum:
+            level_shapes = list(zip(sizes[::2], sizes[1::2]))
+            locations, weights = _materialise(places, shares, reference, level_shapes)
+            rows = table_rows(level_shapes)
+            row, fx, fy, _, _ = find_samples(locations, level_shapes, rows)
+            by_corner = corner_shares(weights.flatten(3), fx, fy)
+            bags = grad_output.float().view(-1, channels)
+            grad_value = _sum_by_cell(bags, row, by_corner, torch.Size((batch, rows, heads, channels)), level_shapes)
+    grad_reference = value.new_empty(0, dtype=torch.float32)
+    if moves and reference is not None:
+        grad_reference = _grad_reference(grad_places, places, reference, sizes)
+    return grad_value.to(value.dtype), grad_places.to(places.dtype), grad_shares.to(shares.dtype), grad_reference
 
 
 @_attend_backward.register_fake
@@ -106,13 +116,31 @@ def _(
     places: Tensor,
     shares: Tensor,
     reference: Tensor | None,
-    output: Tensor,
+    output: Tensor | None,
     grad_output: Tensor,
     sizes: list[int],
     kind: int,
-    scaled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(value.contiguous()), torch.empty_like(places), torch.empty_like(shares)
+    moves: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_reference = value.new_empty(reference.shape if moves and reference is not None else (0,), dtype=torch.float32)
+    return value.new_empty(value.shape), places.new_empty(places.shape), shares.new_empty(shares.shape), of_reference
+
+
+def _grad_reference(grad_locations: Tensor, offsets: Tensor, reference: Tensor, sizes: list[int]) -> Tensor:
+    """The reference's gradient from that of the locations, which becomes in place the gradient of the offsets.
+
+    Numbers go to the device as arguments of operations: a tensor of sizes would be a copy to wait for.
+    """
+    grad_reference = grad_locations.sum((2, 4))  # (B, N_q, L, 2)
+    if reference.shape[-1] == 4:
+        scales = reference[:, :, None, :, None, 2:] * (0.5 / offsets.shape[4])
+        of_size = (grad_locations * offsets).sum((2, 4)) * (0.5 / offsets.shape[4])
+        grad_locations.mul_(scales)
+        return torch.cat((grad_reference, of_size), dim=-1)
+    for level, (height, width) in enumerate(zip(sizes[::2], sizes[1::2])):
+        grad_locations[:, :, :, level, :, 0].div_(width)
+        grad_locations[:, :, :, level, :, 1].div_(height)
+    return grad_reference
 
 
 def _sum_by_cell(
@@ -140,47 +168,34 @@ def _sum_by_cell(
     return torch.cat(grads, dim=1)
 
 
-def _scales(reference: Tensor, level_shapes: LevelShapes, points: int) -> Tensor:
-    """What an offset of one moves a location by: (B, N_q, 1, L, 1, 2) around boxes, (L, 1, 2) around points."""
-    if reference.shape[-1] == 4:
-        return reference[:, :, None, :, None, 2:] * (0.5 / points)
-    sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=torch.float32, device=reference.device)
-    return 1 / sizes[:, None]
-
-
 def _materialise(
-    places: Tensor, shares: Tensor, reference: Tensor | None, level_shapes: LevelShapes, kind: int
+    places: Tensor, shares: Tensor, reference: Tensor | None, level_shapes: LevelShapes
 ) -> tuple[Tensor, Tensor]:
     """Locations and weights, float32, as the kernels make them in their registers."""
     places, shares = places.float(), shares.float()
-    if reference is None or kind == 0:
+    if reference is None:
         return places, shares
-    weights = shares.flatten(3).softmax(-1).view_as(shares)
-    scales = _scales(reference, level_shapes, places.shape[4])
-    return reference[:, :, None, :, None, :2] + places * scales, weights
+    if reference.shape[-1] == 4:
+        scales = reference[:, :, None, :, None, 2:] * (0.5 / places.shape[4])
+    else:
+        sizes = [(w, h) for h, w in level_shapes]
+        scales = 1 / torch.tensor(sizes, dtype=torch.float32, device=places.device)[:, None]
+    locations = reference[:, :, None, :, None, :2] + places * scales
+    return locations, shares.flatten(3).softmax(-1).view_as(shares)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     value, places, shares, reference, ctx.sizes, ctx.kind = inputs
-    ctx.save_for_backward(value, places, shares, reference, output)
+    ctx.save_for_backward(value, places, shares, reference, output if ctx.kind else None)  # a softmax needs the output
 
 
 def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, places, shares, reference, output = ctx.saved_tensors
     moves = reference is not None and ctx.needs_input_grad[3]
-    grad_value, grad_places, grad_shares = _attend_backward(
-        value, places, shares, reference, output, grad_output.contiguous(), ctx.sizes, ctx.kind, not moves
+    *grads, grad_reference = _attend_backward(
+        value, places, shares, reference, output, grad_output, ctx.sizes, ctx.kind, moves
     )
-    grad_reference = None
-    if moves:  # what the kernel gave is the gradient of the locations
-        level_shapes = list(zip(ctx.sizes[::2], ctx.sizes[1::2]))
-        at_locations = grad_places.float()
-        grad_reference = at_locations.sum((2, 4))  # (B, N_q, L, 2)
-        if ctx.kind == 4:
-            of_size = (at_locations * places).sum((2, 4)) * (0.5 / places.shape[4])
-            grad_reference = torch.cat((grad_reference, of_size), dim=-1)
-        grad_places = (at_locations * _scales(reference, level_shapes, places.shape[4])).to(places.dtype)
-    return grad_value, grad_places, grad_shares, grad_reference, None, None
+    return *grads, grad_reference if moves else None, None, None
 
 
 torch.library.register_autograd("ddetr_lite::deformable_attention", _differentiate, setup_context=_save)
@@ -188,9 +203,7 @@ torch.library.register_autograd("ddetr_lite::deformable_attention", _differentia
 
 def attend(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Shapes as in `multi_scale_deformable_attention`; value float32, bfloat16 or float16."""
-    return _attend(
-        _rows(value), locations.float().contiguous(), weights.float().contiguous(), None, _flat(level_shapes), 0
-    )
+    return _attend(value, locations.float(), weights.float(), None, _flat(level_shapes), 0)
 
 
 def attend_fused(
@@ -200,10 +213,7 @@ def attend_fused(
     before the softmax over all levels and points, (B, N_q, M, L, P). Offsets and scores may be halves: locations and
     weights are made from them in float32.
     """
-    reference = reference.float().contiguous()
-    return _attend(
-        _rows(value), offsets.contiguous(), scores.contiguous(), reference, _flat(level_shapes), reference.shape[-1]
-    )
+    return _attend(value, offsets, scores, reference.float(), _flat(level_shapes), reference.shape[-1])
 
 
 def _rows(value: Tensor) -> Tensor:
@@ -212,7 +222,8 @@ def _rows(value: Tensor) -> Tensor:
 
 
 def _flat(level_shapes: LevelShapes) -> list[int]:
-    return [int(size) for shape in level_shapes for size in shape]
+    """Sizes one after the other; those that `torch.compile` keeps open stay open."""
+    return [size for shape in level_shapes for size in shape]
 
 
 def _as_floats(sizes: list[int]) -> tuple[float, ...]:
