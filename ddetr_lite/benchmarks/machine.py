@@ -1,11 +1,27 @@
-"""What a measurement was made on."""
+"""What the benchmarks share: the clock, and how a result is written down."""
 
+import json
 import platform
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
+
+
+def heading(command: str, device: torch.device) -> dict[str, Any]:
+    """What has to stand above a result, so that anyone can repeat it."""
+    return {"command": command, "date": datetime.now(UTC).date().isoformat(), "machine": describe_machine(device)}
+
+
+def write_result(result: dict[str, Any], out: Path) -> Path:
+    """`out` is a name without an ending. Returns the path of the JSON file."""
+    path = out.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
@@ -47,6 +63,14 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     after.record()
     torch.cuda.synchronize()
     return before.elapsed_time(after) / 1e3
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """GPU memory that `work` needs beyond what is held when it begins."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def memory_bandwidth(device: torch.device) -> float:

@@ -1,9 +1,7 @@
 """`ddetr-lite bench msda`: multi-scale deformable attention against every peer that can be imported, in one run."""
 
-import json
 import statistics
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +11,17 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import arg
 
-from ddetr_lite.benchmarks.machine import describe_machine, memory_bandwidth
-from ddetr_lite.benchmarks.machine import seconds as clock
+from ddetr_lite.benchmarks.machine import (
+    heading,
+    memory_bandwidth,
+    peak_bytes,
+    seconds,
+    write_result,
+)
 from ddetr_lite.benchmarks.msda_peers import BASELINE, OURS, PEERS, Peer, describe_ours, refused
-from ddetr_lite.layers.deformable_attention import compass_offsets
+from ddetr_lite.engine.train import pick_device
+from ddetr_lite.layers.deformable_attention import compass_offsets, sampling_locations
+from ddetr_lite.layers.deformable_transformer import encoder_reference_points
 
 Levels = tuple[tuple[int, int], ...]
 PAPER: Levels = ((100, 134), (50, 67), (25, 34), (13, 17))  # a picture of 800 × 1066 pixels
@@ -81,9 +86,9 @@ def make_input(setting: Setting, kind: Kind, device: torch.device, dtype: torch.
     if kind == "uniform":
         locations = torch.rand(*shape, 2)
     else:
-        sizes = torch.tensor([(w, h) for h, w in levels])[:, None]  # (L, 1, 2)
         offsets = compass_offsets(heads, len(levels), points) + 1.5 * torch.randn(*shape, 2)
-        locations = _places(setting)[:, :, None, None, None] + offsets / sizes
+        reference = _places(setting)[:, :, None].expand(-1, -1, len(levels), -1)  # (B, N_q, L, 2)
+        locations = sampling_locations(reference, offsets, levels)
     weights = torch.randn(shape).flatten(3).softmax(-1).view(shape)
     return value.to(device, dtype), locations.to(device), weights.to(device)
 
@@ -92,11 +97,8 @@ def _places(setting: Setting) -> Tensor:
     """Where queries stand: the centres of all cells, or anywhere. (B, N_q, 2) in 0..1."""
     if setting.queries is not None:
         return torch.rand(setting.batch, setting.queries, 2)
-    centres = []
-    for height, width in setting.levels:
-        y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
-        centres.append(torch.stack((x, y), dim=-1).flatten(0, 1))
-    return torch.cat(centres).expand(setting.batch, -1, -1)
+    no_padding = torch.ones(setting.batch, len(setting.levels), 2)
+    return encoder_reference_points(setting.levels, no_padding)[:, :, 0]  # the same on all levels
 
 
 def floors(setting: Setting, value: Tensor, bandwidth: float, clock_ghz: float | None) -> dict[str, float]:
@@ -146,27 +148,21 @@ def measure(
                 raise ValueError(f"{name} gives another result than {OURS}: {gap:.1e} of the largest")
     for peer in peers.values():
         both(peer)  # what is compiled or planned at the first call
-    seconds: dict[str, dict[str, list[float]]] = {name: {"forward": [], "both": []} for name in peers}
+    taken: dict[str, dict[str, list[float]]] = {name: {"forward": [], "both": []} for name in peers}
     for _ in range(repeats):
         for name, peer in peers.items():
-            seconds[name]["forward"].append(clock(partial(forward, peer), value.device))
-            seconds[name]["both"].append(clock(partial(both, peer), value.device))
-    result = {name: {what: statistics.median(t) * 1e3 for what, t in times.items()} for name, times in seconds.items()}
+            taken[name]["forward"].append(seconds(partial(forward, peer), value.device))
+            taken[name]["both"].append(seconds(partial(both, peer), value.device))
+    result = {name: {what: statistics.median(t) * 1e3 for what, t in times.items()} for name, times in taken.items()}
     if value.is_cuda:
         for name, peer in peers.items():
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            both(peer)
-            result[name]["peak bytes"] = torch.cuda.max_memory_allocated() - before
+            result[name]["peak bytes"] = peak_bytes(partial(both, peer))
     return result
 
 
 def run(options: MsdaOptions, command: str) -> dict[str, Any]:
     """Measure, print a table, write NAME.json where a name was given, and return what stands there."""
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(available if options.device == "auto" else options.device)
-    if device.type == "cuda" and available == "cpu":
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    device = pick_device(options.device)
     names = options.settings or tuple(SETTINGS)[0 if device.type == "cuda" else 1 :]
     unknown = [name for name in names if name not in SETTINGS]
     if unknown:
@@ -189,19 +185,17 @@ def run(options: MsdaOptions, command: str) -> dict[str, Any]:
             least = floors(SETTINGS[name], inputs[0], bandwidth, options.clock_ghz)
             took = describe_ours(inputs[0])
             rows.append({"setting": name, "locations": kind, "ours": took, "floor ms": least, "peers": found})
-    result = {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": describe_machine(device) | {"copy bandwidth, GB/s": round(bandwidth / 1e9, 1)},
+    result: dict[str, Any] = {
+        **heading(command, device),
         "dtype": options.dtype,
         "repeats": options.repeats,
         "not measured": {name: reason for name, reason in reasons.items() if reason},
         "rows": rows,
     }
+    result["machine"]["copy bandwidth, GB/s"] = round(bandwidth / 1e9, 1)
     print(table(result))
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_result(result, options.out)
     return result
 
 

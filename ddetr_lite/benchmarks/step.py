@@ -4,21 +4,20 @@ Both have the same weights, pictures, losses (ours, all layers), matching, optim
 are trained. What differs is the model's code.
 """
 
-import json
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ddetr_lite.benchmarks.machine import describe_machine
+from ddetr_lite.benchmarks.machine import heading, peak_bytes, seconds, write_result
 from ddetr_lite.convert.hugging_face import hugging_face_model
+from ddetr_lite.engine.train import pick_device
+from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from ddetr_lite.set_prediction.losses import Outputs, set_losses
@@ -64,9 +63,9 @@ def pair(options: StepOptions, device: torch.device) -> tuple[DeformableDetr, An
     )
     ours = DeformableDetr(config, classes=91)
     for layer in ours.modules():  # at zero, every query would look at the compass, and nothing would flow through
-        if hasattr(layer, "sampling_offsets"):
-            nn.init.normal_(layer.sampling_offsets.weight, std=0.02)  # type: ignore[arg-type, union-attr]
-            nn.init.normal_(layer.attention_weights.weight, std=0.02)  # type: ignore[arg-type, union-attr]
+        if isinstance(layer, MultiScaleDeformableAttention):
+            nn.init.normal_(layer.sampling_offsets.weight, std=0.02)
+            nn.init.normal_(layer.attention_weights.weight, std=0.02)
     theirs = hugging_face_model(ours)
     match_frozen(theirs, [parameter for parameter in ours.parameters() if not parameter.requires_grad])
     return ours.to(device).train(), theirs.to(device).train()
@@ -132,10 +131,7 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
 
     Raises ValueError when the two losses differ: then it would not be the same work.
     """
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(available if options.device == "auto" else options.device)
-    if device.type == "cuda" and available == "cpu":
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    device = pick_device(options.device)
     make, losses = steps(options, device)
     check = {name: loss().item() for name, loss in losses.items()}
     gap = abs(check["ddetr_lite"] - check["hugging-face"]) / check["hugging-face"]
@@ -144,41 +140,22 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
     milliseconds: dict[str, list[float]] = {name: [] for name in make}
     for repeat in range(options.repeats + 2):
         for name, step in make.items():
-            _wait(device)
-            start = time.perf_counter()
-            step()
-            _wait(device)
+            taken = seconds(step, device)
             if repeat >= 2:  # the first are for caches and plans
-                milliseconds[name].append((time.perf_counter() - start) * 1e3)
+                milliseconds[name].append(taken * 1e3)
     medians = {name: statistics.median(each) for name, each in milliseconds.items()}
     result: dict[str, Any] = {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": describe_machine(device),
+        **heading(command, device),
         "loss": check,
         "median ms": medians,
         "times as fast as hugging-face": medians["hugging-face"] / medians["ddetr_lite"],
     }
     if device.type == "cuda":
-        result["peak bytes"] = {name: _peak(step) for name, step in make.items()}
+        # Beyond what stays: weights, gradients and the optimizers' states of both models.
+        result["peak bytes"] = {name: peak_bytes(step) for name, step in make.items()}
     for name, median in medians.items():
         memory = f", peak {result['peak bytes'][name] / 1e6:.0f} MB" if "peak bytes" in result else ""
         print(f"{name:14}{median:9.1f} ms a step, {medians['hugging-face'] / median:.2f} × hugging-face{memory}")
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"{options.out.with_suffix('.json')} is written.")
+        print(f"{write_result(result, options.out)} is written.")
     return result
-
-
-def _peak(step: Step) -> int:
-    """Bytes that a step needs beyond what stays: weights, their gradients and the optimizer's state, of both models."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

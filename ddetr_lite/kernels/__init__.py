@@ -56,6 +56,12 @@ def why_not(backend: str, value: Tensor) -> str | None:
     return None
 
 
+def _require(backend: str, value: Tensor) -> None:
+    reason = why_not(backend, value)
+    if reason is not None:
+        raise ValueError(reason)
+
+
 def backends_for(value: Tensor) -> list[str]:
     """The names of all backends that can run on this value tensor."""
     return [name for name in BACKENDS if why_not(name, value) is None]
@@ -91,9 +97,7 @@ def multi_scale_deformable_attention(
     _check(value, level_shapes, locations, weights)
     if backend == "auto":
         backend = choose_backend(value)
-    reason = why_not(backend, value)
-    if reason is not None:
-        raise ValueError(reason)
+    _require(backend, value)
     return BACKENDS[backend](value, level_shapes, locations, weights)
 
 
@@ -116,9 +120,7 @@ def fused_deformable_attention(
         )
     if reference.device != value.device:
         raise ValueError(f"reference must be on {value.device} like value, found {reference.device}")
-    reason = why_not("triton", value)
-    if reason is not None:
-        raise ValueError(reason)
+    _require("triton", value)
     output: Tensor = triton.attend_fused(value, level_shapes, reference, offsets, scores)
     return output
 

@@ -13,6 +13,19 @@ import triton.language as tl
 
 
 @triton.jit
+def _tile(queries, heads, channels, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """Which picture and head this program computes; its queries as lines of B·N_q and whether each exists, (BLOCK,); its
+    channels and whether each exists, (WIDTH,).
+    """
+    blocks = tl.cdiv(queries, BLOCK)
+    program = tl.program_id(0)
+    query = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    head, picture = program // blocks % heads, (program // blocks // heads).to(tl.int64)
+    channel = tl.arange(0, WIDTH)
+    return picture, head, picture * queries + query, query < queries, channel, channel < channels
+
+
+@triton.jit
 def _softmax_parts(scores, entry, here, L: tl.constexpr, P: tl.constexpr, PADDED: tl.constexpr):
     """The largest of each query's L·P scores, and the sum of exp(score − largest): (BLOCK,) each."""
     sample = tl.arange(0, PADDED)
@@ -69,13 +82,7 @@ def forward_kernel(
     L: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(queries, BLOCK)
-    program = tl.program_id(0)
-    query = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    head, picture = program // blocks % heads, (program // blocks // heads).to(tl.int64)
-    channel = tl.arange(0, WIDTH)
-    here, wide = query < queries, channel < channels
-    line = picture * queries + query  # (BLOCK,) of B·N_q
+    picture, head, line, here, channel, wide = _tile(queries, heads, channels, BLOCK, WIDTH)
     entry = line * heads + head  # (BLOCK,) of B·N_q·M
     largest, total = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if KIND > 0:
@@ -112,13 +119,7 @@ def backward_kernel(
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of places (SCALED: as they are; else of the locations made from them), shares and, with VALUE, values."""
-    blocks = tl.cdiv(queries, BLOCK)
-    program = tl.program_id(0)
-    query = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    head, picture = program // blocks % heads, (program // blocks // heads).to(tl.int64)
-    channel = tl.arange(0, WIDTH)
-    here, wide = query < queries, channel < channels
-    line = picture * queries + query
+    picture, head, line, here, channel, wide = _tile(queries, heads, channels, BLOCK, WIDTH)
     entry = line * heads + head
     whole = here[:, None] & wide[None, :]
     grad = tl.load(grad_output + entry[:, None] * channels + channel[None, :], mask=whole, other=0.0).to(tl.float32)
