@@ -1,0 +1,54 @@
+"""The command `ddetr-lite`: train, evaluate, predict, data, convert, bench.
+
+Options are made from dataclasses by tyro. A mistake of the user's is answered with one line and exit code 2.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+from ddetr_lite.cli.benching import bench
+from ddetr_lite.cli.converting import convert
+from ddetr_lite.cli.data import data
+from ddetr_lite.cli.parsing import Mistake
+from ddetr_lite.cli.training import train
+from ddetr_lite.cli.using import evaluate, predict
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "data": data,
+    "convert": convert,
+    "bench": bench,
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_help())
+            return 0
+        if words[0] not in COMMANDS:
+            near = get_close_matches(words[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(COMMANDS)}"
+            raise Mistake(f"unknown command {words[0]!r}: {hint}")
+        COMMANDS[words[0]](words[1:])
+    except (Mistake, ValueError, OSError, FloatingPointError) as error:
+        print(f"ddetr-lite: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nddetr-lite: stopped; a training run goes on with --resume", file=sys.stderr)
+        return 130
+    except SystemExit as leaving:  # tyro has shown a page of help
+        return int(leaving.code or 0)
+    return 0
+
+
+def _help() -> str:
+    lines = ["usage: ddetr-lite COMMAND ...", "", "commands:"]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<9} {(command.__doc__ or '').strip().splitlines()[0]}")
+    return "\n".join([*lines, "", "ddetr-lite COMMAND --help shows the options of one."])

@@ -1,0 +1,27 @@
+"""`ddetr-lite bench`: what is claimed about speed, measured by anyone."""
+
+from ddetr_lite.cli.parsing import Mistake, parse, take_positional
+
+
+def bench(words: list[str]) -> None:
+    """Measure what is claimed about speed: `ddetr-lite bench msda`, `ddetr-lite bench step`."""
+    command = " ".join(["ddetr-lite bench", *words])
+    what, words = take_positional(words, "WHAT", "one of msda, step", "bench msda")
+    if what == "step":
+        from ddetr_lite.benchmarks import step
+
+        step.run(parse(step.StepOptions, words, "ddetr-lite bench step"), command)
+        return
+    if what != "msda":
+        raise Mistake(f"bench {what!r} is unknown: choose 'msda' or 'step'")
+    from ddetr_lite.benchmarks import msda
+
+    options = parse(msda.MsdaOptions, words, "ddetr-lite bench msda")
+    result = msda.run(options, command)
+    if options.out is not None:
+        from ddetr_lite.plots import grouped_bars
+        from ddetr_lite.plots.style import png
+
+        title = "Forward and backward: times as fast as the form with grid_sample"
+        options.out.with_suffix(".png").write_bytes(png(grouped_bars(msda.ratios(result), title, line=1.0)))
+        print(f"{options.out.with_suffix('.json')} and .png are written.")

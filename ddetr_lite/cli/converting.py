@@ -1,0 +1,65 @@
+"""`ddetr-lite convert`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from ddetr_lite.cli.parsing import Mistake, parse
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Weights to and from other projects; the endings of the names say what is what.
+
+    .pt is a checkpoint of this package; .pth or .safetensors the authors' official layout; a folder Hugging Face's
+    (config.json and model.safetensors). Official COCO models have a logit for each of 91 category ids: on the way in they
+    get the 80 real classes, on the way out the 91 ids again.
+    """
+
+    source: Positional[Path]
+    target: Positional[Path]
+    heads: int | None = None
+    """Official files do not tell the number of attention heads: 8 unless you say so."""
+    queries: int | None = None
+    """Nor a two-stage model's number of queries: 300."""
+    dilation: bool | None = None
+    """Nor DC5: taken from "dc5" in the file's name."""
+
+
+def convert(words: list[str]) -> None:
+    """Bring weights in from the authors' or Hugging Face's files, or out to them."""
+    options = parse(ConvertOptions, words, "ddetr-lite convert")
+    from ddetr_lite import convert as converting
+    from ddetr_lite.engine.checkpoint import load_model, save_model
+    from ddetr_lite.models.faster_rcnn import FasterRcnn
+
+    source, target = options.source, options.target
+    if target.exists():
+        raise Mistake(f"{target} exists already: give another name")
+    if source.suffix == ".pt":
+        loaded = load_model(source)
+        model, names, about = loaded.model, loaded.classes, loaded.about
+    else:
+        if source.is_dir():
+            found = converting.read_hugging_face(source)
+        else:
+            found = converting.read_official(
+                source, heads=options.heads, dilation=options.dilation, queries=options.queries
+            )
+        model, names = converting.with_class_names(found)
+        about = {"converted_from": source.name}
+    if isinstance(model, FasterRcnn):
+        raise Mistake(f"{source} is a Faster R-CNN: only DETR and Deformable DETR have a form among the authors' files")
+    if target.suffix == ".pt":
+        save_model(target, model, names, about)
+    elif target.suffix in (".pth", ".safetensors"):
+        converting.write_official(converting.with_coco_ids(model, names), target)
+    elif not target.suffix:
+        converting.write_hugging_face(model, target, names)
+    else:
+        raise Mistake(
+            f"{target} must end in .pt (this package), .pth or .safetensors (official), or be a folder's name"
+        )
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{source} → {target}: {type(model).__name__}, {count / 1e6:.1f}M parameters, {len(names)} classes")

@@ -1,0 +1,82 @@
+"""From words to dataclasses: tyro's work, with one line where a mistake was made."""
+
+import contextlib
+import io
+import re
+from difflib import get_close_matches
+from typing import TypeVar
+
+import tyro
+from tyro.conf import arg
+
+Options = TypeVar("Options")
+
+FLAT = arg(name="")  # `--lr`, not `--train.lr`
+
+
+class Mistake(Exception):
+    """What the user should change, in one line."""
+
+
+def parse(kind: type[Options], words: list[str], program: str, extra: tuple[str, ...] = ()) -> Options:
+    """The options of a dataclass. Raises Mistake in one line where tyro would print a box."""
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(kind, args=words, prog=program)
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise Mistake(_one_line(message.getvalue(), kind, words, program, extra)) from None
+
+
+def _one_line(text: str, kind: type, words: list[str], program: str, extra: tuple[str, ...]) -> str:
+    """What tyro says in a box, in one line; for an unknown option the nearest known one."""
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], prog=program)
+    known = [*extra, *re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*", _plain(page.getvalue()))]
+    for word in words:
+        option = word.split("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in known:
+            near = get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            return f"unknown option {option}: {hint}`{program} --help` lists all"
+    titles = ("Value error", "Invalid choice", "Missing argument", "Required options", "Parsing error")
+    lines = [line for line in _plain(text).splitlines() if line not in titles and not line.startswith(program)]
+    said = re.split(r" (?:Argument|For full) helptext", " ".join(lines))[0]
+    return said + f"; `{program} --help` lists all options"
+
+
+def _plain(text: str) -> str:
+    """Without colours, frames and empty lines."""
+    stripped = (line.strip("│╭╮╰╯─ \t") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
+    return "\n".join(line for line in stripped if line)
+
+
+def take_positional(words: list[str], name: str, choices: str, example: str) -> tuple[str, list[str]]:
+    if not words or words[0].startswith("-"):
+        if words and words[0] in ("-h", "--help"):
+            print(f"usage: ddetr-lite {example.split()[0]} {name} [options]\n\n{name}: {choices}\n")
+            print(f"`ddetr-lite {example} --help` lists the options.")
+            raise SystemExit(0)
+        raise Mistake(f"{name} is missing ({choices}), for example: ddetr-lite {example}")
+    return words[0], words[1:]
+
+
+def take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of `--option value` or `--option=value`, and the other words."""
+    for i, word in enumerate(words):
+        if word == option:
+            if i + 1 == len(words) or words[i + 1].startswith("-"):
+                raise Mistake(f"{option} needs a value")
+            return words[i + 1], words[:i] + words[i + 2 :]
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1], words[:i] + words[i + 1 :]
+    return None, words
+
+
+def table(metrics: dict[str, float]) -> str:
+    """Metrics in two columns; −1 means that the set has no such objects."""
+    lines = [f"  {name:<16} {value:.3f}" if value >= 0 else f"  {name:<16} –" for name, value in metrics.items()]
+    return "\n".join(lines)

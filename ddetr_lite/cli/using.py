@@ -1,0 +1,101 @@
+"""`ddetr-lite evaluate` and `predict`: a trained model at work."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from ddetr_lite.cli.data import make_shapes
+from ddetr_lite.cli.parsing import Mistake, parse, table
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """COCO's average precision of a checkpoint on a data set."""
+
+    checkpoint: Positional[Path]
+    folder: Path | None = None
+    """A folder in COCO's format; by default the one the model was trained on."""
+    split: str = "val"
+    batch: int = 16
+    workers: int = 2
+    device: str = "auto"
+    out: Path | None = None
+    """Write the metrics to this JSON file as well."""
+
+
+def evaluate(words: list[str]) -> None:
+    """Measure a checkpoint: AP, by size and by class."""
+    options = parse(EvaluateOptions, words, "ddetr-lite evaluate")
+    from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
+    from ddetr_lite.datasets.transforms import eval_transform
+    from ddetr_lite.engine.checkpoint import load_model
+    from ddetr_lite.engine.evaluate import evaluate as measure
+    from ddetr_lite.engine.predict import augment_of
+    from ddetr_lite.engine.train import pick_device
+
+    loaded = load_model(options.checkpoint)
+    trained_on = loaded.about.get("recipe", {}).get("data", {})
+    folder = options.folder or trained_on.get("folder")
+    if folder is None:
+        raise Mistake(f"{options.checkpoint} does not say what it was trained on: name a data folder with --folder")
+    if options.folder is None and loaded.about.get("recipe", {}).get("name") == "shapes":
+        make_shapes(str(folder))
+    data = CocoDetection(CocoFolder.find(folder, options.split), eval_transform(augment_of(loaded)), loaded.classes)
+    bands = tuple(trained_on.get("size_bands", (32, 96)))
+    model = loaded.model.to(pick_device(options.device))
+    metrics = measure(model, data, bands, options.batch, options.workers, progress=True)
+    print(f"{options.checkpoint} on {len(data)} pictures of {data.folder.annotations}")
+    print(table(metrics))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Objects in pictures: writes each picture with boxes, and detections.json."""
+
+    checkpoint: Positional[Path]
+    pictures: Positional[tuple[Path, ...]]
+    """One or more picture files."""
+    out: Path = Path("runs/predictions")
+    threshold: float = 0.5
+    """Leave out what scores less."""
+
+
+def predict(words: list[str]) -> None:
+    """Find the objects in pictures of your own."""
+    options = parse(PredictOptions, words, "ddetr-lite predict")
+    from ddetr_lite.datasets.pictures import read_picture
+    from ddetr_lite.engine.checkpoint import load_model
+    from ddetr_lite.engine.predict import predict as find
+    from ddetr_lite.plots.detection import boxes
+    from ddetr_lite.plots.style import png
+
+    if not options.pictures:
+        raise Mistake("name at least one picture: ddetr-lite predict CHECKPOINT PICTURE...")
+    if not 0 <= options.threshold <= 1:
+        raise Mistake(f"--threshold {options.threshold} must lie in 0..1")
+    loaded = load_model(options.checkpoint)
+    pictures = {
+        path: read_picture(path) for path in options.pictures
+    }  # a mistyped path is found before anything is written
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for path, pixels in pictures.items():
+        found = find(loaded, pixels, options.threshold)
+        axes = boxes(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
+        drawn = options.out / f"{path.stem}.boxes.png"
+        drawn.write_bytes(png(axes.figure))  # type: ignore[arg-type]
+        height, width = pixels.shape[1:]
+        objects = [
+            {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)} for f in found
+        ]
+        results.append({"file": str(path), "height": height, "width": width, "objects": objects})
+        print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {drawn}")
+        for f in found:
+            print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
+    (options.out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
