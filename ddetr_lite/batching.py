@@ -12,6 +12,29 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class RawBatch(NamedTuple):
+    """B pictures as bytes in one tensor, padded but not normalised: what a loading process hands over in one piece.
+
+    pixels: (B, 3, H, W), uint8, zero on padding; sizes: the (height, width) of each picture.
+    """
+
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, images: Sequence[Tensor]) -> "RawBatch":
+        """Pad pictures (3, H, W), uint8, to the largest height and width among them."""
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        pixels = images[0].new_zeros(len(images), 3, max(h for h, _ in sizes), max(w for _, w in sizes))
+        for place, image, (h, w) in zip(pixels, images, sizes, strict=True):
+            place[:, :h, :w] = image
+        return cls(pixels, sizes)
+
+    def pictures(self) -> list[Tensor]:
+        """The pictures (3, H_i, W_i) one by one, without their padding: views, not copies."""
+        return [pixels[:, :h, :w] for pixels, (h, w) in zip(self.pixels, self.sizes, strict=True)]
+
+
 class ImageBatch(NamedTuple):
     """B pictures in one tensor.
 
@@ -23,12 +46,31 @@ class ImageBatch(NamedTuple):
     sizes: list[tuple[int, int]]
 
 
-def batch_images(images: Sequence[Tensor], mean: Tensor, std: Tensor) -> ImageBatch:
+def batch_images(images: Sequence[Tensor] | RawBatch, mean: Tensor, std: Tensor) -> ImageBatch:
     """Normalise pictures and pad them to the largest height and width among them.
 
-    images: each (3, H, W), uint8 in 0..255 or float in 0..1; mean, std: (3,), in units of 0..1, on the device to use.
-    Padding is zero *after* normalising, i.e. the mean colour. Raises ValueError for another shape or an empty list.
+    images: each (3, H, W), uint8 in 0..255 or float in 0..1, or a `RawBatch`; mean, std: (3,), in units of 0..1, on the
+    device to use. Padding is zero *after* normalising, i.e. the mean colour. Raises ValueError for another shape or an
+    empty list.
     """
+    if isinstance(images, RawBatch):
+        raw, sizes = images.pixels.to(mean.device, non_blocking=True), images.sizes
+    else:
+        raw, sizes = _pad(images, mean)
+    height, width = raw.shape[-2:]
+    pixels = raw.to(mean.dtype) / (1 if raw.is_floating_point() else 255)
+    pixels = (pixels - mean[:, None, None]) / std[:, None, None]
+    if all(size == (height, width) for size in sizes):
+        return ImageBatch(pixels, torch.zeros(raw.shape[0], height, width, dtype=torch.bool, device=raw.device), sizes)
+    # One small copy and three kernels, however many pictures there are.
+    heights, widths = torch.tensor(sizes).to(raw.device, non_blocking=True).unbind(1)
+    rows, columns = (torch.arange(n, device=raw.device) for n in (height, width))
+    mask = (rows[:, None] >= heights[:, None, None]) | (columns >= widths[:, None, None])
+    return ImageBatch(pixels.masked_fill(mask[:, None], 0.0), mask, sizes)
+
+
+def _pad(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Checked pictures in one tensor on the device of `mean`, not yet normalised, and the size of each."""
     if not images:
         raise ValueError("no pictures: give a list with at least one (3, H, W) tensor")
     for i, image in enumerate(images):
@@ -44,17 +86,9 @@ def batch_images(images: Sequence[Tensor], mean: Tensor, std: Tensor) -> ImageBa
         images = [image.to(mean.dtype) / (1 if image.is_floating_point() else 255) for image in images]
     # Bytes go to the device as bytes, and what follows runs once for the batch.
     raw = torch.zeros(len(images), 3, height, width, dtype=images[0].dtype, device=mean.device)
-    mask = torch.zeros(len(images), height, width, dtype=torch.bool, device=mean.device)
-    for i, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-        raw[i, :, :h, :w].copy_(image, non_blocking=True)
-        if (h, w) != (height, width):
-            mask[i, h:] = True
-            mask[i, :, w:] = True
-    pixels = raw.to(mean.dtype) / (1 if raw.is_floating_point() else 255)
-    pixels = (pixels - mean[:, None, None]) / std[:, None, None]
-    if len(set(sizes)) > 1:
-        pixels = pixels.masked_fill(mask[:, None], 0.0)
-    return ImageBatch(pixels, mask, sizes)
+    for place, image, (h, w) in zip(raw, images, sizes, strict=True):
+        place[:, :h, :w].copy_(image, non_blocking=True)
+    return raw, sizes
 
 
 def mask_for(mask: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, EpochSampler, collate
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, collate
+from ddetr_lite.datasets.loading import EpochSampler
 from ddetr_lite.datasets.transforms import (
     AugmentConfig,
     RandomColor,
@@ -144,9 +145,9 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> 
     assert len(whole) == 10
     assert list(EpochSampler(103, 10, seed=2, epoch=5, start=7)) == whole[7:]
     assert whole != list(EpochSampler(103, 10, seed=2, epoch=6))
-    indices = [index for batch in whole for epoch, index in batch]
+    indices = [index for batch in whole for epoch, index, *_ in batch]
     assert len(set(indices)) == 100
-    assert {epoch for batch in whole for epoch, _ in batch} == {5}
+    assert {epoch for batch in whole for epoch, *_ in batch} == {5}
     kept = itertools.chain.from_iterable(EpochSampler(103, 10, seed=2, epoch=5, drop_last=False))
     assert len(set(kept)) == 103
     assert len(EpochSampler(4, 10, seed=0, epoch=0)) == 1  # fewer pictures than a batch still make one
@@ -155,10 +156,10 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> 
 def test_pictures_of_one_group_share_a_batch() -> None:
     groups = np.random.default_rng(7).integers(0, 2, 103).tolist()
     whole = list(EpochSampler(103, 10, seed=2, epoch=5, groups=groups))
-    mixed = [batch for batch in whole if len({groups[index] for _, index in batch}) > 1]
+    mixed = [batch for batch in whole if len({groups[index] for _, index, *_ in batch}) > 1]
     assert len(whole) == 10
     assert len(mixed) <= 1  # the rests of both groups
-    assert len({index for batch in whole for _, index in batch}) == 100
+    assert len({index for batch in whole for _, index, *_ in batch}) == 100
     pure = [groups[batch[0][1]] for batch in whole if batch not in mixed]
     assert pure != sorted(pure), "one group after the other: the batches are not shuffled"
     assert list(EpochSampler(103, 10, seed=2, epoch=5, start=7, groups=groups)) == whole[7:]

@@ -19,7 +19,7 @@ from ddetr_lite.benchmarks.machine import (
     write_result,
 )
 from ddetr_lite.benchmarks.msda_peers import BASELINE, OURS, PEERS, Peer, describe_ours, refused
-from ddetr_lite.engine.train import pick_device
+from ddetr_lite.engine.distributed import pick_device
 from ddetr_lite.layers.deformable_attention import compass_offsets, sampling_locations
 from ddetr_lite.layers.deformable_transformer import encoder_reference_points
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ddetr_lite.benchmarks.machine import heading, peak_bytes, seconds, write_result
 from ddetr_lite.convert.hugging_face import hugging_face_model
-from ddetr_lite.engine.train import pick_device
+from ddetr_lite.engine.distributed import pick_device
 from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig

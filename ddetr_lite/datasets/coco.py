@@ -5,7 +5,7 @@ Labels are 0..C−1 in the order of the category ids, and `classes` has their na
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.pictures import read_picture
-from ddetr_lite.datasets.transforms import drop_empty_boxes
+from ddetr_lite.datasets.transforms import SizeDraw, drop_empty_boxes
 
-Key = tuple[int, int]
-"""(epoch, index): which picture, and which draw of its augmentation."""
+Key = tuple[int, int] | tuple[int, int, float]
+"""(epoch, index): which picture, and which draw of its augmentation; a third number, in 0..1, says how large it becomes."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class CocoDetection(Dataset):
     is a pure function of (seed, epoch, index). `dataset[index]` is epoch 0.
 
     classes: names to use instead of the file's own order, such as a checkpoint's; categories of other names are an error.
-    cache: keep decoded pictures in memory. limit: only the first pictures (by position in the file).
+    cache: keep decoded pictures in memory, as they are read, in the process that reads them. limit: only the first pictures
+    (by position in the file). `pictures` may be set to a `PictureCache`, from which all processes read.
     Raises ValueError naming file, image id and field where the annotations are broken.
     """
 
@@ -86,6 +88,7 @@ class CocoDetection(Dataset):
         self.images: list[dict[str, Any]] = content["images"][:limit]
         self.info: dict[str, Any] = content.get("info", {})
         self.annotations = self._group(content["annotations"])
+        self.pictures: PictureCache | None = None
         self._cache: dict[int, Tensor] | None = {} if cache else None
 
     def _labels(self) -> dict[int, int]:
@@ -130,13 +133,19 @@ class CocoDetection(Dataset):
         """The annotations of a picture that are single objects, not crowds."""
         return [a for a in self.annotations[index] if not a.get("iscrowd", 0)]
 
+    def file_of(self, index: int) -> Path:
+        """Where a picture lies."""
+        return self.folder.images / self.images[index]["file_name"]
+
     def read_image(self, index: int) -> Tensor:
-        """The picture as it lies on the disk: (3, H, W), uint8, RGB."""
+        """The picture as it lies on the disk, or in `pictures`: (3, H, W), uint8, RGB."""
+        if self.pictures is not None:
+            return self.pictures[index]
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         record = self.images[index]
         try:
-            pixels = read_picture(self.folder.images / record["file_name"])
+            pixels = read_picture(self.file_of(index))
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"image id {record['id']}: {error}; restore it or drop its record") from error
         if self._cache is not None:
@@ -144,18 +153,23 @@ class CocoDetection(Dataset):
         return pixels
 
     def __getitem__(self, key: int | Key) -> tuple[Tensor, dict[str, Tensor]]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index, *draw = key if isinstance(key, tuple) else (0, key)
         pixels = self.read_image(index)
         height, width = pixels.shape[1:]
         objects = self.objects(index)
         corners = np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
+        on_disk = (height, width)
+        if self.pictures is not None:
+            on_disk = self.pictures.on_disk[index]
+            if on_disk != (height, width):  # kept smaller than it is
+                corners *= np.tile(np.array((width / on_disk[1], height / on_disk[0]), np.float32), 2)
         labels = np.array([self.label_of_category[a["category_id"]] for a in objects], dtype=np.int64)
         target = {
             "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=(height, width)),
             "labels": torch.from_numpy(labels),
             "image_id": torch.tensor(self.images[index]["id"]),
-            "original_size": torch.tensor((height, width)),
+            "original_size": torch.tensor(on_disk),
         }
         image: Tensor = tv_tensors.Image(pixels)
         target = drop_empty_boxes(target, (height, width))
@@ -164,7 +178,8 @@ class CocoDetection(Dataset):
             with torch.random.fork_rng(devices=[]):
                 seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1
                 torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would also seed every GPU
-                image, target = self.transform(image, target)
+                image, target = self.transform(image, {**target, "size": SizeDraw(*draw)} if draw else target)
+                target.pop("size", None)
             target = drop_empty_boxes(target, (image.shape[-2], image.shape[-1]))
         return image.as_subclass(Tensor), {k: v.as_subclass(Tensor) for k, v in target.items()}
 
@@ -197,41 +212,3 @@ def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tenso
     """Lists of pictures and targets: sizes differ, so nothing is stacked."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
-
-
-class EpochSampler(torch.utils.data.Sampler[list[Key]]):
-    """Batches of (epoch, index) in an order that is a pure function of (seed, epoch).
-
-    Starts at batch `start` of the epoch: so a run that was stopped in the middle goes on with the very next batch.
-    The last, smaller batch is left out in training (`drop_last`), unless it is the only one.
-    groups: a number for each picture (length,); pictures of one group share a batch, but for the rest of each group.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch: int,
-        seed: int,
-        epoch: int,
-        start: int = 0,
-        drop_last: bool = True,
-        groups: Sequence[int] | None = None,
-    ):
-        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-        order = random.permutation(length)
-        count = max(1, length // batch) if drop_last else -(-length // batch)
-        if groups is not None:
-            group_of = np.asarray(groups)[order]
-            members = [order[group_of == group] for group in np.unique(group_of)]
-            whole = [m[: len(m) // batch * batch] for m in members]
-            order = np.concatenate([*whole, *(m[len(w) :] for m, w in zip(members, whole, strict=True))])
-        batches = [[(epoch, int(i)) for i in order[b * batch : (b + 1) * batch]] for b in range(count)]
-        if groups is not None:
-            batches = [batches[i] for i in random.permutation(count)]
-        self.batches = batches[start:]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)

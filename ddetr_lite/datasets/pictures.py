@@ -18,3 +18,15 @@ def read_picture(path: str | Path) -> Tensor:
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
     except (OSError, SyntaxError) as error:
         raise ValueError(f"picture {path} cannot be read: {error}") from error
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) from the head of a picture file, without decoding it. Raises as `read_picture`."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"picture {path} does not exist")
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"picture {path} cannot be read: {error}") from error

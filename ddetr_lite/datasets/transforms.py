@@ -60,17 +60,32 @@ def resized_size(height: int, width: int, short_side: int, max_side: int) -> tup
     return short_side, int(short_side * width / height)
 
 
-class ResizeShortSide(v2.Transform):
-    """Resize by `resized_size`, the short side drawn from a list."""
+class SizeDraw(float):
+    """A number in 0..1 that a target may carry: which of its short sides `ResizeShortSide` takes.
 
-    def __init__(self, short_sides: Sequence[int], max_side: int):
+    Where all pictures of a batch carry the same number, less of the batch is padding.
+    """
+
+
+class ResizeShortSide(v2.Transform):
+    """Resize by `resized_size`, the short side drawn from a list; by the sample's `SizeDraw` where it has one.
+
+    free: draw always, whatever the sample carries.
+    """
+
+    def __init__(self, short_sides: Sequence[int], max_side: int, free: bool = False):
         super().__init__()
-        self.short_sides, self.max_side = tuple(short_sides), max_side
+        self.short_sides, self.max_side, self.free = tuple(short_sides), max_side, free
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the size for this sample."""
         height, width = _size_of(flat_inputs)
-        short = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
+        draw = next((i for i in flat_inputs if isinstance(i, SizeDraw)), None)
+        if draw is None or self.free:
+            place = int(torch.randint(len(self.short_sides), ()))
+        else:
+            place = min(int(draw * len(self.short_sides)), len(self.short_sides) - 1)
+        short = self.short_sides[place]
         return {"size": list(resized_size(height, width, short, self.max_side))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -187,7 +202,7 @@ def train_transform(config: AugmentConfig) -> v2.Transform:
             before = [round(middle * share / 640) for share in (400, 500, 600)]
             cropped = v2.Compose(
                 [
-                    ResizeShortSide(before, max_side=10**6),
+                    ResizeShortSide(before, max_side=10**6, free=True),
                     RandomSizeCrop(round(middle * 384 / 640), round(middle * 600 / 640)),
                     resize,
                 ]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ddetr_lite.datasets.coco import CocoDetection, collate
+from ddetr_lite.datasets.coco import CocoDetection
+from ddetr_lite.datasets.loading import EpochSampler, loader
 from ddetr_lite.models.presets import Model
 from ddetr_lite.set_prediction.postprocess import Detections
 
@@ -22,28 +22,28 @@ METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 @torch.no_grad()
 def detect(
-    model: Model, dataset: CocoDetection, batch: int = 16, workers: int = 0, progress: bool = False
+    model: Model,
+    dataset: CocoDetection,
+    batch: int = 16,
+    workers: int = 0,
+    progress: bool = False,
+    rank: int = 0,
+    size: int = 1,
 ) -> Iterator[tuple[int, Detections]]:
-    """(image id, detections in pixels of the original picture) for every picture of the data set, in its order."""
+    """(image id, detections in pixels of the original picture) for every picture of the data set, in its order.
+
+    rank, size: of several processes each takes every `size`-th batch, so that together they see each picture once, and in
+    the same batches as one process alone.
+    """
     model.eval()
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=_in_order(len(dataset), batch),
-        num_workers=workers,
-        collate_fn=collate,
-        generator=torch.Generator(),  # else the loader would draw from the global generator, and training would differ
-    )
-    for images, targets in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
-        for image, target, found in zip(images, targets, model(images), strict=True):
-            height, width = target["original_size"].tolist()
-            scale = torch.tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
+    device = next(model.parameters()).device
+    batches = EpochSampler(len(dataset), batch, seed=0, epoch=0, shuffle=False, drop_last=False).batches[rank::size]
+    for loaded in tqdm(loader(dataset, batches, workers, device), "evaluating", disable=not progress, leave=False):
+        sizes = loaded.original_sizes / torch.tensor(loaded.images.sizes)  # (B, 2)
+        scales = sizes.flip(1).repeat(1, 2)  # (B, 4)
+        for image_id, scale, found in zip(loaded.image_ids.tolist(), scales, model(loaded.images), strict=True):
             result = {k: v.cpu() for k, v in found.items()}
-            result["boxes"] = result["boxes"] * scale
-            yield int(target["image_id"]), result
-
-
-def _in_order(length: int, batch: int) -> list[list[tuple[int, int]]]:
-    return [[(0, i) for i in range(start, min(start + batch, length))] for start in range(0, length, batch)]
+            yield image_id, {**result, "boxes": result["boxes"] * scale}
 
 
 def evaluate(
@@ -71,7 +71,7 @@ def ap_of(
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = _truth(dataset)
-        found = _results(detections, dataset)
+        found = results_of(detections, dataset)
         results = truth.loadRes(found) if found else _coco({**truth.dataset, "annotations": []})  # loadRes([]) raises
         evaluation = COCOeval(truth, results, "bbox")
         evaluation.params.imgIds = sorted(image["id"] for image in dataset.images)
@@ -110,7 +110,8 @@ def _coco(content: dict[str, Any]) -> COCO:
     return coco
 
 
-def _results(detections: dict[int, Detections], dataset: CocoDetection) -> list[dict[str, Any]]:
+def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> list[dict[str, Any]]:
+    """Detections as COCO's results: "image_id", "category_id", "bbox" [x, y, width, height] in pixels, "score"."""
     category_of_label = {label: category for category, label in dataset.label_of_category.items()}
     results = []
     for image_id, found in detections.items():

@@ -49,6 +49,8 @@ class Muon(torch.optim.Optimizer):
     m×n matrix. Raises ValueError for a parameter with fewer than two dimensions.
     """
 
+    found_inf: Tensor | None = None
+
     def __init__(
         self, params: Iterable[Any], lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.1
     ) -> None:
@@ -62,8 +64,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
+        """One update of all parameters that have a gradient; none where `found_inf` is 1, as in torch's fused optimizers."""
         loss = None
+        if self.found_inf is not None and bool(self.found_inf):
+            return loss
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()

@@ -30,10 +30,11 @@ class DataConfig:
     val_split: str = "val"
     limit: int = 0
     """Train on the first pictures only; 0: all."""
-    overfit: bool = False
-    """Evaluate on the training pictures: the first gate for new data."""
-    cache: bool = False
-    """Keep decoded pictures in memory."""
+    overfit: int = 0
+    """Train and evaluate on the first so many pictures, as they are: the first gate for new data (`engine.overfitting`)."""
+    cache: Literal["none", "memory", "disk"] = "none"
+    """Decode pictures once, at the largest size that training asks for: into memory, or into FOLDER/.cache, where later runs
+    find them."""
     size_bands: tuple[float, float] = (32, 96)
     """Where small ends and large begins, as √area: in pixels, or, when both are below 1, as a share of the picture's side."""
 
@@ -44,9 +45,13 @@ class TrainConfig:
 
     epochs: int = 50
     batch: int = 2
-    """Pictures in a step."""
+    """Pictures in a step, on all GPUs together."""
+    accumulate: int = 1
+    """Take each step in so many pieces, one after another: less memory, the same step."""
     group_orientations: bool = False
     """Upright pictures share a batch, and wide ones: fewer pixels are padding."""
+    one_size: bool = False
+    """The pictures of a batch get the same short side: fewer pixels are padding."""
     lr: float = 2e-4
     backbone_lr: float = 0.1
     """Times `lr` for the backbone; 0 freezes it."""
@@ -65,6 +70,13 @@ class TrainConfig:
     schedule: Literal["step", "cosine", "linear", "constant"] = "step"
     """step: a tenth from `drop_epoch` on; cosine, linear: down to zero at the end."""
     drop_epoch: int = 40
+    ema: float = 0.0
+    """Evaluate and keep a running average of the weights, that forgets with this decay (0.999: about the last 1000 steps);
+    0: the weights themselves."""
+    start_from: str = ""
+    """A checkpoint to fine-tune: its model with its weights; heads are made anew for classes that it does not know."""
+    compile: bool = False
+    """`torch.compile` for the layers of encoder and decoder: faster on a GPU, after minutes of compiling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bfloat16 where the device is a GPU that has it, else float32."""
     device: str = "auto"
@@ -78,6 +90,10 @@ class TrainConfig:
     """Steps between checkpoints; one is also written after each epoch."""
     log_every: int = 10
     """Steps between lines of the log."""
+    max_bad_steps: int = 20
+    """Stop after so many steps in a row whose gradient is not finite; each of them is skipped."""
+    forecast: bool = True
+    """Before the first step, measure some and say how long the run will take and how much memory it needs."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +128,14 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
     "coco": ("paper", DataConfig(), AugmentConfig(), TrainConfig(), DETR_SCHEDULE),
     "coco-mini": (
         "mobile",
-        DataConfig("data/coco-mini", cache=True),
+        DataConfig("data/coco-mini", cache="memory"),
         AugmentConfig(short_sides=(224, 240, 256, 272, 288, 304, 320), eval_short_side=288, max_side=384, color=True),
         COCO_MINI,
         replace(COCO_MINI, epochs=150, lr=2e-4, evaluate_every=10),
     ),
     "shapes": (
         "small",
-        DataConfig("data/shapes", cache=True, size_bands=(0.2, 0.4)),
+        DataConfig("data/shapes", cache="memory", size_bands=(0.2, 0.4)),
         AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True, color=True),
         SHAPES,
         replace(SHAPES, epochs=36, lr=2e-3, evaluate_every=2),
@@ -158,7 +174,7 @@ def recipe(name: str, model: str | None = None) -> Recipe:
 def check(recipe: Recipe) -> None:
     """Raise ValueError for values that cannot be meant, naming field, value and remedy."""
     train, data, model = recipe.train, recipe.data, recipe.model
-    for name in ("epochs", "batch", "log_every", "checkpoint_every"):
+    for name in ("epochs", "batch", "accumulate", "log_every", "checkpoint_every", "max_bad_steps"):
         if getattr(train, name) < 1:
             raise ValueError(f"{name}={getattr(train, name)} must be at least 1")
     for name in (
@@ -176,13 +192,17 @@ def check(recipe: Recipe) -> None:
     for name, usual in (("lr", "1e-5 to 1e-3"), ("muon_lr", "0.002 to 0.02")):
         if not 0 < getattr(train, name) < 1:
             raise ValueError(f"{name}={getattr(train, name)} must lie between 0 and 1, usually {usual}")
+    if not 0 <= train.ema < 1:
+        raise ValueError(f"ema={train.ema} must lie in 0..1, usually 0.999 to 0.9999; 0 keeps no average")
+    if data.overfit < 0:
+        raise ValueError(f"overfit={data.overfit} must be a number of pictures, or 0")
     if data.limit < 0 or not 0 < data.size_bands[0] < data.size_bands[1]:
         raise ValueError(f"limit={data.limit} must be 0 or more, size_bands={data.size_bands} rising and positive")
     for name in ("queries", "dim", "heads", "hidden", "decoder_layers", "anchor_strides", "proposals", "sampled"):
         if getattr(model, name, 1) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
     backbone = model.backbone
-    if backbone.frozen and backbone.weights == "none":
+    if backbone.frozen and backbone.weights == "none" and not train.start_from:
         raise ValueError(
             f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
             "stem; give weights, or train all of it with --backbone.no-frozen"

@@ -1,32 +1,31 @@
 """The training loop, from the first line to the last.
 
-A run lives in a folder: `recipe.json`, `log.jsonl`, `last.pt` (training state) and `best.pt` (the model with the best AP
-so far). Everything that happens is a function of the recipe: on a CPU a run that is killed and resumed ends with the
-same bits as one that is not.
+Everything that happens is a function of the recipe: on a CPU a run that is killed and resumed ends with the same bits as one
+that is not. One process or many, one piece a step or several: a step is the same.
 """
 
-import json
-import math
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 from tqdm import tqdm
 
-from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, EpochSampler, collate
-from ddetr_lite.datasets.transforms import eval_transform, train_transform
-from ddetr_lite.engine.checkpoint import model_content, read, save_model, write_atomically
-from ddetr_lite.engine.evaluate import METRICS, evaluate
+from ddetr_lite.datasets.loading import Batch, RunSampler, loader
+from ddetr_lite.engine.average import average_of, weights_to_use
+from ddetr_lite.engine.data import datasets, order_of
+from ddetr_lite.engine.distributed import World, world
+from ddetr_lite.engine.evaluate import METRICS, ap_of, detect, results_of
+from ddetr_lite.engine.fine_tuning import start_from
+from ddetr_lite.engine.forecast import forecast
 from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
-from ddetr_lite.engine.recipes import Recipe, TrainConfig, check, recipe_to_dict
-from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
+from ddetr_lite.engine.recipes import Recipe, check
+from ddetr_lite.engine.run import State, circumstances, open_run, write_json
+from ddetr_lite.engine.step import Step
+from ddetr_lite.engine.watch import choose_objects, watched_line
 from ddetr_lite.models.presets import Model, build
 
 
@@ -41,218 +40,160 @@ def train(
 
     resume: go on from `last.pt`; without it a folder that holds a run is an error, so that none is overwritten.
     after_epoch: called with the folder after each epoch, for example to draw curves.
-    Raises ValueError for a recipe, data or folder that does not fit, FloatingPointError for a loss that is not finite.
+    Raises ValueError for a recipe, data or folder that does not fit, FloatingPointError when `max_bad_steps` steps in a row
+    had a gradient that is not finite.
     """
     check(recipe)
-    config, folder = recipe.train, Path(folder)
-    device = pick_device(config.device)
-    state = _open_run(recipe, folder, resume)
-    torch.manual_seed(config.seed)
-
-    training, validation = datasets(recipe)
-    _check_queries(recipe, training)
-    model = build(recipe.model, len(training.classes)).to(device)
-    if config.backbone_lr == 0:  # as in the official code: no gradient is computed for it at all
-        for name, parameter in model.named_parameters():
-            if part_of(name) == "backbone":
-                parameter.requires_grad_(False)
-    optimizers = make_optimizers(model, config)
-    log = RunLog(folder / "log.jsonl")
-    steps_per_epoch = len(EpochSampler(len(training), config.batch, config.seed, epoch=0))
-    groups = training.orientations() if config.group_orientations else None
-    total = steps_per_epoch * config.epochs
-    step, best, seconds = 0, -1.0, 0.0
-    if state is None:
-        log.write("start", 0, **_circumstances(recipe, model, device, training, validation, total))
-    else:
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step, best, seconds = state["step"], state["best"], state["seconds"]
-        log.rewind(step)
-        torch.set_rng_state(state["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], device)
-
-    metrics: dict[str, float] = {}
-    bar = tqdm(total=total, initial=step, desc=recipe.name, unit="step", disable=not progress, dynamic_ncols=True)
-    for epoch in range(step // steps_per_epoch, config.epochs):
-        model.train()
-        start = step % steps_per_epoch
-        sampler = EpochSampler(len(training), config.batch, config.seed, epoch, start, groups=groups)
-        loader: DataLoader[Any] = DataLoader(
-            training,
-            batch_sampler=sampler,
-            num_workers=config.workers,
-            collate_fn=collate,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # the global generator belongs to the model, or a resumed run would differ
-        )
-        since, seen = time.perf_counter(), 0
-        for images, targets in loader:
-            rate = learning_rate(step, config, steps_per_epoch)
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = rate * group["factor"]
-
-            with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config, device)):
-                losses: dict[str, Tensor] = model(images, targets)
-            loss = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(loss):
-                pictures = ", ".join(str(int(t["image_id"])) for t in targets)
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {step} (image ids {pictures}): lower --lr, or look at these pictures. "
-                    f"The run stands at its last checkpoint in {folder}"
-                )
-            model.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
-            for optimizer in optimizers:
-                optimizer.step()
-
-            step, seen = step + 1, seen + len(images)
-            if step % config.log_every == 0:
-                now = time.perf_counter()
-                seconds, speed = seconds + now - since, seen / (now - since)
-                since, seen = now, 0
-                values = {f"loss/{k}": v.item() for k, v in losses.items()}
-                log.write(
-                    "train", step, epoch=epoch + 1, loss=loss.item(), **values, gradient_norm=float(norm), lr=rate,
-                    pictures_per_second=speed, train_seconds=seconds,
-                )  # fmt: skip
-                bar.set_postfix_str(f"loss {loss.item():.2f}, {speed:.0f} pictures/s", refresh=False)
-            bar.update()
-            if step % config.checkpoint_every == 0 and step % steps_per_epoch:
-                seconds, seen = seconds + time.perf_counter() - since, 0
-                _save_state(folder, model, optimizers, recipe, training.classes, step, best, seconds)
-                since = time.perf_counter()
-        seconds += time.perf_counter() - since
-
-        last = epoch + 1 == config.epochs
-        if last or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
-            metrics = evaluate(model, validation, recipe.data.size_bands, workers=config.workers)
-            log.write("evaluate", step, epoch=epoch + 1, train_seconds=seconds, **metrics)
-            bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{k} {metrics[k]:.3f}" for k in METRICS))
-            if metrics["AP"] >= best:
-                best = metrics["AP"]
-                about = {"recipe": recipe_to_dict(recipe), "epoch": epoch + 1, "step": step, "metrics": metrics}
-                save_model(folder / "best.pt", model, training.classes, about)
-        _save_state(folder, model, optimizers, recipe, training.classes, step, best, seconds)
-        if after_epoch is not None:
-            after_epoch(folder)
-    bar.close()
-    return metrics
+    with world(recipe.train.device) as place:
+        run = Run(recipe, Path(folder), resume, progress and place.main, place)
+        return run.train(after_epoch)
 
 
-def datasets(recipe: Recipe) -> tuple[CocoDetection, CocoDetection]:
-    """The training set, augmented, and the validation set with the same classes (the same pictures under `overfit`)."""
-    data, seed = recipe.data, recipe.train.seed
-    limit = data.limit or None
-    training = CocoDetection(
-        CocoFolder.find(data.folder, data.train_split), train_transform(recipe.augment), None, seed, data.cache, limit
-    )
-    validation = CocoDetection(
-        CocoFolder.find(data.folder, data.train_split if data.overfit else data.val_split),
-        eval_transform(recipe.augment),
-        training.classes,
-        cache=data.cache,
-        limit=limit if data.overfit else None,
-    )
-    return training, validation
+class Run:
+    """A run between its first line and its last: what `train` does, in methods that can be read one by one."""
 
+    def __init__(self, recipe: Recipe, folder: Path, resume: bool, progress: bool, place: World):
+        self.recipe, self.config, self.folder, self.place, self.progress = recipe, recipe.train, folder, place, progress
+        saved = open_run(recipe, folder, resume, place)
+        self.training, self.validation = datasets(recipe, place, progress)
+        self.order = order_of(self.config, self.training)
+        self.steps = self.order.steps_per_epoch * self.config.epochs
+        model = self._model(new=saved is None)
+        self.state = State(model, make_optimizers(model, self.config), average_of(model, self.config.ema))
+        self.step = Step(self.state, self.config, place)
+        self.log, self.watched = RunLog(folder / "log.jsonl"), RunLog(folder / "watched.jsonl")
+        if saved is not None:
+            self.state.load(saved)
+            if place.main:
+                self.log.rewind(self.state.step)
+                self.watched.rewind(self.state.step)
+            return
+        self._write("start", 0, **circumstances(recipe, model, place, self.training, self.validation, self.steps))
+        if self.config.forecast:
+            expected = forecast(recipe, self.step, self.training, len(self.validation), self.order)
+            self.tell(str(expected))
+            self._write("forecast", 0, **expected.values())
 
-def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
-    """Each object needs a query of its own: say so before the run, and not when the picture comes."""
-    if isinstance(recipe.model, FasterRcnnConfig):
-        return
-    most, index = max((len(training.objects(i)), i) for i in range(len(training)))
-    if most > recipe.model.queries:
-        raise ValueError(
-            f"{training.folder.annotations}: image id {training.images[index]['id']} has {most} objects, the model only "
-            f"{recipe.model.queries} queries: train with --queries {most} or more"
-        )
+    def _model(self, new: bool) -> Model:
+        torch.manual_seed(self.config.seed)  # the same weights in every process
+        begins = self.config.start_from if new else ""
+        model = build(self.recipe.model, len(self.training.classes), load_backbone=new and not begins)
+        if begins:
+            self.tell(start_from(model, self.training.classes, begins))
+        model = model.to(self.place.device)
+        if self.config.backbone_lr == 0:  # as in the official code: no gradient is computed for it at all
+            for name, parameter in model.named_parameters():
+                if part_of(name) == "backbone":
+                    parameter.requires_grad_(False)
+        return model
 
+    def tell(self, text: str) -> None:
+        """Say it on the terminal, above the progress bar."""
+        if self.progress:
+            tqdm.write(text)
 
-def pick_device(name: str) -> torch.device:
-    """`auto` → the first GPU or the CPU. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except Exception as error:
-        raise ValueError(f"device {name!r} cannot be used here: choose 'auto' or 'cpu'") from error
-    return device
+    def _write(self, kind: str, step: int, **values: Any) -> None:
+        if self.place.main:
+            self.log.write(kind, step, **values)
 
+    def train(self, after_epoch: Callable[[Path], None] | None = None) -> dict[str, float]:
+        """From where the state stands to the end of the last epoch."""
+        config, state, place, per_epoch = self.config, self.state, self.place, self.order.steps_per_epoch
+        sampler = RunSampler(self.order, config.epochs, state.step, place.rank, place.size, config.accumulate)
+        batches: Iterator[Batch] = iter(loader(self.training, sampler, config.workers, place.device))
+        metrics: dict[str, float] = {}
+        bar = tqdm(
+            total=self.steps, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.progress,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        while state.step < self.steps:
+            epoch = state.step // per_epoch
+            state.model.train()
+            clock, seen = time.perf_counter(), 0
+            while state.step < (epoch + 1) * per_epoch:
+                pieces = [next(batches) for _ in range(config.accumulate)]
+                rate = learning_rate(state.step, config, per_epoch)
+                losses, norm = self.step(pieces, rate)
+                seen += place.size * sum(len(piece.counts) for piece in pieces)
+                bar.update()
+                at_end = state.step % per_epoch == 0
+                to_save = state.step % config.checkpoint_every == 0 and not at_end
+                to_log = state.step % config.log_every == 0
+                if not (to_log or to_save or at_end):
+                    continue
+                self._look_at_skipped(epoch)
+                if to_log and state.bad_steps == 0:
+                    now = time.perf_counter()
+                    state.seconds, speed = state.seconds + now - clock, seen / (now - clock)
+                    clock, seen = now, 0
+                    loss = self._log_step(epoch, losses, norm, rate, speed)
+                    bar.set_postfix_str(f"loss {loss:.2f}, {speed:.0f} pictures/s", refresh=False)
+                if to_save:
+                    state.seconds, seen = state.seconds + time.perf_counter() - clock, 0
+                    self._save()
+                    clock = time.perf_counter()
+            state.seconds += time.perf_counter() - clock
+            if state.step == self.steps or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
+                metrics = self._evaluate(epoch)
+            self._save()
+            if after_epoch is not None and place.main:
+                after_epoch(self.folder)
+        bar.close()
+        place.wait()
+        return metrics
 
-def use_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the forward pass runs in bfloat16."""
-    if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.precision == "bf16"
+    def _save(self) -> None:
+        if self.place.main:
+            self.state.save(self.folder, self.recipe, self.training.classes)
 
+    def _log_step(self, epoch: int, losses: dict[str, Tensor], norm: Tensor, rate: float, speed: float) -> float:
+        """Write a line of the log: the losses of the whole batch. Returns their sum."""
+        values = dict(zip(losses, self.place.mean(torch.stack(list(losses.values()))).tolist(), strict=True))
+        memory = {}
+        if self.place.device.type == "cuda":
+            memory = {"memory_bytes": torch.cuda.max_memory_allocated(self.place.device)}
+        self._write(
+            "train", self.state.step, epoch=epoch + 1, loss=sum(values.values()),
+            **{f"loss/{k}": v for k, v in values.items()}, gradient_norm=float(norm), lr=rate,
+            pictures_per_second=speed, train_seconds=self.state.seconds, **memory,
+        )  # fmt: skip
+        return sum(values.values())
 
-def _open_run(recipe: Recipe, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Make the run's folder, or read the state to go on from."""
-    last = folder / "last.pt"
-    if resume:
-        if not last.exists():
-            raise ValueError(f"nothing to resume: {last} does not exist; start without --resume")
-        state = read(last)
-        if state["about"]["recipe"] != recipe_to_dict(recipe):
-            raise ValueError(
-                f"{last} was made with another recipe: resume with the options of {folder / 'recipe.json'}"
+    def _look_at_skipped(self, epoch: int) -> None:
+        """Name the steps that were skipped, and stop where nothing but such steps is left."""
+        state, folder = self.state, self.folder
+        skipped, state.bad_steps = self.step.guard.look(state.bad_steps)
+        for bad in skipped:
+            self.tell(f"step {bad.step + 1} was skipped, image ids {', '.join(map(str, bad.pictures))}: {bad.reason}")
+            self._write("skip", bad.step + 1, epoch=epoch + 1, pictures=bad.pictures, reason=bad.reason)
+        if state.bad_steps >= self.config.max_bad_steps:
+            self._save()
+            raise FloatingPointError(
+                f"{state.bad_steps} steps in a row had no finite gradient, the last with image ids "
+                f"{', '.join(map(str, skipped[-1].pictures))} ({skipped[-1].reason}). The weights are as before these steps: "
+                f"go on in a new run, --start-from {folder / 'last.pt'}, with a lower --lr, and look at these pictures"
             )
-        return state
-    if (folder / "log.jsonl").exists():
-        raise ValueError(f"{folder} already holds a run: go on with --resume, or give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
-    return None
 
-
-def _save_state(
-    folder: Path,
-    model: Model,
-    optimizers: list[torch.optim.Optimizer],
-    recipe: Recipe,
-    classes: list[str],
-    step: int,
-    best: float,
-    seconds: float,
-) -> None:
-    about = {"recipe": recipe_to_dict(recipe), "step": step}
-    content = model_content(model, classes, about)
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.zeros(0, dtype=torch.uint8)
-    write_atomically(
-        {
-            **content, "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step, "best": best,
-            "seconds": seconds, "rng": torch.get_rng_state(), "cuda_rng": cuda,
-        },
-        folder / "last.pt",
-    )  # fmt: skip
-
-
-def _circumstances(
-    recipe: Recipe,
-    model: Model,
-    device: torch.device,
-    training: CocoDetection,
-    validation: CocoDetection,
-    steps: int,
-) -> dict[str, Any]:
-    """What a reader of the log must know to repeat the run."""
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {
-        "recipe": recipe_to_dict(recipe),
-        "classes": training.classes,
-        "pictures": len(training),
-        "validation_pictures": len(validation),
-        "steps_in_all": steps,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "device": f"{chip}, {torch.get_num_threads()} threads",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-    }
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """AP of the model, or of its running average; each process looks at its share of the pictures."""
+        state, place = self.state, self.place
+        model = weights_to_use(state.model, state.average)
+        found = place.gather(
+            dict(detect(model, self.validation, workers=self.config.workers, rank=place.rank, size=place.size))
+        )
+        metrics: dict[str, float] = {}
+        if place.main:
+            detections = {image_id: d for share in found for image_id, d in share.items()}
+            metrics = ap_of(detections, self.validation, self.recipe.data.size_bands)
+            self._write("evaluate", state.step, epoch=epoch + 1, train_seconds=state.seconds, **metrics)
+            self.tell(f"epoch {epoch + 1}: " + ", ".join(f"{k} {metrics[k]:.3f}" for k in METRICS))
+            heading = {"epoch": epoch + 1, "step": state.step}
+            write_json(
+                {**heading, "detections": results_of(detections, self.validation)}, self.folder / "detections.json"
+            )
+            line = watched_line(model, self.validation, choose_objects(self.validation), epoch + 1, state.step)
+            self.watched.write("watch", **line)
+            state.save_best(self.folder, self.recipe, self.training.classes, epoch + 1, metrics)
+        best: tuple[dict[str, float], float] = place.gather((metrics, state.best))[0]
+        metrics, state.best = best
+        return metrics

@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD
+from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.detector import check_targets
 from ddetr_lite.set_prediction.matching import Target
@@ -85,15 +85,24 @@ class FasterRcnn(FasterRCNN):
         self.config, self.classes = config, classes
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+        self,
+        images: Sequence[Tensor] | RawBatch,
+        targets: Sequence[Target] | None = None,
+        num_boxes: Tensor | float | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """As `Detector.forward`; the losses are torchvision's four."""
-        scaled = [image if image.is_floating_point() else image.float() / 255 for image in images]
+        """As `Detector.forward`; the losses are torchvision's four, means over what it sampled: `num_boxes` is not used."""
+        device = self.roi_heads.box_predictor.cls_score.weight.device
+        if isinstance(images, RawBatch):
+            images = RawBatch(images.pixels.to(device, non_blocking=True), images.sizes).pictures()
+        moved = [image.to(device, non_blocking=True) for image in images]
+        scaled = [image if image.is_floating_point() else image.float() / 255 for image in moved]
         if self.training and targets is not None:
             labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("labels", "boxes"))
             if labels.device.type == "cpu":  # on a GPU a look would be a wait
                 check_targets(labels, boxes, self.classes, targets)
-            wanted = [{"boxes": t["boxes"].float(), "labels": t["labels"].long() + 1} for t in targets]
+            wanted = [
+                {"boxes": t["boxes"].float().to(device), "labels": t["labels"].long().to(device) + 1} for t in targets
+            ]
             losses: dict[str, Tensor] = super().forward(scaled, wanted)
             return {name.removeprefix("loss_"): value for name, value in losses.items()}
         found: list[Detections] = super().forward(scaled)

@@ -109,15 +109,19 @@ def count_boxes(targets: Sequence[Target], device: torch.device) -> Tensor | flo
     return max(count, 1.0)
 
 
-def set_losses(outputs: Outputs, targets: Sequence[Target], loss: SetLoss) -> dict[str, Tensor]:
+def set_losses(
+    outputs: Outputs, targets: Sequence[Target], loss: SetLoss, num_boxes: Tensor | float | None = None
+) -> dict[str, Tensor]:
     """All losses, weighted: their sum is what one minimises.
 
     Keys are "class", "l1" and "giou" for the last decoder layer, "class/0" ... for the earlier ones (the auxiliary
     losses), "class/encoder" ... for the proposals of a two-stage model, all of whose objects bear class 0, and
     "class/hint/0" ... "class/hint" for queries with hints.
     targets: for each picture "labels" (T,) and "boxes" (T, 4), (cx, cy, w, h) in 0..1; "image_id" names it in errors.
+    num_boxes: what sums are divided by, `count_boxes` of these targets unless a step consists of several batches.
     """
-    num_boxes = count_boxes(targets, outputs.logits.device)
+    if num_boxes is None:
+        num_boxes = count_boxes(targets, outputs.logits.device)
     result = _losses(outputs.logits, outputs.boxes, targets, loss, num_boxes, layer_names(len(outputs.logits)))
     if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
         objects = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]

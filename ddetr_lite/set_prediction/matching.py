@@ -30,6 +30,10 @@ class MatchingCost:
     giou: float = 2.0
 
 
+class NotFiniteError(ValueError):
+    """A model's output, or the truth, holds NaN or infinity: there is nothing to match, and nothing to learn from."""
+
+
 class Matches(NamedTuple):
     """Four index tensors of one length, a matched pair at each position: which layer, picture, query and object.
 
@@ -115,7 +119,7 @@ def match(
     """Match every layer's predictions with the truth.
 
     logits: (K, B, N_q, C or C+1); boxes: (K, B, N_q, 4). Raises ValueError when a picture has more objects than there
-    are queries, or a cost is not finite (it names the picture).
+    are queries, NotFiniteError when a cost is not finite; both name the picture.
     """
     device = logits.device
     labels, target_boxes = pad_targets(targets, device)
@@ -132,7 +136,7 @@ def match(
         for b, count in enumerate(counts):
             own = cost[k, b, :, :count]
             if not np.isfinite(own).all():
-                raise ValueError(
+                raise NotFiniteError(
                     f"matching cost of picture {_name(targets, b)} in layer {k} is not finite: the model's output or the "
                     "picture's boxes hold NaN or infinity (too high a learning rate, or a broken annotation)"
                 )

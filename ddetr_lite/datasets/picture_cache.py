@@ -1,0 +1,90 @@
+"""All pictures of a data set decoded once, in one array of bytes that every loading process reads.
+
+In memory, or in a file that later runs find again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from ddetr_lite.datasets.pictures import picture_size, read_picture
+
+Size = tuple[int, int]
+
+
+class PictureCache:
+    """`cache[i]` is picture i as (3, H, W), uint8: a copy of its own; `on_disk[i]` the (height, width) of its file.
+
+    files: the pictures' paths. target: from a picture's (height, width) on the disk to that in the cache.
+    folder: where the file lies that keeps them; None: in memory. An unreadable picture raises ValueError naming it.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        target: Callable[[Size], Size],
+        folder: Path | None = None,
+        progress: bool = False,
+    ):
+        with ThreadPoolExecutor() as threads:
+            self.on_disk: list[Size] = list(threads.map(picture_size, files))
+            self.sizes = [target(size) for size in self.on_disk]
+            self.starts = np.cumsum([0, *(3 * h * w for h, w in self.sizes)]).tolist()
+            self._bytes, filled = self._place(files, folder)
+            if not filled:
+                places = range(len(files))
+                work = threads.map(lambda i: self._fill(i, files[i]), places)
+                for _ in tqdm(work, "decoding pictures", len(files), disable=not progress, leave=False):
+                    pass
+                self._seal()
+
+    def _place(self, files: Sequence[Path], folder: Path | None) -> tuple[Tensor, bool]:
+        """The array of bytes, and whether an earlier run has filled it."""
+        count = self.starts[-1]
+        self._index: Path | None = None
+        if folder is None:
+            return torch.empty(count, dtype=torch.uint8), False  # forked processes see the same pages
+        state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns, size) for f, size in zip(files, self.sizes)]
+        key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        data, self._index = folder / f"{key}.bytes", folder / f"{key}.complete"
+        filled = self._index.exists() and data.stat().st_size == count
+        if not filled:
+            self._index.unlink(missing_ok=True)
+            if count > shutil.disk_usage(folder).free:
+                raise ValueError(
+                    f"the decoded pictures need {count / 1e9:.1f} GB in {folder}, more than is free there: choose --cache "
+                    "none, or make room"
+                )
+            with data.open("wb") as file:
+                file.truncate(count)
+        return torch.from_file(str(data), shared=True, size=count, dtype=torch.uint8), filled
+
+    def _fill(self, index: int, file: Path) -> None:
+        pixels = read_picture(file)
+        if tuple(pixels.shape[1:]) != self.sizes[index]:
+            pixels = F.resize(pixels, list(self.sizes[index]), antialias=True)
+        self._view(index).copy_(pixels)
+
+    def _seal(self) -> None:
+        """Only a file that is whole gets its mark, so that one that was cut off is never believed."""
+        if self._index is not None:
+            self._index.touch()
+
+    def _view(self, index: int) -> Tensor:
+        return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, *self.sizes[index])
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._view(index).clone()
+
+    def __len__(self) -> int:
+        return len(self.sizes)

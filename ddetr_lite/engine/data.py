@@ -1,0 +1,79 @@
+"""The data sets of a recipe: read, checked against the model, and decoded beforehand where that is wanted."""
+
+from pathlib import Path
+
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
+from ddetr_lite.datasets.loading import Order
+from ddetr_lite.datasets.picture_cache import PictureCache
+from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform, resized_size, train_transform
+from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.recipes import Recipe, TrainConfig
+from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
+
+
+def datasets(recipe: Recipe, place: World, progress: bool = False) -> tuple[CocoDetection, CocoDetection]:
+    """The training set, augmented, and the validation set with the same classes.
+
+    Under `overfit` both are the same few pictures, as they are. Raises ValueError where model and data do not fit.
+    """
+    data, few = recipe.data, recipe.data.overfit
+    as_it_is = eval_transform(recipe.augment)
+    training = CocoDetection(
+        CocoFolder.find(data.folder, data.train_split),
+        as_it_is if few else train_transform(recipe.augment),
+        seed=recipe.train.seed,
+        limit=few or data.limit or None,
+    )
+    validation = CocoDetection(
+        CocoFolder.find(data.folder, data.train_split if few else data.val_split),
+        as_it_is,
+        training.classes,
+        limit=few or None,
+    )
+    _check_queries(recipe, training)
+    if data.cache != "none":
+        for part in (training, validation):
+            _decode(part, recipe, place, progress)
+    return training, validation
+
+
+def order_of(config: TrainConfig, training: CocoDetection) -> Order:
+    """Which pictures each step of a run sees."""
+    groups = training.orientations() if config.group_orientations else None
+    return Order(len(training), config.batch, config.seed, groups, config.one_size)
+
+
+def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
+    """Each object needs a query of its own: say so before the run, and not when the picture comes."""
+    if isinstance(recipe.model, FasterRcnnConfig):
+        return
+    most, index = max((len(training.objects(i)), i) for i in range(len(training)))
+    if most > recipe.model.queries:
+        raise ValueError(
+            f"{training.folder.annotations}: image id {training.images[index]['id']} has {most} objects, the model only "
+            f"{recipe.model.queries} queries: train with --queries {most} or more"
+        )
+
+
+def _decode(part: CocoDetection, recipe: Recipe, place: World, progress: bool) -> None:
+    """Keep the pictures of a data set. On the disk the first process writes the file, and the others find it."""
+    folder = Path(recipe.data.folder) / ".cache" if recipe.data.cache == "disk" else None
+    files = [part.file_of(i) for i in range(len(part))]
+
+    def keep() -> None:
+        part.pictures = PictureCache(files, lambda size: size_to_keep(size, recipe.augment), folder, progress)
+
+    if folder is None or place.main:
+        keep()
+    place.wait()
+    if part.pictures is None:
+        keep()
+
+
+def size_to_keep(size: tuple[int, int], augment: AugmentConfig) -> tuple[int, int]:
+    """The (height, width) in which a picture of this size is kept: no larger than the largest that anyone will ask for."""
+    wanted = [*augment.short_sides, augment.eval_short_side]
+    if not augment.short_sides or not augment.eval_short_side:
+        return size  # somebody asks for the picture as it is
+    largest = resized_size(*size, max(wanted), augment.max_side)
+    return largest if largest[0] < size[0] else size

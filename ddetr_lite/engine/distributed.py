@@ -1,0 +1,96 @@
+"""Several processes that train one model: `torchrun` starts them, on one machine or on many.
+
+A process knows its place from the environment that torchrun sets. On GPUs they talk by NCCL, on CPUs by gloo.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all: `rank` of `size`; its device; how often torchrun has started all of them anew."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    restarts: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the log, the checkpoints and the terminal."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes of a tensor that each has."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process gave (picklable), in the order of ranks, in every process."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """Take this process's place among those that torchrun started; alone, where it did not.
+
+    device: "auto" or a device's name. Raises ValueError for a device that is not there, or too few GPUs.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(pick_device(device), restarts=_restarts())
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    place = pick_device(device)
+    if place.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun started {local + 1} processes or more here, but there are {torch.cuda.device_count()} GPUs: "
+                "set --nproc-per-node to their number"
+            )
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    joined = not dist.is_initialized()
+    if joined:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(place, dist.get_rank(), dist.get_world_size(), _restarts())
+    finally:
+        if joined:
+            dist.destroy_process_group()
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` → the first GPU or the CPU. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:
+        raise ValueError(f"device {name!r} cannot be used here: choose 'auto' or 'cpu'") from error
+    return device

@@ -1,0 +1,151 @@
+"""How long a run will take and how much memory it needs, from a few measured steps, before the first one.
+
+The steps that are measured change nothing: no parameter is updated, buffers are put back, and random numbers are drawn anew
+in every step anyway.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddetr_lite.batching import RawBatch
+from ddetr_lite.datasets.coco import CocoDetection
+from ddetr_lite.datasets.loading import Batch, Order
+from ddetr_lite.datasets.transforms import AugmentConfig, resized_size
+from ddetr_lite.engine.recipes import Recipe
+from ddetr_lite.engine.step import Step
+
+STEPS = 3  # measured, behind one that is not
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected of a run: seconds, and bytes of GPU memory (0 on a CPU)."""
+
+    steps: int
+    step_seconds: float
+    """Of computing, without waiting for pictures."""
+    loading_seconds: float
+    """To read and augment the pictures of a step, all loading processes together."""
+    evaluations: int
+    evaluation_seconds: float
+    peak_bytes: int
+    device_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        step = max(self.step_seconds, self.loading_seconds)
+        return self.steps * step + self.evaluations * self.evaluation_seconds
+
+    def values(self) -> dict[str, Any]:
+        """For the log."""
+        return {**vars(self), "seconds": self.seconds}
+
+    def __str__(self) -> str:
+        text = (
+            f"Forecast: {self.steps:,} steps of {self.step_seconds * 1e3:.0f} ms and {self.evaluations} evaluations, about "
+            f"{duration(self.seconds)}"
+        )
+        if self.device_bytes:
+            text += f"; at most {self.peak_bytes / 1e9:.1f} of {self.device_bytes / 1e9:.0f} GB on the GPU"
+        if self.loading_seconds > self.step_seconds:
+            text += (
+                f". Pictures come slower than they are used ({self.loading_seconds * 1e3:.0f} ms a step): more --workers, or "
+                "--cache memory"
+            )
+        return text + "."
+
+
+def duration(seconds: float) -> str:
+    """For people: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: int, order: Order) -> Forecast:
+    """Measure the first batch of the run, and on a GPU the largest batch that can come.
+
+    validation: pictures in an evaluation. Raises ValueError when the GPU's memory is too small, with the remedy.
+    """
+    config, place, model = recipe.train, step.place, step.state.model
+    model.train()
+    buffers = [b.clone() for b in model.buffers()]
+    part = min(order.batch, order.length) // place.size // config.accumulate
+    keys = order.epoch(0).batches[0][: part * config.accumulate]
+    start = time.perf_counter()
+    samples = [training[key] for key in keys]
+    loading = (time.perf_counter() - start) / max(config.workers, 1)
+    pieces = [Batch.of(samples[i * part : (i + 1) * part]) for i in range(config.accumulate)]
+    on_gpu = place.device.type == "cuda"
+    try:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(place.device)
+            step.gradient([largest(piece, recipe.augment) for piece in pieces])
+        else:
+            step.gradient(pieces)
+        start = _now(on_gpu)
+        for _ in range(STEPS):
+            step.gradient(pieces)
+        seconds = (_now(on_gpu) - start) / STEPS
+        model.eval()
+        with torch.no_grad():
+            start = _now(on_gpu)
+            model(pieces[0].images)
+            looking = (_now(on_gpu) - start) / part * validation / place.size
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(
+            f"the largest batch does not fit into the memory of {torch.cuda.get_device_name(place.device)}: take each step in "
+            f"pieces with --accumulate {config.accumulate * 2}, or lower --batch or --max-side"
+        ) from error
+    finally:
+        model.train()
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    # The optimizer's moments come with the first update: two numbers a parameter.
+    moments = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    evaluations = config.epochs // config.evaluate_every if config.evaluate_every else 1
+    return Forecast(
+        order.steps_per_epoch * config.epochs,
+        seconds,
+        loading,
+        max(evaluations, 1),
+        looking,
+        torch.cuda.max_memory_allocated(place.device) + moments if on_gpu else 0,
+        torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
+    )
+
+
+def largest(batch: Batch, augment: AugmentConfig) -> Batch:
+    """The same objects on grey pictures as large as they can become, one half upright and one wide."""
+    count = len(batch.counts)
+    side = max([*augment.short_sides, augment.eval_short_side]) if augment.short_sides else 0
+    height, width = batch.images.pixels.shape[-2:]
+    if side:
+        height, width = resized_size(side, round(side * 1.5), side, augment.max_side)
+    square = max(height, width) if count > 1 else height
+    pixels = torch.full((count, 3, square, width), 128, dtype=torch.uint8)
+    return Batch(
+        RawBatch(pixels, [(height, width)] * count),
+        torch.zeros(0, 4) if not len(batch.boxes) else _inside(batch.boxes, (height, width)),
+        batch.labels, batch.counts, batch.image_ids, batch.original_sizes,
+    )  # fmt: skip
+
+
+def _inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    limit = torch.tensor((size[1], size[0], size[1], size[0]), dtype=boxes.dtype)
+    clipped = torch.minimum(boxes, limit)
+    return torch.cat((torch.minimum(clipped[:, :2], clipped[:, 2:] - 1), clipped[:, 2:]), dim=1)
+
+
+def _now(on_gpu: bool) -> float:
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter()

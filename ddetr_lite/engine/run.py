@@ -1,0 +1,124 @@
+"""A run's folder: what is written there, and how a run is found again.
+
+`recipe.json`, `log.jsonl`, `last.pt` (all that is needed to go on), `best.pt` (the model with the best AP so far),
+`detections.json` (what the latest evaluation found) and `watched.jsonl` (where fixed queries looked, evaluation by evaluation).
+"""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch.optim.swa_utils import AveragedModel
+
+from ddetr_lite.datasets.coco import CocoDetection
+from ddetr_lite.engine.average import weights_to_use
+from ddetr_lite.engine.checkpoint import model_content, read, save_model, write_atomically
+from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.recipes import Recipe, recipe_to_dict
+from ddetr_lite.models.presets import Model
+
+
+@dataclass
+class State:
+    """All that changes while a run goes on. Random numbers are not among it: they are drawn from (seed, step)."""
+
+    model: Model
+    optimizers: list[torch.optim.Optimizer]
+    average: AveragedModel | None
+    step: int = 0
+    best: float = -1.0
+    seconds: float = 0.0
+    """Of training, without evaluations."""
+    bad_steps: int = 0
+    """Steps in a row that were skipped."""
+
+    def save(self, folder: Path, recipe: Recipe, classes: list[str]) -> None:
+        """Write `last.pt`."""
+        content = model_content(self.model, classes, {"recipe": recipe_to_dict(recipe), "step": self.step})
+        numbers = {name: getattr(self, name) for name in ("step", "best", "seconds", "bad_steps")}
+        average = None if self.average is None else self.average.state_dict()
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        write_atomically({**content, **numbers, "optimizers": optimizers, "average": average}, folder / "last.pt")
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Become what `last.pt` holds."""
+        self.model.load_state_dict(content["model"])
+        for optimizer, saved in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        for name in ("step", "best", "seconds", "bad_steps"):
+            setattr(self, name, content[name])
+
+    def save_best(
+        self, folder: Path, recipe: Recipe, classes: list[str], epoch: int, metrics: dict[str, float]
+    ) -> None:
+        """Write `best.pt` where the metrics are not worse than the best so far."""
+        if metrics["AP"] < self.best:
+            return
+        self.best = metrics["AP"]
+        about = {"recipe": recipe_to_dict(recipe), "epoch": epoch, "step": self.step, "metrics": metrics}
+        save_model(folder / "best.pt", weights_to_use(self.model, self.average), classes, about)
+
+
+def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[str, Any] | None:
+    """Make the run's folder, or read the state to go on from.
+
+    Processes that torchrun starts anew after one of them died go on by themselves. Raises ValueError where a run would be
+    overwritten, or there is none to go on with.
+    """
+    last, restarted = folder / "last.pt", place.restarts > 0
+    if resume or (restarted and last.exists()):
+        if not last.exists():
+            raise ValueError(f"nothing to resume: {last} does not exist; start without --resume")
+        saved = read(last)
+        if saved["about"]["recipe"] != recipe_to_dict(recipe):
+            raise ValueError(
+                f"{last} was made with another recipe: resume with the options of {folder / 'recipe.json'}"
+            )
+        if "bad_steps" not in saved:
+            raise ValueError(f"{last} was written by an older version: start a new run with --start-from {last}")
+        return saved
+    if place.main:
+        log = folder / "log.jsonl"
+        if restarted:  # it died before its first checkpoint
+            log.unlink(missing_ok=True)
+        if log.exists():
+            raise ValueError(f"{folder} already holds a run: go on with --resume, or give another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
+    return None
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write a JSON file, or leave the old one as it was."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def circumstances(
+    recipe: Recipe, model: Model, place: World, training: CocoDetection, validation: CocoDetection, steps: int
+) -> dict[str, Any]:
+    """What a reader of the log must know to repeat the run."""
+    device = place.device
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return {
+        "recipe": recipe_to_dict(recipe),
+        "classes": training.classes,
+        "pictures": len(training),
+        "validation_pictures": len(validation),
+        "steps_in_all": steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": f"{chip}, {torch.get_num_threads()} threads" + (f", × {place.size}" if place.size > 1 else ""),
+        "processes": place.size,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }

@@ -1,0 +1,91 @@
+"""One step of training: the losses of a batch, their gradient, an update; in one process or many, in one piece or several."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddetr_lite.datasets.loading import Batch
+from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.guard import Guard, Losses
+from ddetr_lite.engine.recipes import TrainConfig
+from ddetr_lite.engine.run import State
+from ddetr_lite.models.faster_rcnn import FasterRcnn
+from ddetr_lite.set_prediction.losses import count_boxes
+
+
+class Step:
+    """Call it with the pieces of a batch that are this process's, and the model has learned from the whole batch."""
+
+    def __init__(self, state: State, config: TrainConfig, place: World):
+        self.state, self.config, self.place = state, config, place
+        self.losses = Losses(state.model)
+        self.guard = Guard(place)
+        self.shared: nn.Module = self.losses
+        if place.size > 1:
+            # Buffers are the same in every process from the beginning: the batch norms are frozen.
+            self.shared = DistributedDataParallel(
+                self.losses,
+                device_ids=[place.device.index] if place.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+
+    def __call__(self, pieces: Sequence[Batch], rate: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Learn with this learning rate. Returns this process's losses, summed over the pieces, and the gradient's length."""
+        state = self.state
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+        torch.manual_seed(seed_of(self.config.seed, state.step, self.place.rank))
+        losses = self.gradient(pieces)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm or math.inf)
+        self.guard.watch(state.step, pictures_of(pieces), self.losses.problem, norm, state.optimizers)
+        for optimizer in state.optimizers:
+            optimizer.step()
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+        state.step += 1
+        return losses, norm
+
+    def gradient(self, pieces: Sequence[Batch]) -> dict[str, Tensor]:
+        """Leave the gradient of the whole batch's loss in the parameters: the sum over pieces, the mean over processes."""
+        place, self.losses.problem = self.place, ""
+        targets = [piece.targets() for piece in pieces]
+        num_boxes = count_boxes([t for own in targets for t in own], place.device)
+        # torchvision's losses are means over a batch, ours sums divided by the objects of all pieces.
+        share = 1 / len(pieces) if isinstance(self.state.model, FasterRcnn) else 1.0
+        self.state.model.zero_grad(set_to_none=True)
+        total: dict[str, Tensor] = {}
+        for number, (piece, own) in enumerate(zip(pieces, targets, strict=True)):
+            last = number + 1 == len(pieces)
+            waits = nullcontext() if last or place.size == 1 else cast(DistributedDataParallel, self.shared).no_sync()
+            with waits:  # processes exchange gradients once, behind the last piece
+                with torch.autocast(place.device.type, torch.bfloat16, enabled=use_bf16(self.config, place.device)):
+                    losses: dict[str, Tensor] = self.shared(piece.images, own, num_boxes)
+                (torch.stack(list(losses.values())).sum() * share).backward()
+            for name, value in losses.items():
+                total[name] = total.get(name, 0.0) + value.detach() * share
+        return total
+
+
+def pictures_of(pieces: Sequence[Batch]) -> list[int]:
+    """The image ids of a batch."""
+    return [i for piece in pieces for i in piece.image_ids.tolist()]
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for random numbers that depend on these numbers alone: so a resumed run needs no generator's state."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def use_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the forward pass runs in bfloat16."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.precision == "bf16"
