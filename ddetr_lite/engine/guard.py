@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddetr_lite.batching import RawBatch
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.models.presets import Model
+from ddetr_lite.set_prediction.losses import Counts
 from ddetr_lite.set_prediction.matching import NotFiniteError, Target
 
 
@@ -28,10 +29,10 @@ class Losses(nn.Module):
         self.model = model
         self.problem = ""
 
-    def forward(self, images: RawBatch, targets: Sequence[Target], num_boxes: Tensor | float) -> dict[str, Tensor]:
+    def forward(self, images: RawBatch, targets: Sequence[Target], counts: Counts | None) -> dict[str, Tensor]:
         """As `Detector.forward` in training; {"loss": NaN} where there is nothing to match."""
         try:
-            losses: dict[str, Tensor] = self.model(images, targets, num_boxes)
+            losses: dict[str, Tensor] = self.model(images, targets, counts)
         except NotFiniteError as error:
             self.problem = str(error)
             trained = [p for p in self.model.parameters() if p.requires_grad]

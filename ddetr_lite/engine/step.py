@@ -1,5 +1,6 @@
 """One step of training: the losses of a batch, their gradient, an update; in one process or many, in one piece or several."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from ddetr_lite.engine.guard import Guard, Losses
 from ddetr_lite.engine.recipes import TrainConfig
 from ddetr_lite.engine.run import State
 from ddetr_lite.models.faster_rcnn import FasterRcnn
-from ddetr_lite.set_prediction.losses import count_boxes
+from ddetr_lite.set_prediction.losses import count
 
 
 class Step:
@@ -28,12 +29,15 @@ class Step:
         self.guard = Guard(place)
         self.shared: nn.Module = self.losses
         if place.size > 1:
-            # Buffers are the same in every process from the beginning: the batch norms are frozen.
+            # Only batch norms that are trained count pictures; all other buffers stay as they are.
+            counting = any(isinstance(module, nn.BatchNorm2d) for module in state.model.modules())
+            named = inspect.signature(DistributedDataParallel).parameters
+            flag = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # before torch 2.13
             self.shared = DistributedDataParallel(
                 self.losses,
                 device_ids=[place.device.index] if place.device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **{flag: counting},
             )
 
     def __call__(self, pieces: Sequence[Batch], rate: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -57,7 +61,9 @@ class Step:
         """Leave the gradient of the whole batch's loss in the parameters: the sum over pieces, the mean over processes."""
         place, self.losses.problem = self.place, ""
         targets = [piece.targets() for piece in pieces]
-        num_boxes = count_boxes([t for own in targets for t in own], place.device)
+        counts = None
+        if len(pieces) > 1 or place.size > 1:
+            counts = count([t for own in targets for t in own], place.device)
         # torchvision's losses are means over a batch, ours sums divided by the objects of all pieces.
         share = 1 / len(pieces) if isinstance(self.state.model, FasterRcnn) else 1.0
         self.state.model.zero_grad(set_to_none=True)
@@ -67,7 +73,7 @@ class Step:
             waits = nullcontext() if last or place.size == 1 else cast(DistributedDataParallel, self.shared).no_sync()
             with waits:  # processes exchange gradients once, behind the last piece
                 with torch.autocast(place.device.type, torch.bfloat16, enabled=use_bf16(self.config, place.device)):
-                    losses: dict[str, Tensor] = self.shared(piece.images, own, num_boxes)
+                    losses: dict[str, Tensor] = self.shared(piece.images, own, counts)
                 (torch.stack(list(losses.values())).sum() * share).backward()
             for name, value in losses.items():
                 total[name] = total.get(name, 0.0) + value.detach() * share

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, ImageBatch, RawBatch, batch_images
 from ddetr_lite.set_prediction.boxes import xyxy_to_cxcywh
-from ddetr_lite.set_prediction.losses import Outputs, SetLoss, set_losses
+from ddetr_lite.set_prediction.losses import Counts, Outputs, SetLoss, set_losses
 from ddetr_lite.set_prediction.matching import Target
 from ddetr_lite.set_prediction.postprocess import Detections, postprocess
 
@@ -50,14 +50,14 @@ class Detector(nn.Module, ABC):
         self,
         images: Sequence[Tensor] | RawBatch,
         targets: Sequence[Target] | None = None,
-        num_boxes: Tensor | float | None = None,
+        counts: Counts | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
         """images: (3, H, W) each, uint8 in 0..255 or float in 0..1, of any sizes; or a `RawBatch`.
 
         In training: `targets` has for each picture "boxes" (T, 4), corners (x0, y0, x1, y1) in pixels, and "labels"
         (T,) in 0..C−1; returns the weighted losses, whose sum is minimised. In evaluation: returns for each picture
         "boxes" in pixels of that picture, "scores" and "labels", best first.
-        num_boxes: see `set_losses`.
+        counts: see `set_losses`.
         """
         batch = self.batch(images)
         if self.training:
@@ -66,7 +66,7 @@ class Detector(nn.Module, ABC):
                     "in training mode targets are needed: model(images, targets); or call model.eval() first"
                 )
             wanted = self.normalise_targets(targets, batch.sizes)
-            return set_losses(self.outputs(batch, wanted), wanted, self.loss, num_boxes)
+            return set_losses(self.outputs(batch, wanted), wanted, self.loss, counts)
         final = self.outputs(batch)
         return postprocess(final.logits[-1], final.boxes[-1], batch.sizes, self.loss.kind)
 

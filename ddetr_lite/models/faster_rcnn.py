@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.detector import check_targets
+from ddetr_lite.set_prediction.losses import Counts
 from ddetr_lite.set_prediction.matching import Target
 from ddetr_lite.set_prediction.postprocess import Detections
 
@@ -88,9 +89,9 @@ class FasterRcnn(FasterRCNN):
         self,
         images: Sequence[Tensor] | RawBatch,
         targets: Sequence[Target] | None = None,
-        num_boxes: Tensor | float | None = None,
+        counts: Counts | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """As `Detector.forward`; the losses are torchvision's four, means over what it sampled: `num_boxes` is not used."""
+        """As `Detector.forward`; the losses are torchvision's four, means over what it sampled: `counts` is not used."""
         device = self.roi_heads.box_predictor.cls_score.weight.device
         if isinstance(images, RawBatch):
             images = RawBatch(images.pixels.to(device, non_blocking=True), images.sizes).pictures()

@@ -65,9 +65,18 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
 
 
 def classification_losses(
-    logits: Tensor, targets: Sequence[Target], matches: Matches, loss: SetLoss, num_boxes: Tensor | float
+    logits: Tensor,
+    targets: Sequence[Target],
+    matches: Matches,
+    loss: SetLoss,
+    num_boxes: Tensor | float,
+    weight_sum: Tensor | float | None = None,
 ) -> Tensor:
-    """The class loss of every layer, (K,). A query without an object is told "no object"."""
+    """The class loss of every layer, (K,). A query without an object is told "no object".
+
+    Focal losses are divided by `num_boxes`, the weighted cross-entropy by the sum of its weights: of these pictures, or
+    `weight_sum` where they are a part of a step.
+    """
     labels = _concatenate(targets, "labels", matches)  # (S,)
     place = (matches.layer, matches.picture, matches.query)
     if loss.kind == "focal":
@@ -80,7 +89,7 @@ def classification_losses(
     weight = torch.ones_like(logits[0, 0, 0])
     weight[no_object] = loss.no_object
     per_query = F.cross_entropy(logits.movedim(-1, 1), classes, weight=weight, reduction="none")  # (K, B, N_q)
-    return per_query.sum((1, 2)) / weight[classes].sum((1, 2))
+    return per_query.sum((1, 2)) / (weight[classes].sum((1, 2)) if weight_sum is None else weight_sum)
 
 
 def box_losses(
@@ -96,21 +105,28 @@ def box_losses(
     return l1, giou
 
 
-def count_boxes(targets: Sequence[Target], device: torch.device) -> Tensor | float:
-    """The mean number of objects in a process's batch, at least 1: the unit of the losses.
+class Counts(NamedTuple):
+    """Objects and pictures of a step, as the mean over processes: what sums over its parts are divided by."""
+
+    objects: Tensor | float
+    pictures: Tensor | float
+
+
+def count(targets: Sequence[Target], device: torch.device) -> Counts:
+    """The counts of a step, from all targets that this process has in it.
 
     With several processes all of them take part, also those without any object, or the others would wait for ever.
     """
-    count = float(sum(len(t["labels"]) for t in targets))
-    if dist.is_available() and dist.is_initialized():
-        total = torch.tensor(count, device=device)
-        dist.all_reduce(total)
-        return (total / dist.get_world_size()).clamp(min=1)
-    return max(count, 1.0)
+    own = (float(sum(len(t["labels"]) for t in targets)), float(len(targets)))
+    if not (dist.is_available() and dist.is_initialized()):
+        return Counts(*own)
+    total = torch.tensor(own, device=device)
+    dist.all_reduce(total)
+    return Counts(*(total / dist.get_world_size()).unbind())
 
 
 def set_losses(
-    outputs: Outputs, targets: Sequence[Target], loss: SetLoss, num_boxes: Tensor | float | None = None
+    outputs: Outputs, targets: Sequence[Target], loss: SetLoss, counts: Counts | None = None
 ) -> dict[str, Tensor]:
     """All losses, weighted: their sum is what one minimises.
 
@@ -118,21 +134,27 @@ def set_losses(
     losses), "class/encoder" ... for the proposals of a two-stage model, all of whose objects bear class 0, and
     "class/hint/0" ... "class/hint" for queries with hints.
     targets: for each picture "labels" (T,) and "boxes" (T, 4), (cx, cy, w, h) in 0..1; "image_id" names it in errors.
-    num_boxes: what sums are divided by, `count_boxes` of these targets unless a step consists of several batches.
+    counts: of the whole step, where these pictures are a part of it (`count` of all its targets): then the losses of the
+    parts, summed, are those of the whole, as is their mean over processes.
     """
-    if num_boxes is None:
-        num_boxes = count_boxes(targets, outputs.logits.device)
-    result = _losses(outputs.logits, outputs.boxes, targets, loss, num_boxes, layer_names(len(outputs.logits)))
+    whole = counts
+    if counts is None:
+        counts = count(targets, outputs.logits.device)
+        whole = counts if dist.is_available() and dist.is_initialized() else None
+    num_boxes = counts.objects.clamp(min=1) if isinstance(counts.objects, Tensor) else max(counts.objects, 1.0)
+    result = _losses(outputs.logits, outputs.boxes, targets, loss, num_boxes, layer_names(len(outputs.logits)), whole)
     if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
         objects = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
         result |= _losses(
-            outputs.encoder_logits[None], outputs.encoder_boxes[None], objects, loss, num_boxes, ["/encoder"]
+            outputs.encoder_logits[None], outputs.encoder_boxes[None], objects, loss, num_boxes, ["/encoder"], whole
         )
     if outputs.hint_logits is not None and outputs.hint_boxes is not None:
         matches = hint_matches(outputs.hint_logits, targets)
         groups = outputs.hint_logits.shape[2] // max(len(t["labels"]) for t in targets)
         names = [f"/hint{name}" for name in layer_names(len(outputs.hint_logits))]
-        result |= _losses(outputs.hint_logits, outputs.hint_boxes, targets, loss, num_boxes * groups, names, matches)
+        result |= _losses(
+            outputs.hint_logits, outputs.hint_boxes, targets, loss, num_boxes * groups, names, matches=matches
+        )
     return result
 
 
@@ -162,12 +184,17 @@ def _losses(
     loss: SetLoss,
     num_boxes: Tensor | float,
     names: list[str],
+    whole: Counts | None = None,
     matches: Matches | None = None,
 ) -> dict[str, Tensor]:
     logits, boxes = logits.float(), boxes.float()  # half precision is too coarse for costs and losses
     if matches is None:
         matches = match(logits, boxes, targets, loss.matching, loss.kind)
-    classes = loss.classification * classification_losses(logits, targets, matches, loss, num_boxes)
+    options = {}
+    if whole is not None and loss.kind == "softmax":
+        queries = logits.shape[2] * whole.pictures
+        options["weight_sum"] = whole.objects + loss.no_object * (queries - whole.objects)
+    classes = loss.classification * classification_losses(logits, targets, matches, loss, num_boxes, **options)
     l1, giou = box_losses(boxes, targets, matches, num_boxes)
     result: dict[str, Tensor] = {}
     for k, name in enumerate(names):
