@@ -56,7 +56,8 @@ def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.C
     words = ["train", "shapes", "--model", "detr", "--folder", str(coco), "--out", str(run), *SMALLEST]
     words += ["--size-bands", "32", "96"]
     assert main(words) == 0, capsys.readouterr().err
-    assert {p.name for p in run.iterdir()} == {"recipe.json", "log.jsonl", "last.pt", "best.pt", "curves.png"}
+    about = {"recipe.json", "log.jsonl", "watched.jsonl", "detections.json", "curves.png", "report.html"}
+    assert {p.name for p in run.iterdir()} == about | {"last.pt", "best.pt"}
     chosen = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     assert chosen["model"]["architecture"] == "detr"
     assert chosen["train"]["batch"] == 2

@@ -50,7 +50,8 @@ def recipes(folder: Path, coco: Path) -> dict[str, Recipe]:
     chosen: dict[str, Recipe] = {}
     for row in ("detr", "deformable-detr-two-stage", "deformable-detr-refine"):
         base = tiny_recipe(folder, row, **alike)
-        model: Any = replace(base.model, dropout=0.0)
+        model: Any = base.model
+        model = replace(model, dropout=0.0)
         augment = AugmentConfig(short_sides=(), eval_short_side=0, crop=False, color=True)
         chosen[row] = replace(base, model=model, augment=augment)
     # With everything that draws random numbers: what a run that loses a process must end with.

@@ -1,4 +1,4 @@
-"""The command `ddetr-lite`: train, evaluate, predict, data, convert, bench.
+"""The command `ddetr-lite`: train, evaluate, predict, report, compare, data, convert, bench.
 
 Options are made from dataclasses by tyro. A mistake of the user's is answered with one line and exit code 2.
 """
@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from ddetr_lite.cli.benching import bench
 from ddetr_lite.cli.converting import convert
 from ddetr_lite.cli.data import data
+from ddetr_lite.cli.looking import compare, report
 from ddetr_lite.cli.parsing import Mistake
 from ddetr_lite.cli.training import train
 from ddetr_lite.cli.using import evaluate, predict
@@ -18,6 +19,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "report": report,
+    "compare": compare,
     "data": data,
     "convert": convert,
     "bench": bench,
@@ -25,7 +28,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    """Run the command line and return its exit code: 0, 1 where `data check` finds errors, 2 for a mistake of the
+    user's, 130 after Ctrl-C.
+    """
     words = list(sys.argv[1:] if words is None else words)
     try:
         if not words or words[0] in ("-h", "--help"):
@@ -42,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nddetr-lite: stopped; a training run goes on with --resume", file=sys.stderr)
         return 130
-    except SystemExit as leaving:  # tyro has shown a page of help
+    except SystemExit as leaving:  # tyro has shown a page of help, or `data check` has found errors
         return int(leaving.code or 0)
     return 0
 

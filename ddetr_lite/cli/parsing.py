@@ -76,6 +76,11 @@ def take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
     return None, words
 
 
+def take_flag(words: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Whether `--flag` is among the words, and the other words."""
+    return flag in words, [word for word in words if word != flag]
+
+
 def table(metrics: dict[str, float]) -> str:
     """Metrics in two columns; −1 means that the set has no such objects."""
     lines = [f"  {name:<16} {value:.3f}" if value >= 0 else f"  {name:<16} –" for name, value in metrics.items()]

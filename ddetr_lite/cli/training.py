@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ddetr_lite.cli.data import make_shapes
-from ddetr_lite.cli.parsing import FLAT, Mistake, parse, table, take_option, take_positional
+from ddetr_lite.cli.parsing import FLAT, Mistake, parse, table, take_flag, take_option, take_positional
 from ddetr_lite.engine.recipes import Recipe, recipe_names
 
 
@@ -16,46 +16,121 @@ def train(words: list[str]) -> None:
     ddetr-lite train shapes
     ddetr-lite train shapes --model detr --lr 1e-4 --out runs/detr
     ddetr-lite train shapes --out runs/detr --resume
+    torchrun --nproc-per-node 4 -m ddetr_lite train coco --folder data/coco
     """
-    from ddetr_lite.engine.recipes import recipe, recipe_from_dict
-    from ddetr_lite.engine.train import train as run
-    from ddetr_lite.plots.training import save_curves
-
-    # These three decide what the other options' defaults are, so they are read first.
     name, words = take_positional(words, "RECIPE", f"one of {', '.join(recipe_names())}", "train shapes")
-    model, words = take_option(words, "--model")
     out, words = take_option(words, "--out")
-    resume = "--resume" in words
-    words = [word for word in words if word != "--resume"]
+    resume, words = take_flag(words, "--resume")
+    profiled, words = take_flag(words, "--profile")
     folder = Path(out or f"runs/{name}")
-    if resume:
-        if model is not None:
-            raise Mistake("--model cannot change when a run goes on: leave it out")
-        path = folder / "recipe.json"
-        if not path.exists():
-            raise Mistake(f"nothing to resume: {path} does not exist; name the run's folder with --out")
-        chosen = recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
-        if chosen.name != name:
-            raise Mistake(f"{folder} is a run of recipe {chosen.name!r}, not {name!r}")
-    else:
-        chosen = recipe(name, model)
+    base, words = _recipe_to_go_on(name, folder, words) if resume else _recipe_to_begin(name, words)
+    chosen = _with_options(base, words)
+    if not resume:
+        chosen, reasons = _followed(chosen, base, words)
+        for reason in reasons:
+            _say(reason)
+    if name == "shapes" and chosen.data.folder == "data/shapes":
+        make_shapes(chosen.data.folder)
+    if profiled:
+        from ddetr_lite.engine.profile import profile
 
+        print("\n".join(profile(chosen).lines()))
+        return
+    _run(chosen, folder, resume)
+
+
+def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> tuple[Recipe, list[str]]:
+    """That of the run in the folder."""
+    from ddetr_lite.engine.recipes import recipe_from_dict
+
+    if "--model" in words:
+        raise Mistake("--model cannot change when a run goes on: leave it out")
+    path = folder / "recipe.json"
+    if not path.exists():
+        raise Mistake(f"nothing to resume: {path} does not exist; name the run's folder with --out")
+    chosen = recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    if chosen.name != name:
+        raise Mistake(f"{folder} is a run of recipe {chosen.name!r}, not {name!r}")
+    return chosen, words
+
+
+def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
+    """The named recipe, whose defaults a model or a checkpoint decide: so these are read first."""
+    from ddetr_lite.engine.checkpoint import load_model
+    from ddetr_lite.engine.recipes import recipe
+
+    model, words = take_option(words, "--model")
+    source, words = take_option(words, "--start-from")
+    chosen = recipe(name, model)
+    if source is None:
+        return chosen, words
+    config = load_model(source).model.config
+    if model is None:
+        chosen = recipe(name, _row_of(config))
+        chosen = dataclasses.replace(chosen, model=config)
+    return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, start_from=source)), words
+
+
+def _row_of(config: Any) -> str:
+    """A row with this model's architecture: its schedule is what counts."""
+    from ddetr_lite.models.presets import ARCHITECTURES
+
+    return next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind))
+
+
+def _with_options(base: Recipe, words: list[str]) -> Recipe:
     parts = [f for f in dataclasses.fields(Recipe) if f.name != "name"]
     kind = dataclasses.make_dataclass(
         "TrainOptions",
-        [(f.name, Annotated[type(getattr(chosen, f.name)), FLAT], getattr(chosen, f.name)) for f in parts],
+        [(f.name, Annotated[type(getattr(base, f.name)), FLAT], getattr(base, f.name)) for f in parts],
         frozen=True,
     )
     kind.__doc__ = (
-        f"Train the recipe {name!r}. Besides these: --model ROW (a row of the paper's table), --out FOLDER (default runs/"
-        f"{name}), --resume (go on with the run in that folder)."
+        f"Train the recipe {base.name!r}. Besides these: --model ROW (a row of the paper's table), --out FOLDER (default runs/"
+        f"{base.name}), --resume (go on with the run in that folder), --profile (only measure where the time of a step goes)."
     )
-    options: Any = parse(kind, words, f"ddetr-lite train {name}", extra=("--model", "--out", "--resume"))
-    chosen = Recipe(name, **{f.name: getattr(options, f.name) for f in parts})
-    if name == "shapes" and chosen.data.folder == recipe(name).data.folder:
-        make_shapes(chosen.data.folder)
-    print(f"Training {name} in {folder}; stop with Ctrl-C, go on with --resume.", flush=True)
+    extra = ("--model", "--out", "--resume", "--profile")
+    options: Any = parse(kind, words, f"ddetr-lite train {base.name}", extra=extra)
+    return Recipe(base.name, **{f.name: getattr(options, f.name) for f in parts})
+
+
+def _followed(chosen: Recipe, base: Recipe, words: list[str]) -> tuple[Recipe, list[str]]:
+    """What follows from the options that the user gave, and why."""
+    from ddetr_lite.engine.overfitting import as_overfitting
+    from ddetr_lite.engine.scaling import follow
+
+    named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    chosen, reasons = follow(chosen, base, named)
+    if chosen.data.overfit:
+        chosen = as_overfitting(chosen)
+        few = chosen.data.overfit
+        reasons.append(
+            f"Overfitting {few} pictures: no augmentation, a constant learning rate, evaluated on the same pictures."
+        )
+    return chosen, reasons
+
+
+def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
+    from ddetr_lite.engine.distributed import is_main
+    from ddetr_lite.engine.overfitting import verdict
+    from ddetr_lite.engine.train import train as run
+    from ddetr_lite.plots.report import write_report
+    from ddetr_lite.plots.training import save_curves
+
+    _say(f"Training {chosen.name} in {folder}; stop with Ctrl-C, go on with --resume.")
     metrics = run(chosen, folder, resume=resume, after_epoch=save_curves)
     if metrics:
-        print(table(metrics))
-    print(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png")
+        if is_main():
+            write_report(folder)
+        _say(table(metrics))
+    if metrics and chosen.data.overfit:
+        _say(verdict(metrics, chosen.data.overfit))
+    _say(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png, report.html")
+
+
+def _say(text: str) -> None:
+    """Once, also where torchrun has started several processes."""
+    from ddetr_lite.engine.distributed import is_main
+
+    if is_main():
+        print(text, flush=True)

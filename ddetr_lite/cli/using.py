@@ -32,9 +32,9 @@ def evaluate(words: list[str]) -> None:
     from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
     from ddetr_lite.datasets.transforms import eval_transform
     from ddetr_lite.engine.checkpoint import load_model
+    from ddetr_lite.engine.distributed import pick_device
     from ddetr_lite.engine.evaluate import evaluate as measure
     from ddetr_lite.engine.predict import augment_of
-    from ddetr_lite.engine.train import pick_device
 
     loaded = load_model(options.checkpoint)
     trained_on = loaded.about.get("recipe", {}).get("data", {})

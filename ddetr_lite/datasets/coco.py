@@ -5,6 +5,7 @@ Labels are 0..C−1 in the order of the category ids, and `classes` has their na
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from ddetr_lite.datasets.fields import four_numbers, is_id, leads_outside, size_of
 from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.transforms import SizeDraw, drop_empty_boxes
@@ -116,9 +118,10 @@ class CocoDetection(Dataset):
             where = f"{self.folder.annotations}: annotation {annotation.get('id')} of image id {annotation['image_id']}"
             if annotation.get("category_id") not in self.categories:
                 raise ValueError(f"{where}: category_id {annotation.get('category_id')} is not in 'categories'")
-            box = annotation.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not np.isfinite(np.asarray(box, dtype=float)).all():
-                raise ValueError(f"{where}: bbox must be four finite numbers [x, y, width, height], got {box}")
+            if not four_numbers(annotation.get("bbox")):
+                raise ValueError(
+                    f"{where}: bbox must be four finite numbers [x, y, width, height], got {annotation.get('bbox')}"
+                )
             grouped[index].append(annotation)
         return grouped
 
@@ -127,7 +130,8 @@ class CocoDetection(Dataset):
 
     def orientations(self) -> list[int]:
         """For each picture 1 where it is upright, 0 where it is wide, or where the file does not say."""
-        return [int(image.get("height", 0) > image.get("width", 0)) for image in self.images]
+        sizes = [size_of(image) or (0, 0) for image in self.images]
+        return [int(height > width) for height, width in sizes]
 
     def objects(self, index: int) -> list[dict[str, Any]]:
         """The annotations of a picture that are single objects, not crowds."""
@@ -185,22 +189,36 @@ class CocoDetection(Dataset):
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """An annotation file that has all that the data set relies on. What else may be wrong, `ddetr-lite data check` finds."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable JSON file: {error}") from error
-    for field in ("images", "annotations", "categories"):
+    for field, ids, names in (
+        ("images", ("id",), ("file_name",)),
+        ("categories", ("id",), ("name",)),
+        ("annotations", ("image_id", "category_id"), ()),
+    ):
         if not isinstance(content, dict) or not isinstance(content.get(field), list):
             raise ValueError(f"{path} lacks the list {field!r}: it is not in COCO's detection format")
-    for field, needs in (
-        ("images", ("id", "file_name")),
-        ("categories", ("id", "name")),
-        ("annotations", ("image_id",)),
-    ):
-        for record in content[field]:
-            missing = [n for n in needs if n not in record]
-            if missing:
-                raise ValueError(f"{path}: a record of {field!r} (id {record.get('id')}) lacks {missing[0]!r}")
+        for place, record in enumerate(content[field]):
+            where = f"{path}: {field}[{place}]"
+            if not isinstance(record, dict):
+                raise ValueError(f"{where} is {record!r}, not an object: remove it")
+            where += f" (id {record.get('id')})"
+            if missing := [n for n in (*ids, *names) if n not in record]:
+                raise ValueError(f"{where} lacks {missing[0]!r}")
+            if wrong := [n for n in ids if not is_id(record[n])]:
+                raise ValueError(f"{where}: {wrong[0]} must be a whole number, got {record[wrong[0]]!r}")
+    for field in ("images", "categories"):
+        counts = Counter(record["id"] for record in content[field])
+        if twice := [i for i, n in counts.items() if n > 1]:
+            raise ValueError(f"{path}: two of {field!r} have the id {twice[0]}: give each its own")
+    for image in content["images"]:
+        if not isinstance(image["file_name"], str) or leads_outside(image["file_name"]):
+            raise ValueError(
+                f"{path}: image id {image['id']}: file_name {image['file_name']!r} must be a path inside the picture folder"
+            )
     if not content["images"]:
         raise ValueError(f"{path} lists no pictures")
     if not content["categories"]:

@@ -7,6 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+# A picture so large that Pillow takes it for an attack is no OSError.
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
+
 
 def read_picture(path: str | Path) -> Tensor:
     """(3, H, W), uint8, RGB, as the pixels lie in the file. Raises FileNotFoundError or ValueError naming the file."""
@@ -16,7 +19,7 @@ def read_picture(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as picture:
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"picture {path} cannot be read: {error}") from error
 
 
@@ -28,5 +31,5 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             return picture.height, picture.width
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"picture {path} cannot be read: {error}") from error

@@ -80,6 +80,11 @@ def world(device: str) -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def is_main() -> bool:
+    """Whether this process speaks for all, also before and after they have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from ddetr_lite.datasets.coco import CocoDetection
+from ddetr_lite.datasets.fields import size_of
 from ddetr_lite.datasets.loading import EpochSampler, loader
 from ddetr_lite.models.presets import Model
 from ddetr_lite.set_prediction.postprocess import Detections
@@ -127,11 +128,12 @@ def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> lis
 def _area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
     small, large = size_bands
     if large < 1:
-        sizes = {(image["height"], image["width"]) for image in dataset.images}
-        if len(sizes) > 1:
+        sizes = {size_of(image) for image in dataset.images}
+        if len(sizes) > 1 or None in sizes:
             raise ValueError(
-                f"size_bands={size_bands} are shares of the picture, but pictures differ in size: give pixels"
+                f"size_bands={size_bands} are shares of the picture, but pictures differ in size, or do not say it: give pixels"
             )
-        side = float(np.sqrt(np.prod(sizes.pop())))
+        height, width = sizes.pop() or (0, 0)
+        side = float(np.sqrt(height * width))
         small, large = small * side, large * side
     return [[0, 1e10], [0, small**2], [small**2, large**2], [large**2, 1e10]]

@@ -41,11 +41,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How it is trained. The defaults are those of the Deformable DETR paper, for one GPU."""
+    """How it is trained. The defaults are those of the Deformable DETR paper."""
 
     epochs: int = 50
-    batch: int = 2
-    """Pictures in a step, on all GPUs together."""
+    batch: int = 32
+    """Pictures in a step, on all GPUs together. Where only this is changed, the learning rate follows (`engine.scaling`)."""
     accumulate: int = 1
     """Take each step in so many pieces, one after another: less memory, the same step."""
     group_orientations: bool = False
@@ -107,7 +107,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-DETR_SCHEDULE = TrainConfig(epochs=300, lr=1e-4, drop_epoch=200)
+DETR_SCHEDULE = TrainConfig(epochs=300, batch=64, lr=1e-4, drop_epoch=200)
 COCO_MINI = TrainConfig(
     epochs=50, batch=8, group_orientations=True, lr=4e-4, warmup_steps=200, schedule="cosine", evaluate_every=5
 )

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ddetr_lite.engine.guard import Guard, Losses
 from ddetr_lite.engine.recipes import TrainConfig
 from ddetr_lite.engine.run import State
 from ddetr_lite.models.faster_rcnn import FasterRcnn
+from ddetr_lite.models.presets import Model
 from ddetr_lite.set_prediction.losses import count
 
 
@@ -32,34 +33,22 @@ class Step:
             # Only batch norms that are trained count pictures; all other buffers stay as they are.
             counting = any(isinstance(module, nn.BatchNorm2d) for module in state.model.modules())
             named = inspect.signature(DistributedDataParallel).parameters
-            flag = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # before torch 2.13
-            self.shared = DistributedDataParallel(
-                self.losses,
-                device_ids=[place.device.index] if place.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                **{flag: counting},
-            )
+            flag = (
+                "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+            )  # before torch 2.13
+            devices = [place.device.index] if place.device.type == "cuda" else None
+            options: dict[str, Any] = {flag: counting, "device_ids": devices, "gradient_as_bucket_view": True}
+            self.shared = DistributedDataParallel(self.losses, **options)
 
     def __call__(self, pieces: Sequence[Batch], rate: float) -> tuple[dict[str, Tensor], Tensor]:
         """Learn with this learning rate. Returns this process's losses, summed over the pieces, and the gradient's length."""
-        state = self.state
-        for optimizer in state.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-        torch.manual_seed(seed_of(self.config.seed, state.step, self.place.rank))
         losses = self.gradient(pieces)
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm or math.inf)
-        self.guard.watch(state.step, pictures_of(pieces), self.losses.problem, norm, state.optimizers)
-        for optimizer in state.optimizers:
-            optimizer.step()
-        if state.average is not None:
-            state.average.update_parameters(state.model)
-        state.step += 1
-        return losses, norm
+        return losses, self.update(pieces, rate)
 
     def gradient(self, pieces: Sequence[Batch]) -> dict[str, Tensor]:
         """Leave the gradient of the whole batch's loss in the parameters: the sum over pieces, the mean over processes."""
         place, self.losses.problem = self.place, ""
+        torch.manual_seed(seed_of(self.config.seed, self.state.step, place.rank))  # for dropout, and noise of hints
         targets = [piece.targets() for piece in pieces]
         counts = None
         if len(pieces) > 1 or place.size > 1:
@@ -79,6 +68,20 @@ class Step:
                 total[name] = total.get(name, 0.0) + value.detach() * share
         return total
 
+    def update(self, pieces: Sequence[Batch], rate: float) -> Tensor:
+        """Change the parameters by their gradient, of these pieces, and return its length; nothing where that is not finite."""
+        state = self.state
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm or math.inf)
+        self.guard.watch(state.step, pictures_of(pieces), self.losses.problem, norm, state.optimizers)
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            optimizer.step()
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+        state.step += 1
+        return norm
+
 
 def pictures_of(pieces: Sequence[Batch]) -> list[int]:
     """The image ids of a batch."""
@@ -95,3 +98,16 @@ def use_bf16(config: TrainConfig, device: torch.device) -> bool:
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return config.precision == "bf16"
+
+
+def compile_layers(model: Model) -> None:
+    """`torch.compile` for each layer of encoder and decoder, with sizes left open, since every batch has its own.
+
+    Not the whole model: the matching leaves the graph, and a layer is compiled once for all its kind.
+    """
+    transformer = getattr(model, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise ValueError(f"compile=True is for DETR and Deformable DETR, not for {type(model).__name__}")
+    for part in ("encoder", "decoder"):
+        for layer in getattr(transformer, part).layers:
+            layer.compile(dynamic=True)

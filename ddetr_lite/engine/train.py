@@ -24,7 +24,7 @@ from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
 from ddetr_lite.engine.recipes import Recipe, check
 from ddetr_lite.engine.run import State, circumstances, open_run, write_json
-from ddetr_lite.engine.step import Step
+from ddetr_lite.engine.step import Step, compile_layers
 from ddetr_lite.engine.watch import choose_objects, watched_line
 from ddetr_lite.models.presets import Model, build
 
@@ -81,6 +81,8 @@ class Run:
         if begins:
             self.tell(start_from(model, self.training.classes, begins))
         model = model.to(self.place.device)
+        if self.config.compile:
+            compile_layers(model)
         if self.config.backbone_lr == 0:  # as in the official code: no gradient is computed for it at all
             for name, parameter in model.named_parameters():
                 if part_of(name) == "backbone":

@@ -1,0 +1,37 @@
+"""What follows when the batch or the length of a run is changed, and nothing is said about the rest."""
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+
+from ddetr_lite.engine.recipes import Recipe
+
+
+def follow(chosen: Recipe, base: Recipe, named: Collection[str]) -> tuple[Recipe, list[str]]:
+    """The recipe with a learning rate and a schedule that suit its batch and epochs, and the reasons in a sentence each.
+
+    base: the recipe before the user's changes; named: the options that the user gave, which stay as they are.
+    """
+    train, before, reasons = chosen.train, base.train, []
+    if train.batch != before.batch and not {"lr", "muon_lr"} & set(named):
+        # Malladi et al. 2022: an adaptive optimizer divides by the noise of the gradient, which falls with the root of the
+        # batch. (For plain SGD it would be the batch itself, Goyal et al. 2017.)
+        factor = math.sqrt(train.batch / before.batch)
+        train = replace(train, lr=_round(train.lr * factor), muon_lr=_round(train.muon_lr * factor))
+        reasons.append(
+            f"The learning rate follows the batch: {before.lr:g} × √({train.batch}/{before.batch}) = {train.lr:g} "
+            "(AdamW's goes with the root of the batch); --lr sets another."
+        )
+    shortened = train.epochs != before.epochs and train.schedule == "step" and "drop_epoch" not in named
+    if shortened and before.epochs > before.drop_epoch:
+        drop = max(1, round(train.epochs * before.drop_epoch / before.epochs))
+        train = replace(train, drop_epoch=drop)
+        reasons.append(
+            f"The learning rate drops to a tenth after epoch {drop}, where the recipe has it after {before.drop_epoch} of "
+            f"{before.epochs}; --drop-epoch sets another."
+        )
+    return replace(chosen, train=train), reasons
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
