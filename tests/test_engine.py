@@ -52,7 +52,14 @@ def tiny_recipe(folder: Path, row: str = "deformable-detr-refine", **options: An
     small: Any = {**TINY, "dropout": 0.1}
     model = replace(base.model, **{k: v for k, v in small.items() if hasattr(base.model, k)})
     augment = AugmentConfig(short_sides=(40, 48), max_side=64, eval_short_side=0, flip_vertical=True, color=True)
-    settings: dict[str, Any] = {"epochs": 3, "batch": 4, "workers": 0, "checkpoint_every": 2, "log_every": 1, "evaluate_every": 2}
+    settings: dict[str, Any] = {
+        "epochs": 3,
+        "batch": 4,
+        "workers": 0,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "evaluate_every": 2,
+    }
     settings |= {"group_orientations": True, "forecast": False}
     data = replace(base.data, folder=str(folder))
     return replace(base, model=model, data=data, augment=augment, train=replace(base.train, **(settings | options)))

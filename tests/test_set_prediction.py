@@ -31,9 +31,12 @@ from ddetr_lite.set_prediction.losses import (
 )
 from ddetr_lite.set_prediction.matching import (
     MatchingCost,
+    NotFiniteError,
+    Problem,
     assign,
     classification_cost,
     match,
+    match_all,
     matching_cost,
     pad_targets,
 )
@@ -293,6 +296,51 @@ def test_all_layers_at_once_equals_one_at_a_time() -> None:
         assert (of_layer.layer == k).all()
 
 
+@given(st.integers(0, 10_000), st.sampled_from(KINDS))
+def test_of_thousands_of_proposals_only_a_few_are_needed(seed: int, kind: Kind) -> None:
+    """The cheapest assignment of the whole table, from the T cheapest queries of each object, also where costs are alike."""
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, 5, 2).tolist()
+    targets = random_targets(counts, 3)
+    logits, boxes = random_predictions(2, 2, 150, 3, kind)
+    if seed % 2:  # many queries that say the same
+        boxes, logits = boxes[:, :, :3].repeat(1, 1, 50, 1), logits[:, :, :3].repeat(1, 1, 50, 1)
+    matches = match(logits, boxes, targets, MatchingCost(2, 5, 2), kind)
+    labels, places = pad_targets(targets, torch.device("cpu"))
+    whole = matching_cost(logits, boxes, labels, places, MatchingCost(2, 5, 2), kind).numpy()
+    for k in range(2):
+        for b, count in enumerate(counts):
+            here = (matches.layer == k) & (matches.picture == b)
+            query, target = matches.query[here].numpy(), matches.target[here].numpy()
+            assert len(set(query)) == count
+            assert sorted(target) == list(range(count))
+            rows, columns = assign(whole[k, b, :, :count])
+            assert whole[k, b, query, target].sum() == pytest.approx(whole[k, b, rows, columns].sum(), abs=1e-5)
+
+
+def test_several_problems_are_matched_with_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = random_targets([2, 1], 3)
+    problems = [
+        Problem(*random_predictions(layers, 2, queries, 3, "focal"), targets) for layers, queries in ((3, 9), (1, 200))
+    ]
+    alone = [match(*problem, MatchingCost(), "focal") for problem in problems]
+    copies = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self) or original(self))
+    together = match_all(problems, MatchingCost(), "focal")
+    assert len(copies) == 1
+    for ours, theirs in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_proposal_that_is_not_finite_is_named_however_many_there_are() -> None:
+    targets = random_targets([2, 1], 3)
+    logits, boxes = random_predictions(1, 2, 300, 3, "focal")
+    logits[0, 1, 250] = float("nan")
+    with pytest.raises(NotFiniteError, match="picture 1 of the batch in layer 0 is not finite"):
+        match(logits, boxes, targets, MatchingCost(), "focal")
+
+
 def test_each_picture_is_matched_for_itself() -> None:
     targets = random_targets([2, 3], 3)
     logits, boxes = random_predictions(2, 2, 6, 3, "softmax")
@@ -379,7 +427,7 @@ def test_one_copy_to_the_cpu_for_all_layers(kind: Kind, monkeypatch: pytest.Monk
         if name != "numpy":  # of what is on the CPU already
             monkeypatch.setattr(Tensor, name, counted(name, True))
     loss = set_losses(outputs, targets, DETR_LOSS if kind == "softmax" else DEFORMABLE_DETR_LOSS)
-    assert copies == [torch.Size([6, 3, 8, 3])]
+    assert copies == [torch.Size([6 * 3 * 8 * 3 + 6 * 3])]  # the costs, and whether each picture's are finite
     sum(loss.values()).backward()  # type: ignore[union-attr]
 
 

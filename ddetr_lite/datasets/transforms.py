@@ -73,6 +73,8 @@ class ResizeShortSide(v2.Transform):
     free: draw always, whatever the sample carries.
     """
 
+    _transformed_types = (*v2.Transform._transformed_types, SizeDraw)  # else `make_params` would not see it
+
     def __init__(self, short_sides: Sequence[int], max_side: int, free: bool = False):
         super().__init__()
         self.short_sides, self.max_side, self.free = tuple(short_sides), max_side, free
@@ -90,6 +92,8 @@ class ResizeShortSide(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Pictures and boxes; all else passes."""
+        if isinstance(inpt, SizeDraw):
+            return inpt
         return self._call_kernel(F.resize, inpt, params["size"], antialias=True)
 
 

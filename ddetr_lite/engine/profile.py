@@ -127,8 +127,9 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
         for _ in range(steps):
             plain()
         whole = (clock.now() - start) / steps
-        transformer = getattr(model, "transformer", None)
-        hooks = clock.hook(getattr(model, "backbone", None), "copying, normalising", "backbone")
+        transformer, backbone = getattr(model, "transformer", None), model.backbone
+        backbone = backbone[0] if isinstance(backbone, nn.Sequential) else backbone
+        hooks = clock.hook(backbone, "copying, normalising", "backbone")
         hooks += clock.hook(getattr(transformer, "encoder", None), "backbone", "encoder")
         hooks += clock.hook(getattr(transformer, "decoder", None), "queries", "decoder")
         hooks += [run.step.losses.register_forward_hook(lambda *_: clock.mark("heads, matching, losses"))]

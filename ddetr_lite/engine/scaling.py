@@ -33,5 +33,28 @@ def follow(chosen: Recipe, base: Recipe, named: Collection[str]) -> tuple[Recipe
     return replace(chosen, train=train), reasons
 
 
+def oddities(recipe: Recipe, steps: int) -> list[str]:
+    """What can be meant, but seldom is, in a run of so many steps: a sentence each, with the remedy."""
+    train, found = recipe.train, []
+    if steps <= train.warmup_steps:
+        found.append(
+            f"warmup_steps={train.warmup_steps}, but the run has only {steps} steps: its learning rate never rises to "
+            f"{train.lr:g}; lower --warmup-steps, or raise --epochs."
+        )
+    if train.schedule == "step" and train.drop_epoch >= train.epochs:
+        found.append(
+            f"drop_epoch={train.drop_epoch} is not before the end, epochs={train.epochs}: the learning rate never drops; "
+            "lower --drop-epoch."
+        )
+    if train.evaluate_every > train.epochs:
+        found.append(f"evaluate_every={train.evaluate_every} > epochs={train.epochs}: evaluated only at the end.")
+    if train.ema and 1 / (1 - train.ema) > steps:
+        found.append(
+            f"ema={train.ema} averages over about {1 / (1 - train.ema):.0f} steps, the run has {steps}: the average lags "
+            "behind; lower --ema."
+        )
+    return found
+
+
 def _round(value: float) -> float:
     return float(f"{value:.3g}")

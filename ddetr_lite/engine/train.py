@@ -24,6 +24,7 @@ from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
 from ddetr_lite.engine.recipes import Recipe, check
 from ddetr_lite.engine.run import State, circumstances, open_run, write_json
+from ddetr_lite.engine.scaling import oddities
 from ddetr_lite.engine.step import Step, compile_layers
 from ddetr_lite.engine.watch import choose_objects, watched_line
 from ddetr_lite.models.presets import Model, build
@@ -58,6 +59,8 @@ class Run:
         self.training, self.validation = datasets(recipe, place, progress)
         self.order = order_of(self.config, self.training)
         self.steps = self.order.steps_per_epoch * self.config.epochs
+        for oddity in oddities(recipe, self.steps):
+            self.tell(oddity)
         model = self._model(new=saved is None)
         self.state = State(model, make_optimizers(model, self.config), average_of(model, self.config.ema))
         self.step = Step(self.state, self.config, place)

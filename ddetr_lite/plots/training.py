@@ -23,7 +23,7 @@ def training_curves(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
             epochs = start.get("recipe", {}).get("train", {}).get("epochs", 1)
             per_epoch = max(start.get("steps_in_all", 1) / epochs, 1)
             at = [line["step"] / per_epoch for line in steps]
-            axes[0].plot(at, _smooth([line["loss"] for line in steps]), color=colour, label=name)
+            axes[0].plot(at, smooth([line["loss"] for line in steps]), color=colour, label=name)
             axes[1].plot(
                 [s["step"] / per_epoch for s in scores],
                 [s["AP"] for s in scores],
@@ -50,7 +50,7 @@ def training_curves(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
     return drawn
 
 
-def _smooth(values: list[float], share: float = 0.9) -> list[float]:
+def smooth(values: list[float], share: float = 0.9) -> list[float]:
     """A running mean that forgets; the first values are not pulled to zero."""
     smooth, mean, weight = [], 0.0, 0.0
     for value in values:

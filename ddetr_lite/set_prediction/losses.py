@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy, generalized_box_iou
-from ddetr_lite.set_prediction.matching import Matches, MatchingCost, Target, match
+from ddetr_lite.set_prediction.matching import Matches, MatchingCost, Problem, Target, match_all
 
 
 class Outputs(NamedTuple):
@@ -142,19 +142,21 @@ def set_losses(
         counts = count(targets, outputs.logits.device)
         whole = counts if dist.is_available() and dist.is_initialized() else None
     num_boxes = counts.objects.clamp(min=1) if isinstance(counts.objects, Tensor) else max(counts.objects, 1.0)
-    result = _losses(outputs.logits, outputs.boxes, targets, loss, num_boxes, layer_names(len(outputs.logits)), whole)
+    problems = [Problem(outputs.logits.float(), outputs.boxes.float(), targets)]  # half precision is too coarse here
+    names = [layer_names(len(outputs.logits))]
     if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
         objects = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
-        result |= _losses(
-            outputs.encoder_logits[None], outputs.encoder_boxes[None], objects, loss, num_boxes, ["/encoder"], whole
-        )
+        problems.append(Problem(outputs.encoder_logits[None].float(), outputs.encoder_boxes[None].float(), objects))
+        names.append(["/encoder"])
+    result: dict[str, Tensor] = {}
+    for problem, own, matches in zip(problems, names, match_all(problems, loss.matching, loss.kind), strict=True):
+        result |= _losses(problem, matches, loss, num_boxes, own, whole)
     if outputs.hint_logits is not None and outputs.hint_boxes is not None:
         matches = hint_matches(outputs.hint_logits, targets)
         groups = outputs.hint_logits.shape[2] // max(len(t["labels"]) for t in targets)
-        names = [f"/hint{name}" for name in layer_names(len(outputs.hint_logits))]
-        result |= _losses(
-            outputs.hint_logits, outputs.hint_boxes, targets, loss, num_boxes * groups, names, matches=matches
-        )
+        problem = Problem(outputs.hint_logits.float(), outputs.hint_boxes.float(), targets)
+        endings = [f"/hint{name}" for name in layer_names(len(outputs.hint_logits))]
+        result |= _losses(problem, matches, loss, num_boxes * groups, endings)
     return result
 
 
@@ -178,18 +180,14 @@ def layer_names(layers: int) -> list[str]:
 
 
 def _losses(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Sequence[Target],
+    problem: Problem,
+    matches: Matches,
     loss: SetLoss,
     num_boxes: Tensor | float,
     names: list[str],
     whole: Counts | None = None,
-    matches: Matches | None = None,
 ) -> dict[str, Tensor]:
-    logits, boxes = logits.float(), boxes.float()  # half precision is too coarse for costs and losses
-    if matches is None:
-        matches = match(logits, boxes, targets, loss.matching, loss.kind)
+    logits, boxes, targets = problem
     options = {}
     if whole is not None and loss.kind == "softmax":
         queries = logits.shape[2] * whole.pictures

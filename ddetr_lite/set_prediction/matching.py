@@ -108,7 +108,14 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return linear_sum_assignment(cost)
 
 
-@torch.no_grad()
+class Problem(NamedTuple):
+    """What is to be matched: logits (K, B, N_q, C or C+1) and boxes (K, B, N_q, 4) with what is true of B pictures."""
+
+    logits: Tensor
+    boxes: Tensor
+    targets: Sequence[Target]
+
+
 def match(
     logits: Tensor,
     boxes: Tensor,
@@ -121,32 +128,87 @@ def match(
     logits: (K, B, N_q, C or C+1); boxes: (K, B, N_q, 4). Raises ValueError when a picture has more objects than there
     are queries, NotFiniteError when a cost is not finite; both name the picture.
     """
-    device = logits.device
-    labels, target_boxes = pad_targets(targets, device)
-    counts = [len(t["labels"]) for t in targets]
-    queries = logits.shape[2]
-    if max(counts, default=0) > queries:
+    return match_all([Problem(logits, boxes, targets)], weights, kind)[0]
+
+
+@torch.no_grad()
+def match_all(problems: Sequence[Problem], weights: MatchingCost, kind: Literal["softmax", "focal"]) -> list[Matches]:
+    """`match` for several problems, such as the decoder's layers and the proposals of a first stage.
+
+    All their costs leave the GPU in one copy, and there is one wait for it.
+    """
+    tables = [_table(problem, weights, kind) for problem in problems]
+    device = problems[0].logits.device
+    # Bits are copied, not numbers: so whole numbers can travel among the costs.
+    parts = [
+        part.reshape(-1) if part.is_floating_point() else part.int().reshape(-1).view(torch.float32)
+        for table in tables
+        for part in table
+    ]
+    numbers = torch.cat(parts).cpu().numpy()
+    found, start = [], 0
+    for problem, table in zip(problems, tables, strict=True):
+        arrays = []
+        for part in table:
+            array = numbers[start : start + part.numel()].reshape(part.shape)
+            arrays.append(array if part.is_floating_point() else array.view(np.int32))
+            start += part.numel()
+        found.append(_assign_all(problem.targets, *arrays).astype(np.int64))
+    everything = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
+    return [Matches(*indices) for indices in everything.split([f.shape[1] for f in found], dim=1)]
+
+
+def _table(problem: Problem, weights: MatchingCost, kind: Literal["softmax", "focal"]) -> tuple[Tensor, ...]:
+    """Costs (K, B, n, T), whether all of a picture's are finite (K, B), and, where only some are kept, whose they are.
+
+    With T objects, one of the cheapest assignments gives each object one of its own T cheapest queries: were it another, one
+    of these T would be free, and no dearer. So of thousands of proposals a few per object have to leave the GPU.
+    """
+    logits, boxes, targets = problem
+    labels, target_boxes = pad_targets(targets, logits.device)
+    queries, most = logits.shape[2], labels.shape[1]
+    if most > queries:
+        counts = [len(t["labels"]) for t in targets]
         raise ValueError(
-            f"picture {_name(targets, int(np.argmax(counts)))} has {max(counts)} objects, the model only {queries} queries or "
+            f"picture {_name(targets, int(np.argmax(counts)))} has {most} objects, the model only {queries} queries or "
             "proposals for it: raise the number of queries, or enlarge the pictures"
         )
-    cost = matching_cost(logits, boxes, labels, target_boxes, weights, kind).cpu().numpy()  # the one copy
+    cost = matching_cost(logits, boxes, labels, target_boxes, weights, kind)
+    finite = torch.isfinite(cost).flatten(2).all(-1)
+    if most == 0 or queries <= MANY * most**2:
+        return cost, finite
+    best = cost.topk(most, dim=-2, largest=False)
+    return best.values, finite, best.indices
+
+
+MANY = 4  # times T²: with fewer queries the whole table is smaller than what choosing from it costs
+
+
+def _assign_all(
+    targets: Sequence[Target], cost: np.ndarray, finite: np.ndarray, candidates: np.ndarray | None = None
+) -> np.ndarray:
+    """Four rows of indices as in `Matches`, from the arrays that `_table` made."""
     columns: list[list[np.ndarray]] = [[], [], [], []]
-    for k in range(cost.shape[0]):
-        for b, count in enumerate(counts):
-            own = cost[k, b, :, :count]
-            if not np.isfinite(own).all():
-                raise NotFiniteError(
-                    f"matching cost of picture {_name(targets, b)} in layer {k} is not finite: the model's output or the "
-                    "picture's boxes hold NaN or infinity (too high a learning rate, or a broken annotation)"
-                )
-            query, target = assign(own)
-            for column, values in zip(
-                columns, (np.full_like(query, k), np.full_like(query, b), query, target), strict=True
-            ):
-                column.append(values)
-    indices = torch.from_numpy(np.stack([np.concatenate(c) for c in columns]).astype(np.int64))
-    return Matches(*indices.to(device, non_blocking=True))
+    for k, b in np.ndindex(finite.shape):
+        count = len(targets[b]["labels"])
+        if count and not finite[k, b]:
+            raise NotFiniteError(
+                f"matching cost of picture {_name(targets, b)} in layer {k} is not finite: the model's output or the "
+                "picture's boxes hold NaN or infinity (too high a learning rate, or a broken annotation)"
+            )
+        if candidates is None:
+            query, target = assign(cost[k, b, :, :count])
+        else:
+            names, places = np.unique(candidates[k, b, :count, :count], return_inverse=True)
+            few = np.full((len(names), count), np.inf)
+            few[places.reshape(count, count), np.arange(count)] = cost[k, b, :count, :count]
+            place, target = assign(few)
+            query = names[place]
+        for column, values in zip(
+            columns, (np.full_like(query, k), np.full_like(query, b), query, target), strict=True
+        ):
+            column.append(values)
+    return np.stack([np.concatenate(c) for c in columns])
 
 
 def _name(targets: Sequence[Target], index: int) -> str:

@@ -1,0 +1,434 @@
+"""What surrounds the loop: skipped steps, running average, fine-tuning, forecast, profile, decoded pictures, and shares."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_coco
+import torch
+from PIL import Image
+from test_engine import TINY, tiny_recipe
+
+from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, batch_images
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
+from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler
+from ddetr_lite.datasets.picture_cache import PictureCache
+from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
+from ddetr_lite.datasets.transforms import AugmentConfig, SizeDraw, train_transform
+from ddetr_lite.engine import checkpoint
+from ddetr_lite.engine.average import average_of
+from ddetr_lite.engine.data import datasets, size_to_keep
+from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.fine_tuning import start_from
+from ddetr_lite.engine.forecast import Forecast, duration, largest
+from ddetr_lite.engine.guard import Guard
+from ddetr_lite.engine.log import read_log
+from ddetr_lite.engine.overfitting import as_overfitting, verdict
+from ddetr_lite.engine.profile import profile
+from ddetr_lite.engine.recipes import recipe
+from ddetr_lite.engine.scaling import follow, oddities
+from ddetr_lite.engine.train import train
+from ddetr_lite.models.presets import build, model_config
+
+ALONE = World(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return write_shapes(folder, ShapesConfig(size=48, min_size=0.15, train_images=20, val_images=5), progress=False)
+
+
+def small_model(row: str, classes: int, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config: Any = model_config(row, "small")
+    return build(replace(config, **{k: v for k, v in TINY.items() if hasattr(config, k)}), classes)
+
+
+# ---------------------------------------------------------------- steps without a finite gradient
+
+
+class Poison:
+    """Makes the class logits NaN (in the forward pass) or their gradient (in the backward pass) at chosen steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: set[int], backward: bool):
+        self.step = -1
+        from ddetr_lite.models.detr import Detr
+
+        original = Detr.outputs
+
+        def outputs(model: Any, batch: Any, targets: Any = None) -> Any:
+            found = original(model, batch, targets)
+            if not model.training:
+                return found
+            self.step += 1
+            if self.step not in steps:
+                return found
+            if backward:
+                boxes = found.boxes.clone()
+                boxes.register_hook(lambda gradient: gradient * float("inf"))
+                return found._replace(boxes=boxes)
+            return found._replace(logits=found.logits * float("nan"))
+
+        monkeypatch.setattr(Detr, "outputs", outputs)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_without_a_finite_gradient_is_skipped_and_named(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backward: bool, optimizer: str
+) -> None:
+    chosen = tiny_recipe(
+        shapes, "detr", epochs=1, optimizer=optimizer, evaluate_every=0, checkpoint_every=100, log_every=2, ema=0.9
+    )
+    Poison(monkeypatch, {1, 4}, backward)
+    train(chosen, tmp_path / "run", progress=False)
+    skipped = [line for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "skip"]
+    assert [line["step"] for line in skipped] == [2, 5]
+    assert all(len(line["pictures"]) == 4 for line in skipped)
+    wanted = "gradient is not finite" if backward else "matching cost of picture with image id"
+    assert all(wanted in line["reason"] for line in skipped)
+    state = checkpoint.read(tmp_path / "run" / "last.pt")
+    assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
+    assert all(v.isfinite().all() for v in state["average"].values() if v.is_floating_point())
+    logged = [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "train"]
+    assert logged == [4]  # of steps 2 and 4 the first was skipped
+
+
+def test_a_skipped_step_changes_nothing(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poisoned from its third step on, a run keeps the weights and the optimizer's state of the first two."""
+    options: dict[str, Any] = {"evaluate_every": 0, "checkpoint_every": 100, "epochs": 1, "schedule": "constant"}
+    with monkeypatch.context() as patch:
+        Poison(patch, {2, 3, 4}, backward=True)
+        train(tiny_recipe(shapes, "detr", **options), tmp_path / "poisoned", progress=False)
+    with monkeypatch.context() as patch:
+        Poison(patch, {2}, backward=True)
+        stop = tiny_recipe(shapes, "detr", **{**options, "max_bad_steps": 1, "log_every": 1})
+        with pytest.raises(FloatingPointError, match=r"1 steps in a row .*--start-from .*last\.pt, with a lower --lr"):
+            train(stop, tmp_path / "stopped", progress=False)
+    a, b = (checkpoint.read(tmp_path / name / "last.pt") for name in ("poisoned", "stopped"))
+    assert (a["step"], b["step"]) == (5, 3)
+    assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
+    for mine, theirs in zip(a["optimizers"], b["optimizers"], strict=True):
+        for key, state in mine["state"].items():
+            assert all(torch.equal(value, theirs["state"][key][name]) for name, value in state.items())
+
+
+def test_the_guard_counts_steps_in_a_row() -> None:
+    guard = Guard(ALONE)
+    for step, norm in enumerate((1.0, float("nan"), 2.0, float("inf"), float("nan"))):
+        guard.watch(step, [step], "", torch.tensor(norm), [])
+    skipped, row = guard.look(0)
+    assert [s.step for s in skipped] == [1, 3, 4]
+    assert row == 2
+    guard.watch(5, [5], "", torch.tensor(float("nan")), [])
+    assert guard.look(row)[1] == 3
+    guard.watch(6, [6], "", torch.tensor(1.0), [])
+    assert guard.look(3) == ([], 0)
+
+
+# ---------------------------------------------------------------- the running average
+
+
+def test_the_average_equals_a_loop_over_the_weights() -> None:
+    torch.manual_seed(0)
+    model: Any = torch.nn.Linear(3, 2)
+    average: Any = average_of(model, 0.5)
+    expected, first = model.weight.detach().clone(), True
+    for count in range(6):
+        with torch.no_grad():
+            model.weight.add_(torch.randn_like(model.weight))
+        average.update_parameters(model)
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = model.weight.detach().clone() if first else decay * expected + (1 - decay) * model.weight.detach()
+        first = False
+        assert torch.allclose(average.module.weight, expected, atol=1e-6)
+    assert average_of(model, 0.0) is None
+
+
+def test_best_pt_holds_the_average(shapes: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(shapes, "detr", epochs=2, ema=0.5), tmp_path / "run", progress=False)
+    last = checkpoint.read(tmp_path / "run" / "last.pt")
+    best = checkpoint.read(tmp_path / "run" / "best.pt")["model"]
+    name = "class_embed.weight"
+    assert torch.equal(best[name], last["average"][f"module.{name}"])
+    assert not torch.equal(best[name], last["model"][name])
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.parametrize("row", ["detr", "deformable-detr", "deformable-detr-two-stage", "faster-rcnn"])
+def test_fine_tuning_keeps_what_classes_share(tmp_path: Path, row: str) -> None:
+    source, model = small_model(row, 3, seed=1), small_model(row, 4, seed=2)
+    fresh = {k: v.clone() for k, v in model.state_dict().items()}
+    checkpoint.save_model(tmp_path / "source.pt", source, ["cat", "dog", "cow"], {})
+    said = start_from(model, ["dog", "owl", "cat", "bat"], tmp_path / "source.pt")
+    assert "knows 2 of the 4 classes: the heads of 2 (owl, bat) are made anew" in said
+    old, new = source.state_dict(), model.state_dict()
+    heads = [k for k in new if k.startswith(("class_embed", "roi_heads.box_predictor"))]
+    assert all(torch.equal(new[k], old[k]) for k in new if k not in heads)
+    encoder = f"class_embed.{model.config.decoder_layers}." if "two-stage" in row else "none"
+    for key in heads:
+        if key.startswith(encoder):
+            assert torch.equal(new[key][0], old[key][0])  # any object
+            continue
+        background = 1 if row == "faster-rcnn" else 0
+        each = 4 if "bbox_pred" in key else 1
+        mine, theirs, before = (t[key].view(-1, each, *t[key].shape[1:]) for t in (new, old, fresh))
+        for i, j in ((0, 1), (2, 0)):  # dog, cat
+            assert torch.equal(mine[i + background], theirs[j + background]), key
+        for i in (1, 3):
+            assert torch.equal(mine[i + background], before[i + background]), key
+        if row == "detr":
+            assert torch.equal(mine[-1], theirs[-1])  # no object
+        if row == "faster-rcnn":
+            assert torch.equal(mine[0], theirs[0])
+
+
+def test_fine_tuning_with_the_same_classes_and_with_another_model(tmp_path: Path) -> None:
+    source = small_model("deformable-detr", 2, seed=1)
+    checkpoint.save_model(tmp_path / "source.pt", source, ["cat", "dog"], {})
+    model = small_model("deformable-detr", 2, seed=2)
+    assert "all weights carry over" in start_from(model, ["cat", "dog"], tmp_path / "source.pt")
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match="holds a DeformableDetr, the recipe a Detr: leave --model out"):
+        start_from(small_model("detr", 2), ["cat", "dog"], tmp_path / "source.pt")
+    other: Any = model_config("deformable-detr", "small")
+    with pytest.raises(ValueError, match="was made with queries=6, this recipe says 7"):
+        start_from(build(replace(other, **{**TINY, "queries": 7}), 2), ["cat"], tmp_path / "source.pt")
+
+
+def test_a_fine_tuned_run_begins_where_the_checkpoint_ended(shapes: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"lr": 1e-6, "optimizer": "adamw", "epochs": 1, "warmup_steps": 0}
+    first = tiny_recipe(shapes, "detr", **{**options, "lr": 1e-3, "epochs": 3})
+    train(first, tmp_path / "first", progress=False)
+    source = tmp_path / "first" / "last.pt"
+    train(tiny_recipe(shapes, "detr", **options, start_from=str(source)), tmp_path / "second", progress=False)
+    before, after = (checkpoint.read(p)["model"] for p in (source, tmp_path / "second" / "last.pt"))
+    assert all(torch.allclose(after[k], v, atol=1e-4) for k, v in before.items() if v.is_floating_point())
+
+
+# ---------------------------------------------------------------- forecast, profile, what follows
+
+
+def test_the_forecast_changes_nothing(shapes: Path, tmp_path: Path) -> None:
+    for name, wanted in (("with", True), ("without", False)):
+        train(tiny_recipe(shapes, epochs=1, forecast=wanted), tmp_path / name, progress=False)
+    a, b = (checkpoint.read(tmp_path / name / "last.pt")["model"] for name in ("with", "without"))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    line = next(line for line in read_log(tmp_path / "with" / "log.jsonl") if line["kind"] == "forecast")
+    assert line["steps"] == 5
+    assert line["step_seconds"] > 0
+    assert line["seconds"] > 5 * line["step_seconds"]
+
+
+def test_the_forecast_in_words() -> None:
+    known = Forecast(3500, 0.2, 0.05, 6, 10.0, 0, 0)
+    assert str(known) == "Forecast: 3,500 steps of 200 ms and 6 evaluations, about 13 min."
+    slow = replace(known, loading_seconds=0.4, peak_bytes=int(12.3e9), device_bytes=int(80e9))
+    assert "12.3 of 80 GB" in str(slow)
+    assert "more --workers, or --cache memory" in str(slow)
+    assert slow.seconds == 3500 * 0.4 + 60
+    assert [duration(s) for s in (40, 700, 12000)] == ["40 s", "12 min", "3 h 20 min"]
+
+
+def test_the_largest_batch_is_as_large_as_training_can_make_it() -> None:
+    batch = Batch.of([(torch.zeros(3, 30, 40, dtype=torch.uint8), _target([[1.0, 2, 39, 29]])) for _ in range(2)])
+    grown = largest(batch, AugmentConfig(short_sides=(64, 80), eval_short_side=96, max_side=120, crop=False))
+    assert grown.images.pixels.shape == (2, 3, 120, 120)
+    alone = largest(
+        Batch.of([(torch.zeros(3, 30, 40, dtype=torch.uint8), _target([[1.0, 2, 39, 29]]))]), AugmentConfig()
+    )
+    assert alone.images.pixels.shape == (1, 3, 800, 1200)
+    assert (grown.boxes[:, 2:] > grown.boxes[:, :2]).all()
+
+
+def _target(boxes: list[list[float]]) -> dict[str, torch.Tensor]:
+    return {
+        "boxes": torch.tensor(boxes), "labels": torch.zeros(len(boxes), dtype=torch.int64),
+        "image_id": torch.tensor(1), "original_size": torch.tensor((30, 40)),
+    }  # fmt: skip
+
+
+def test_the_profile_names_every_part(shapes: Path) -> None:
+    found = profile(tiny_recipe(shapes), steps=2)
+    parts = ["waiting for pictures", "copying, normalising", "backbone", "encoder", "queries", "decoder"]
+    assert list(found.parts) == [*parts, "heads, matching, losses", "backward", "update"]
+    assert all(value > 0 for value in found.parts.values())
+    assert len(found.lines()) >= 11
+    waits = replace(found, parts={**found.parts, "waiting for pictures": 1e6})
+    assert "waits for pictures" in waits.advice()
+
+
+def test_learning_rate_and_drop_follow_batch_and_epochs() -> None:
+    base = recipe("coco")
+    larger = replace(base, train=replace(base.train, batch=128))
+    found, reasons = follow(larger, base, {"batch"})
+    assert found.train.lr == pytest.approx(2 * base.train.lr)
+    assert "√(128/32)" in reasons[0]
+    assert follow(larger, base, {"batch", "lr"}) == (larger, [])
+    short = replace(base, train=replace(base.train, epochs=10))
+    found, reasons = follow(short, base, {"epochs"})
+    assert found.train.drop_epoch == 8
+    assert len(reasons) == 1
+    assert follow(short, base, {"epochs", "drop_epoch"}) == (short, [])
+    assert follow(base, base, set()) == (base, [])
+
+
+def test_what_is_seldom_meant_is_said() -> None:
+    base = recipe("coco")
+    assert oddities(base, 100_000) == []
+    for name, value, steps, wanted in (
+        ("warmup_steps", 200, 150, "only 150 steps: its learning rate never rises to 0.0002"),
+        ("drop_epoch", 50, 1000, "the learning rate never drops"),
+        ("evaluate_every", 60, 1000, "evaluated only at the end"),
+        ("ema", 0.9999, 1000, "averages over about 10000 steps, the run has 1000"),
+    ):
+        changed: dict[str, Any] = {name: value}
+        (said,) = oddities(replace(base, train=replace(base.train, **changed)), steps)
+        assert wanted in said
+
+
+def test_overfitting_looks_at_the_same_pictures_as_they_are(shapes: Path) -> None:
+    chosen = tiny_recipe(shapes)
+    chosen = as_overfitting(replace(chosen, data=replace(chosen.data, overfit=3)))
+    training, validation = datasets(chosen, ALONE)
+    assert len(training) == len(validation) == 3
+    assert chosen.train.batch == 3
+    for i in range(3):
+        assert torch.equal(training[5, i][0], validation[0, i][0])
+    assert verdict({"AP50": 0.95}, 3).startswith("Passed")
+    assert "ddetr-lite explain" in verdict({"AP50": 0.5}, 3)
+
+
+# ---------------------------------------------------------------- pictures on their way
+
+
+def test_shares_of_processes_and_pieces_make_up_the_batch() -> None:
+    order = Order(103, 12, seed=3)
+    whole = [key for batch in RunSampler(order, 2) for key in batch]
+    assert len(whole) == 2 * 8 * 12
+    for size, pieces in ((2, 1), (1, 3), (2, 3)):
+        shares = [list(RunSampler(order, 2, 0, rank, size, pieces)) for rank in range(size)]
+        steps = [
+            [key for share in shares for part in share[step * pieces : (step + 1) * pieces] for key in part]
+            for step in range(16)
+        ]
+        assert [key for step in steps for key in step] == whole
+    later = [key for batch in RunSampler(order, 2, start=11) for key in batch]
+    assert later == whole[11 * 12 :]
+    assert len(RunSampler(order, 2, start=11)) == 5
+    with pytest.raises(ValueError, match="make --batch a multiple of 5"):
+        RunSampler(order, 2, size=5)
+
+
+def test_pictures_of_a_batch_can_share_their_size() -> None:
+    keys = EpochSampler(40, 4, seed=1, epoch=0, one_size=True).batches
+    assert all(len({draw for *_, draw in batch}) == 1 for batch in keys)
+    assert len({batch[0][2] for batch in keys}) > 5  # type: ignore[misc]
+    transform = train_transform(AugmentConfig(short_sides=(32, 40, 48, 56), max_side=100, crop=False, flip=False))
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    from torchvision import tv_tensors
+
+    sizes = {
+        draw: transform(tv_tensors.Image(image), {"size": SizeDraw(draw)})[0].shape[1] for draw in (0.0, 0.3, 0.6, 0.99)
+    }
+    assert list(sizes.values()) == [32, 40, 48, 56]
+
+
+def test_a_raw_batch_is_what_its_pictures_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in ((5, 9), (8, 4))]
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    raw = RawBatch.of(images)
+    for ours, theirs in zip(batch_images(raw, mean, std), batch_images(images, mean, std), strict=True):
+        assert (
+            torch.equal(ours, theirs)
+            if isinstance(theirs, torch.Tensor) and isinstance(ours, torch.Tensor)
+            else ours == theirs
+        )
+    assert all(torch.equal(a, b) for a, b in zip(raw.pictures(), images, strict=True))
+
+
+@pytest.fixture
+def large_pictures(tmp_path: Path) -> Path:
+    """tiny_coco's annotations on pictures of the sizes that they name, enlarged fourfold."""
+    content = tiny_coco.content()
+    for image in content["images"]:
+        image["height"], image["width"] = 4 * image["height"], 4 * image["width"]
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [4 * x for x in annotation["bbox"]]
+    return tiny_coco.write(tmp_path / "large", content)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_decoded_pictures_are_what_the_files_hold(large_pictures: Path, cache: Any) -> None:
+    base = tiny_recipe(large_pictures)
+    chosen = replace(
+        base,
+        data=replace(base.data, cache=cache),
+        augment=AugmentConfig(short_sides=(40, 64), eval_short_side=48, max_side=300, crop=False),
+    )
+    kept, _ = datasets(chosen, ALONE)
+    plain, _ = datasets(replace(chosen, data=replace(chosen.data, cache="none")), ALONE)
+    for i in range(3):
+        assert max(kept.read_image(i).shape[1:]) < max(plain.read_image(i).shape[1:])
+        image, target = kept[2, i]
+        other, wanted = plain[2, i]
+        assert image.shape == other.shape
+        assert (image.float() - other.float()).abs().mean() < 12  # noise, resized in two steps instead of one
+        assert torch.allclose(target["boxes"], wanted["boxes"], atol=1e-3)
+        assert torch.equal(target["original_size"], wanted["original_size"])
+    if cache == "disk":
+        files = sorted((large_pictures / ".cache").iterdir())
+        assert [f.suffix for f in files] == [".bytes", ".complete"] * 2 or len(files) == 4
+        stamps = [f.stat().st_mtime_ns for f in files]
+        again, _ = datasets(chosen, ALONE)
+        assert torch.equal(again.read_image(1), kept.read_image(1))
+        assert [f.stat().st_mtime_ns for f in files] == stamps  # found, not made again
+        files[0].with_suffix(".complete").unlink()  # as if the run that wrote it had been killed
+        assert torch.equal(datasets(chosen, ALONE)[0].read_image(1), kept.read_image(1))
+        picture = large_pictures / "train2017" / "b.png"
+        Image.fromarray(np.zeros((200, 120, 3), np.uint8)).save(picture)
+        assert datasets(chosen, ALONE)[0].read_image(1).sum() == 0  # another file is seen
+
+
+def test_pictures_keep_their_size_where_somebody_asks_for_it() -> None:
+    assert size_to_keep((480, 640), AugmentConfig(short_sides=(), eval_short_side=0)) == (480, 640)
+    assert size_to_keep((480, 640), AugmentConfig(short_sides=(240,), eval_short_side=300)) == (300, 400)
+    assert size_to_keep((100, 200), AugmentConfig(short_sides=(240,), eval_short_side=300)) == (100, 200)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(large_pictures: Path) -> None:
+    (large_pictures / "train2017" / "a.jpg").write_bytes(b"no picture")
+    data = CocoDetection(CocoFolder.find(large_pictures, "train"))
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read"):
+        PictureCache([data.file_of(i) for i in range(3)], lambda size: size)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"train": {"accumulate": 3}}, "make --batch a multiple of 3"),
+        ({"train": {"ema": 1.0}}, "ema=1.0 must lie in 0..1"),
+        ({"train": {"accumulate": 0}}, "accumulate=0 must be at least 1"),
+        ({"train": {"max_bad_steps": 0}}, "max_bad_steps=0"),
+        ({"train": {"device": "cuda:7"}}, "device 'cuda:7' cannot be used here"),
+        ({"train": {"start_from": "nowhere.pt"}}, "nowhere.pt does not exist"),
+        ({"data": {"overfit": -1}}, "overfit=-1"),
+        ({"data": {"folder": "nowhere"}}, "data folder nowhere does not exist"),
+        ({"data": {"val_split": "test"}}, "no annotations for split 'test'"),
+        ({"model": {"queries": 2}}, "the model only 2 queries: train with --queries"),
+        ({"model": {"dim": 30}}, "dim=30"),
+        ({"model": {"heads": 3}}, "3"),
+    ],
+)
+def test_runs_that_cannot_be_meant_say_why(shapes: Path, tmp_path: Path, words: dict[str, Any], message: str) -> None:
+    chosen = tiny_recipe(shapes)
+    for part, values in words.items():
+        chosen = replace(chosen, **{part: replace(getattr(chosen, part), **values)})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(chosen, tmp_path / "run", progress=False)
