@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddetr_lite.benchmarks import msda, msda_peers, step
 from ddetr_lite.cli import main
+from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.kernels import multi_scale_deformable_attention
 
 TINY = msda.Setting(((6, 4), (3, 2)), dim=32, batch=2, heads=2, points=2)
@@ -133,3 +134,19 @@ def test_halves_are_measured_against_peers_that_know_float32_only(tiny: None, dt
     assert (
         main(["bench", "msda", "--device", "cpu", "--dtype", dtype, "--peers", "hugging-face", "--repeats", "1"]) == 0
     )
+
+
+def test_input_makes_the_same_epoch_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_shapes(
+        tmp_path / "shapes", ShapesConfig(size=48, min_size=0.15, train_images=9, val_images=2), progress=False
+    )
+    words = f"bench input --recipe shapes --model detr --folder {folder} --batch 4 --workers 1 --repeats 2 --device cpu"
+    assert main([*words.split(), "--out", str(tmp_path / "input")]) == 0
+    result = json.loads((tmp_path / "input.json").read_text(encoding="utf-8"))
+    assert result["pictures"] == 8
+    assert {name: len(each) for name, each in result["seconds"].items()} == {"from files": 2, "on the device": 2}
+    ratio = result["speed from files, as a share of that from the device"]
+    speeds = result["pictures per second"]
+    assert ratio == pytest.approx(speeds["from files"] / speeds["on the device"])
+    assert f"{ratio:.3f} × on the device" in capsys.readouterr().out
+    assert main(["bench", "input", "--recipe", "shape"]) == 2

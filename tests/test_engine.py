@@ -2,10 +2,6 @@
 
 import io
 import json
-import signal
-import subprocess
-import sys
-import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig
-from ddetr_lite.engine import checkpoint
+from ddetr_lite.engine import checkpoint, resume_proof
 from ddetr_lite.engine.data import order_of
 from ddetr_lite.engine.evaluate import METRICS, ap_of, evaluate
 from ddetr_lite.engine.log import read_log
@@ -34,6 +30,7 @@ from ddetr_lite.engine.recipes import (
     recipe_names,
     recipe_to_dict,
 )
+from ddetr_lite.engine.resume_proof import prove
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.presets import ROWS, SIZES, build, config_from_dict, config_to_dict, model_config
 
@@ -102,65 +99,38 @@ def test_orientations_and_sizes_reach_the_order(shapes: Path, monkeypatch: pytes
     assert {len(key) for batch in order.epoch(0) for key in batch} == {3 if grouped else 2}
 
 
-RUN = """
-import sys, json
-from pathlib import Path
-from ddetr_lite.engine.recipes import recipe_from_dict
-from ddetr_lite.engine.train import train
-import torch
-torch.set_num_threads(1)
-recipe = recipe_from_dict(json.loads(Path(sys.argv[1]).read_text()))
-train(recipe, sys.argv[2], resume=len(sys.argv) > 3, progress=False)
-"""
-
-
-def _run(recipe_file: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(recipe_file), str(folder), *options], stderr=subprocess.PIPE
-    )
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_in_an_epoch_ends_with_the_same_bits(shapes: Path, tmp_path: Path, workers: int) -> None:
-    """SIGKILL in the middle of an epoch, resume, and compare weights, optimizer and log with an undisturbed run."""
-    file = tmp_path / "recipe.json"
-    file.write_text(json.dumps(recipe_to_dict(tiny_recipe(shapes, workers=workers))), encoding="utf-8")
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    """SIGKILL in the middle of an epoch, resume, and compare all that is written with an undisturbed run."""
+    proof = prove(resume_proof.tiny_recipe(tmp_path / "shapes"), tmp_path / "runs", workers, kill_at=(9,))
+    assert proof.holds, str(proof)
+    assert proof.steps == 24
+    assert 9 <= proof.killed[0] < 24
+    assert 0 < proof.resumed[0] <= proof.killed[0]
+    last = checkpoint.read(tmp_path / "runs" / "killed" / "last.pt")
+    assert len(last["optimizers"]) == 2  # Muon and AdamW
+    assert last["average"]
 
-    process = _run(file, killed)
-    log, last = killed / "log.jsonl", killed / "last.pt"
-    deadline = time.monotonic() + 120
-    # Five steps an epoch, a checkpoint after every second: at step 8 of 15 the run is in the middle of its second epoch.
-    while process.poll() is None and time.monotonic() < deadline:
-        if last.exists() and log.exists() and any(line["step"] >= 8 for line in read_log(log)):
-            break
-        time.sleep(0.005)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stopped_at = checkpoint.read(last)["step"]
-    assert 0 < stopped_at < 15
 
-    assert _run(file, killed, "resume").wait() == 0
-    assert _run(file, whole).wait() == 0
-    a, b = checkpoint.read(killed / "last.pt"), checkpoint.read(whole / "last.pt")
-    assert a["step"] == b["step"] == 15
-    assert a["model"].keys() == b["model"].keys()
-    for name in a["model"]:
-        assert torch.equal(a["model"][name], b["model"][name]), name
-    assert len(a["optimizers"]) == 2  # Muon and AdamW
-    for first, second in zip(a["optimizers"], b["optimizers"], strict=True):
-        assert first["state"].keys() == second["state"].keys() != set()
-        for key, state in first["state"].items():
-            for name, value in state.items():
-                assert torch.equal(value, second["state"][key][name])
-    assert a["best"] == b["best"]
-
-    def values(folder: Path) -> list[dict[str, Any]]:
-        timed = {"pictures_per_second", "train_seconds"}
-        return [{k: v for k, v in line.items() if k not in timed} for line in read_log(folder / "log.jsonl")]
-
-    assert values(killed) == values(whole)
+def test_the_proof_notices_a_difference(tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = [{"kind": "train", "step": s, "loss": 1.0, "train_seconds": len(name)} for s in (1, 2, 3)]
+        lines[2]["loss"] = len(name) / 6
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "log.jsonl").write_text(text, encoding="utf-8")
+        for file in ("watched.jsonl", "detections.json"):
+            (folder / file).write_text(name if file == "detections.json" else "", encoding="utf-8")
+        content = {"format": checkpoint.FORMAT, "seconds": len(name), "model": {"w": torch.tensor([1.0, len(name)])}}
+        for file in ("last.pt", "best.pt"):
+            checkpoint.write_atomically(content if file == "last.pt" else {"format": checkpoint.FORMAT}, folder / file)
+    assert resume_proof._agree_to(tmp_path / "whole", tmp_path / "killed", 3) == 2
+    found = list(resume_proof._differences(tmp_path / "whole", tmp_path / "killed"))
+    assert found == ["last.pt: /model/w", "detections.json"]
+    proof = resume_proof.Proof(2, 3, [2], [1], 2, found)
+    assert not proof.holds
+    assert "bit-identical to step 2 of 3; differing in the end: last.pt: /model/w" in str(proof)
 
 
 def test_an_existing_run_is_not_overwritten(shapes: Path, tmp_path: Path) -> None:

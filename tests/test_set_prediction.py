@@ -324,9 +324,14 @@ def test_several_problems_are_matched_with_one_copy(monkeypatch: pytest.MonkeyPa
         Problem(*random_predictions(layers, 2, queries, 3, "focal"), targets) for layers, queries in ((3, 9), (1, 200))
     ]
     alone = [match(*problem, MatchingCost(), "focal") for problem in problems]
-    copies = []
+    copies: list[Tensor] = []
     original = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self) or original(self))
+
+    def counted(self: Tensor) -> Tensor:
+        copies.append(self)
+        return original(self)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
     together = match_all(problems, MatchingCost(), "focal")
     assert len(copies) == 1
     for ours, theirs in zip(together, alone, strict=True):

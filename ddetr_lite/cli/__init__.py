@@ -1,4 +1,4 @@
-"""The command `ddetr-lite`: train, evaluate, predict, report, compare, data, convert, bench.
+"""The command `ddetr-lite`: train, evaluate, predict, report, explain, compare, data, convert, bench, prove-resume.
 
 Options are made from dataclasses by tyro. A mistake of the user's is answered with one line and exit code 2.
 """
@@ -10,8 +10,10 @@ from difflib import get_close_matches
 from ddetr_lite.cli.benching import bench
 from ddetr_lite.cli.converting import convert
 from ddetr_lite.cli.data import data
+from ddetr_lite.cli.explaining import explain
 from ddetr_lite.cli.looking import compare, report
 from ddetr_lite.cli.parsing import Mistake
+from ddetr_lite.cli.proving import prove_resume
 from ddetr_lite.cli.training import train
 from ddetr_lite.cli.using import evaluate, predict
 
@@ -20,10 +22,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "explain": explain,
     "compare": compare,
     "data": data,
     "convert": convert,
     "bench": bench,
+    "prove-resume": prove_resume,
 }
 
 
@@ -55,5 +59,5 @@ def main(words: Sequence[str] | None = None) -> int:
 def _help() -> str:
     lines = ["usage: ddetr-lite COMMAND ...", "", "commands:"]
     for name, command in COMMANDS.items():
-        lines.append(f"  {name:<9} {(command.__doc__ or '').strip().splitlines()[0]}")
+        lines.append(f"  {name:<13} {(command.__doc__ or '').strip().splitlines()[0]}")
     return "\n".join([*lines, "", "ddetr-lite COMMAND --help shows the options of one."])

@@ -4,16 +4,21 @@ from ddetr_lite.cli.parsing import Mistake, parse, take_positional
 
 
 def bench(words: list[str]) -> None:
-    """Measure what is claimed about speed: `ddetr-lite bench msda`, `ddetr-lite bench step`."""
+    """Measure what is claimed about speed: `ddetr-lite bench msda`, `bench step`, `bench input`."""
     command = " ".join(["ddetr-lite bench", *words])
-    what, words = take_positional(words, "WHAT", "one of msda, step", "bench msda")
+    what, words = take_positional(words, "WHAT", "one of msda, step, input", "bench msda")
     if what == "step":
         from ddetr_lite.benchmarks import step
 
         step.run(parse(step.StepOptions, words, "ddetr-lite bench step"), command)
         return
+    if what == "input":
+        from ddetr_lite.benchmarks import input as pictures
+
+        pictures.run(parse(pictures.InputOptions, words, "ddetr-lite bench input"), command)
+        return
     if what != "msda":
-        raise Mistake(f"bench {what!r} is unknown: choose 'msda' or 'step'")
+        raise Mistake(f"bench {what!r} is unknown: choose msda, step or input")
     from ddetr_lite.benchmarks import msda
 
     options = parse(msda.MsdaOptions, words, "ddetr-lite bench msda")

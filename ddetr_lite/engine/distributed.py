@@ -99,3 +99,16 @@ def pick_device(name: str) -> torch.device:
     except Exception as error:
         raise ValueError(f"device {name!r} cannot be used here: choose 'auto' or 'cpu'") from error
     return device
+
+
+@contextmanager
+def same_bits(wanted: bool) -> Iterator[None]:
+    """Within this context torch takes deterministic operations only, where `wanted`, and refuses those that have no such form."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -77,6 +77,8 @@ class TrainConfig:
     """A checkpoint to fine-tune: its model with its weights; heads are made anew for classes that it does not know."""
     compile: bool = False
     """`torch.compile` for the layers of encoder and decoder: faster on a GPU, after minutes of compiling."""
+    deterministic: bool = False
+    """On a GPU: only operations that give the same bits in every run; slower. On a CPU all are."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bfloat16 where the device is a GPU that has it, else float32."""
     device: str = "auto"

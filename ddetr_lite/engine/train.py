@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ddetr_lite.datasets.loading import Batch, RunSampler, loader
 from ddetr_lite.engine.average import average_of, weights_to_use
 from ddetr_lite.engine.data import datasets, order_of
-from ddetr_lite.engine.distributed import World, world
+from ddetr_lite.engine.distributed import World, same_bits, world
 from ddetr_lite.engine.evaluate import METRICS, ap_of, detect, results_of
 from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.forecast import forecast
@@ -45,7 +45,7 @@ def train(
     had a gradient that is not finite.
     """
     check(recipe)
-    with world(recipe.train.device) as place:
+    with world(recipe.train.device) as place, same_bits(recipe.train.deterministic and place.device.type == "cuda"):
         run = Run(recipe, Path(folder), resume, progress and place.main, place)
         return run.train(after_epoch)
 

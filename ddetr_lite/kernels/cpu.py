@@ -214,6 +214,7 @@ def unpad_levels(table: Tensor, level_shapes: LevelShapes) -> Tensor:
     return torch.cat(values, dim=1)
 
 
+@torch.compiler.disable  # it looks at numbers on its way: one clean break in a compiled graph, instead of several
 def embedding_bag(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Shapes as in `multi_scale_deformable_attention`. float32 and float64 are computed as they are, lower precision
     in float32. Gradients once, not twice.
