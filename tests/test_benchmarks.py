@@ -150,3 +150,14 @@ def test_input_makes_the_same_epoch_both_ways(tmp_path: Path, capsys: pytest.Cap
     assert ratio == pytest.approx(speeds["from files"] / speeds["on the device"])
     assert f"{ratio:.3f} × on the device" in capsys.readouterr().out
     assert main(["bench", "input", "--recipe", "shape"]) == 2
+
+
+def test_a_checkout_that_cannot_be_used_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench step --device cpu --size 64 --layers 1 --queries 5 --dim 64 --objects 2 --official".split()
+    assert main([*words, str(tmp_path)]) == 2
+    assert "models/deformable_detr.py is missing" in capsys.readouterr().err
+    (tmp_path / "models").mkdir()
+    for name in ("__init__", "backbone", "deformable_detr"):
+        (tmp_path / "models" / f"{name}.py").touch()
+    assert main([*words, str(tmp_path)]) == 2
+    assert "build its operation first" in capsys.readouterr().err

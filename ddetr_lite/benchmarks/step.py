@@ -1,6 +1,7 @@
-"""`ddetr-lite bench step`: a whole training step of Deformable DETR against Hugging Face's, in one run.
+"""`ddetr-lite bench step`: a whole training step of Deformable DETR against Hugging Face's, in one run; and against the
+authors', where they have been checked out.
 
-Both have the same weights, pictures, losses (ours, all layers), matching, optimizer and precision, and the same parameters
+All have the same weights, pictures, losses (ours, all layers), matching, optimizer and precision, and the same parameters
 are trained. What differs is the model's code.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddetr_lite.benchmarks.machine import heading, peak_bytes, seconds, write_result
+from ddetr_lite.benchmarks.official import official_model, official_outputs
 from ddetr_lite.convert.hugging_face import hugging_face_model
 from ddetr_lite.engine.distributed import pick_device
 from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
@@ -45,12 +47,14 @@ class StepOptions:
     """Under autocast to bfloat16, both."""
     repeats: int = 11
     seed: int = 0
+    official: Path | None = None
+    """A checkout of the authors' repository (on a GPU with its operation built): measured as well."""
     out: Path | None = None
     """A name without an ending: NAME.json is written."""
 
 
 def pair(options: StepOptions, device: torch.device) -> tuple[DeformableDetr, Any]:
-    """Our model and Hugging Face's with the same weights, both training, and with the same parameters trained."""
+    """Our model and Hugging Face's with the same weights, both training, with the same parameters trained."""
     torch.manual_seed(options.seed)
     config = DeformableDetrConfig(
         BackboneConfig(options.backbone, weights="none"),
@@ -105,8 +109,21 @@ def steps(options: StepOptions, device: torch.device) -> tuple[dict[str, Step], 
         loss: Tensor = theirs(pixel_values=batch.pixels, pixel_mask=(~batch.mask).long(), labels=wanted).loss
         return loss
 
-    losses = {"ddetr_lite": our_loss, "hugging-face": their_loss}
-    return {name: _with_optimizer(losses[name], m, options) for name, m in zip(losses, (ours, theirs))}, losses
+    losses: dict[str, Step] = {"ddetr_lite": our_loss, "hugging-face": their_loss}
+    models: list[nn.Module] = [ours, theirs]
+    if options.official is not None:
+        official = official_model(options.official, ours, device).to(device).train()
+        match_frozen(official, [parameter for parameter in ours.parameters() if not parameter.requires_grad])
+
+        def authors_loss() -> Tensor:
+            batch = ours.batch(images)
+            wanted = ours.normalise_targets(targets, batch.sizes)
+            found = set_losses(official_outputs(official, batch.pixels, batch.mask), wanted, ours.loss)
+            return torch.stack(list(found.values())).sum()
+
+        losses["official"] = authors_loss
+        models.append(official)
+    return {name: _with_optimizer(losses[name], m, options) for name, m in zip(losses, models, strict=True)}, losses
 
 
 def _with_optimizer(loss_of: Step, model: nn.Module, options: StepOptions) -> Step:
@@ -129,14 +146,14 @@ def _with_optimizer(loss_of: Step, model: nn.Module, options: StepOptions) -> St
 def run(options: StepOptions, command: str) -> dict[str, Any]:
     """Measure in turns, print, write NAME.json where a name was given, and return what stands there.
 
-    Raises ValueError when the two losses differ: then it would not be the same work.
+    Raises ValueError when the losses differ: then it would not be the same work.
     """
     device = pick_device(options.device)
     make, losses = steps(options, device)
     check = {name: loss().item() for name, loss in losses.items()}
-    gap = abs(check["ddetr_lite"] - check["hugging-face"]) / check["hugging-face"]
+    gap = max(abs(loss / check["ddetr_lite"] - 1) for loss in check.values())
     if not gap < 1e-3:
-        raise ValueError(f"the two models do not do the same: losses {check}")
+        raise ValueError(f"the models do not do the same: losses {check}")
     milliseconds: dict[str, list[float]] = {name: [] for name in make}
     for repeat in range(options.repeats + 2):
         for name, step in make.items():
@@ -148,14 +165,18 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
         **heading(command, device),
         "loss": check,
         "median ms": medians,
-        "times as fast as hugging-face": medians["hugging-face"] / medians["ddetr_lite"],
+        **{
+            f"times as fast as {peer}": medians[peer] / medians["ddetr_lite"]
+            for peer in medians
+            if peer != "ddetr_lite"
+        },
     }
     if device.type == "cuda":
         # Beyond what stays: weights, gradients and the optimizers' states of both models.
         result["peak bytes"] = {name: peak_bytes(step) for name, step in make.items()}
     for name, median in medians.items():
         memory = f", peak {result['peak bytes'][name] / 1e6:.0f} MB" if "peak bytes" in result else ""
-        print(f"{name:14}{median:9.1f} ms a step, {medians['hugging-face'] / median:.2f} × hugging-face{memory}")
+        print(f"{name:14}{median:9.1f} ms a step, {median / medians['ddetr_lite']:.2f} × ddetr_lite{memory}")
     if options.out is not None:
         print(f"{write_result(result, options.out)} is written.")
     return result
