@@ -126,7 +126,7 @@ def test_step_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["bench", "step", "--device", "cpu", *tiny, "--out", str(out)]) == 0
     result = json.loads(out.with_suffix(".json").read_text())
     assert set(result["median ms"]) == {"ddetr_lite", "hugging-face"}
-    assert "× hugging-face" in capsys.readouterr().out
+    assert "× that of ddetr_lite" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -153,7 +153,7 @@ def test_input_makes_the_same_epoch_both_ways(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_checkout_that_cannot_be_used_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "bench step --device cpu --size 64 --layers 1 --queries 5 --dim 64 --objects 2 --official".split()
+    words = "bench step --device cpu --size 64 --layers 2 --queries 5 --dim 64 --objects 2 --official".split()
     assert main([*words, str(tmp_path)]) == 2
     assert "models/deformable_detr.py is missing" in capsys.readouterr().err
     (tmp_path / "models").mkdir()

@@ -149,6 +149,17 @@ def test_the_average_equals_a_loop_over_the_weights() -> None:
     assert average_of(model, 0.0) is None
 
 
+def test_statistics_of_batch_norms_are_averaged_too() -> None:
+    model: Any = torch.nn.BatchNorm1d(2)
+    average: Any = average_of(model, 0.5)
+    for value in (1.0, 3.0):
+        model.running_mean.fill_(value)
+        model.num_batches_tracked.fill_(int(value))
+        average.update_parameters(model)
+    assert torch.allclose(average.module.running_mean, torch.full((2,), 3 - 2 * 2 / 11))
+    assert int(average.module.num_batches_tracked) == 3  # a count has no average
+
+
 def test_best_pt_holds_the_average(shapes: Path, tmp_path: Path) -> None:
     train(tiny_recipe(shapes, "detr", epochs=2, ema=0.5), tmp_path / "run", progress=False)
     last = checkpoint.read(tmp_path / "run" / "last.pt")

@@ -176,7 +176,7 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
         result["peak bytes"] = {name: peak_bytes(step) for name, step in make.items()}
     for name, median in medians.items():
         memory = f", peak {result['peak bytes'][name] / 1e6:.0f} MB" if "peak bytes" in result else ""
-        print(f"{name:14}{median:9.1f} ms a step, {median / medians['ddetr_lite']:.2f} × ddetr_lite{memory}")
+        print(f"{name:14}{median:9.1f} ms a step, {median / medians['ddetr_lite']:.2f} × that of ddetr_lite{memory}")
     if options.out is not None:
         print(f"{write_result(result, options.out)} is written.")
     return result

@@ -1,10 +1,8 @@
 """A running average of the weights: it detects better than the weights of any one step, and costs no training."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ddetr_lite.models.presets import Model
@@ -19,14 +17,13 @@ def average_of(model: Model, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    def blend(running: Sequence[Tensor], current: Sequence[Tensor], _: Any) -> None:
+    def blend(running: Any, current: Any, _: Any) -> None:
         count = int(average.n_averaged)  # it stays on the CPU: no wait for the GPU
         share = 1 - min(decay, (1 + count) / (10 + count))
-        floats = [(r, c) for r, c in zip(running, current, strict=True) if r.is_floating_point()]
-        torch._foreach_lerp_([r for r, _ in floats], [c for _, c in floats], share)
-        for r, c in zip(running, current, strict=True):
-            if not r.is_floating_point():
-                r.copy_(c)
+        if running[0].is_floating_point():  # all of one dtype
+            torch._foreach_lerp_(running, current, share)
+        else:
+            torch._foreach_copy_(running, current)
 
     average = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
     average.requires_grad_(False)
