@@ -153,7 +153,8 @@ def test_input_makes_the_same_epoch_both_ways(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_checkout_that_cannot_be_used_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "bench step --device cpu --size 64 --layers 2 --queries 5 --dim 64 --objects 2 --official".split()
+    command = "bench step --device cpu --size 64 --layers 2 --queries 5 --dim 64 --objects 2 --official"
+    words = command.split()
     assert main([*words, str(tmp_path)]) == 2
     assert "models/deformable_detr.py is missing" in capsys.readouterr().err
     (tmp_path / "models").mkdir()

@@ -28,8 +28,9 @@ from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.profile import profile
 from ddetr_lite.engine.recipes import recipe
+from ddetr_lite.engine.run import State
 from ddetr_lite.engine.scaling import follow, oddities
-from ddetr_lite.engine.step import compile_layers
+from ddetr_lite.engine.step import Step, compile_layers
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.presets import build, model_config
 
@@ -475,3 +476,37 @@ def test_compiled_layers_give_the_same_gradients_under_changing_sizes(row: str) 
                 assert torch.allclose(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4 * float(theirs.grad.abs().max())), (
                     name
                 )
+
+
+def test_pieces_of_a_mean_are_averaged_and_pieces_of_a_sum_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's losses are means over a batch, so pieces of it count half; ours are sums over the step's objects."""
+    sample = (torch.zeros(3, 32, 32, dtype=torch.uint8), _target([[1.0, 2, 30, 29]]))
+    for row, expected in (("faster-rcnn", 1.0), ("detr", 2.0)):
+        model = small_model(row, 2).train()
+        parameter = next(p for p in model.parameters() if p.requires_grad)
+        monkeypatch.setattr(type(model), "forward", lambda *_: {"loss": parameter.sum()})  # noqa: B023
+        config = tiny_recipe(Path(), row).train
+        step = Step(State(model, [], None), config, ALONE)
+        losses = step.gradient([Batch.of([sample]), Batch.of([sample])])
+        assert float(losses["loss"]) == pytest.approx(expected * float(parameter.detach().sum()), rel=1e-5)
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, torch.full_like(parameter, expected))
+
+
+def test_random_numbers_depend_on_seed_step_and_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("detr", 2).train()
+    parameter, drawn = next(p for p in model.parameters() if p.requires_grad), []
+
+    def forward(*_: Any) -> dict[str, torch.Tensor]:
+        drawn.append(float(torch.rand(())))
+        return {"loss": parameter.sum()}
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    piece = Batch.of([(torch.zeros(3, 32, 32, dtype=torch.uint8), _target([[1.0, 2, 30, 29]]))])
+    config = tiny_recipe(Path(), "detr").train
+    for seed, at, rank in ((0, 3, 0), (0, 3, 0), (0, 4, 0), (0, 3, 1), (1, 3, 0)):
+        torch.rand(7)  # what was drawn before does not matter
+        step = Step(State(model, [], None, step=at), replace(config, seed=seed), World(torch.device("cpu"), rank))
+        step.gradient([piece])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 4

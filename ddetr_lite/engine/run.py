@@ -76,9 +76,10 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
         if not last.exists():
             raise ValueError(f"nothing to resume: {last} does not exist; start without --resume")
         saved = read(last)
-        if saved["about"]["recipe"] != recipe_to_dict(recipe):
+        if other := differing(saved["about"]["recipe"], recipe_to_dict(recipe)):
             raise ValueError(
-                f"{last} was made with another recipe: resume with the options of {folder / 'recipe.json'}"
+                f"{last} was made with another recipe: {other}; resume with the options of {folder / 'recipe.json'}. (Another "
+                f"{', '.join(sorted(FREE))} may be given: they change no result)"
             )
         if "bad_steps" not in saved:
             raise ValueError(f"{last} was written by an older version: start a new run with --start-from {last}")
@@ -92,6 +93,19 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
     return None
+
+
+FREE = {"workers", "device", "accumulate", "cache", "compile", "folder"}
+
+
+def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first option in which two recipes differ and that changes what a run does, in words; "" where there is none."""
+    for part in ("model", "augment", "data", "train"):
+        for name in sorted({*before[part], *now[part]} - FREE):
+            old, new = (json.loads(json.dumps(recipe[part].get(name))) for recipe in (before, now))  # tuples are lists
+            if old != new:
+                return f"{name} was {old} and is now {new}"
+    return ""
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
