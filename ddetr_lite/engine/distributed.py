@@ -103,7 +103,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def same_bits(wanted: bool) -> Iterator[None]:
-    """Within this context torch takes deterministic operations only, where `wanted`, and refuses those that have no such form."""
+    """Within this context, where `wanted`, torch refuses operations that have no deterministic form."""
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch
