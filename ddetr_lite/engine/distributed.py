@@ -72,7 +72,11 @@ def world(device: str) -> Iterator[World]:
         torch.cuda.set_device(place)
     joined = not dist.is_initialized()
     if joined:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # torchrun keeps one address book for all its attempts: with the same names in it, processes that were started anew
+        # would now and then call those that died.
+        store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"attempt {_restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield World(place, dist.get_rank(), dist.get_world_size(), _restarts())
     finally:
