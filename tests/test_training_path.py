@@ -1,5 +1,6 @@
 """What surrounds the loop: skipped steps, running average, fine-tuning, forecast, profile, decoded pictures, and shares."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,22 @@ from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig, SizeDraw, train_transform
 from ddetr_lite.engine import checkpoint
-from ddetr_lite.engine.average import average_of
-from ddetr_lite.engine.data import datasets, size_to_keep
+from ddetr_lite.engine.average import average_of, update_average
+from ddetr_lite.engine.data import datasets, order_of, size_to_keep
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.fine_tuning import start_from
-from ddetr_lite.engine.forecast import Forecast, duration, largest
+from ddetr_lite.engine.forecast import Forecast, duration, forecast, largest
 from ddetr_lite.engine.guard import Guard
 from ddetr_lite.engine.log import read_log
+from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.profile import profile
 from ddetr_lite.engine.recipes import recipe
 from ddetr_lite.engine.run import State
 from ddetr_lite.engine.scaling import follow, oddities
 from ddetr_lite.engine.step import Step, compile_layers
-from ddetr_lite.engine.train import train
+from ddetr_lite.engine.train import Run, train
+from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.presets import build, model_config
 
 ALONE = World(torch.device("cpu"))
@@ -118,6 +121,24 @@ def test_a_skipped_step_changes_nothing(shapes: Path, tmp_path: Path, monkeypatc
             assert all(torch.equal(value, theirs["state"][key][name]) for name, value in state.items())
 
 
+def test_a_skipped_step_leaves_batch_norms_alone() -> None:
+    """One picture of NaN would be in the running mean for ever."""
+    torch.manual_seed(0)
+    config: Any = model_config("detr", "small")
+    small = {k: v for k, v in TINY.items() if hasattr(config, k)}
+    model: Any = build(replace(config, backbone=BackboneConfig("mobilenet_v2", frozen=False), stride=32, **small), 2)
+    step = Step(State(model.train(), make_optimizers(model, recipe("coco").train), None), recipe("coco").train, ALONE)
+    piece = Batch.of([(torch.zeros(3, 64, 64, dtype=torch.uint8), _target([[1.0, 2, 30, 29]]))])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.mean.fill_(float("nan"))
+    step([piece], 1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.mean.copy_(torch.tensor(IMAGENET_MEAN))
+    step([piece], 1e-4)
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
+    assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
+
+
 def test_the_guard_counts_steps_in_a_row() -> None:
     guard = Guard(ALONE)
     for step, norm in enumerate((1.0, float("nan"), 2.0, float("inf"), float("nan"))):
@@ -142,7 +163,7 @@ def test_the_average_equals_a_loop_over_the_weights() -> None:
     for count in range(6):
         with torch.no_grad():
             model.weight.add_(torch.randn_like(model.weight))
-        average.update_parameters(model)
+        update_average(average, model, 0.5)
         decay = min(0.5, (1 + count) / (10 + count))
         expected = model.weight.detach().clone() if first else decay * expected + (1 - decay) * model.weight.detach()
         first = False
@@ -156,7 +177,7 @@ def test_statistics_of_batch_norms_are_averaged_too() -> None:
     for value in (1.0, 3.0):
         model.running_mean.fill_(value)
         model.num_batches_tracked.fill_(int(value))
-        average.update_parameters(model)
+        update_average(average, model, 0.5)
     assert torch.allclose(average.module.running_mean, torch.full((2,), 3 - 2 * 2 / 11))
     assert int(average.module.num_batches_tracked) == 3  # a count has no average
 
@@ -238,6 +259,22 @@ def test_the_forecast_changes_nothing(shapes: Path, tmp_path: Path) -> None:
     assert line["seconds"] > 5 * line["step_seconds"]
 
 
+def test_the_forecast_leaves_batch_norms_and_gradients_alone(shapes: Path) -> None:
+    chosen = tiny_recipe(shapes, "detr")
+    backbone = BackboneConfig("mobilenet_v2", frozen=False)  # whose batch norms count what they see
+    config: Any = chosen.model
+    chosen = replace(chosen, model=replace(config, backbone=backbone, stride=32))
+    training, validation = datasets(chosen, ALONE)
+    model = build(chosen.model, len(training.classes))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step = Step(State(model, [], None), chosen.train, ALONE)
+    expected = forecast(chosen, step, training, len(validation), order_of(chosen.train, training))
+    assert expected.steps == 15
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training
+
+
 def test_the_forecast_in_words() -> None:
     known = Forecast(3500, 0.2, 0.05, 6, 10.0, 0, 0)
     assert str(known) == "Forecast: 3,500 steps of 200 ms and 6 evaluations, about 13 min."
@@ -252,10 +289,12 @@ def test_the_largest_batch_is_as_large_as_training_can_make_it() -> None:
     batch = Batch.of([(torch.zeros(3, 30, 40, dtype=torch.uint8), _target([[1.0, 2, 39, 29]])) for _ in range(2)])
     grown = largest(batch, AugmentConfig(short_sides=(64, 80), eval_short_side=96, max_side=120, crop=False))
     assert grown.images.pixels.shape == (2, 3, 120, 120)
+    wide = largest(batch, AugmentConfig())  # one picture may be 16 : 9, another 9 : 16
+    assert wide.images.pixels.shape[2] == wide.images.pixels.shape[3] >= 1333
     alone = largest(
         Batch.of([(torch.zeros(3, 30, 40, dtype=torch.uint8), _target([[1.0, 2, 39, 29]]))]), AugmentConfig()
     )
-    assert alone.images.pixels.shape == (1, 3, 800, 1200)
+    assert alone.images.pixels.shape == (1, 3, 800, 1333)
     assert (grown.boxes[:, 2:] > grown.boxes[:, :2]).all()
 
 
@@ -272,6 +311,8 @@ def test_the_profile_names_every_part(shapes: Path) -> None:
     assert list(found.parts) == [*parts, "heads, matching, losses", "backward", "update"]
     assert all(value > 0 for value in found.parts.values())
     assert len(found.lines()) >= 11
+    in_pieces = profile(tiny_recipe(shapes, accumulate=2), steps=2)
+    assert in_pieces.parts["backward"] > in_pieces.parts["copying, normalising"]
     waits = replace(found, parts={**found.parts, "waiting for pictures": 1e6})
     assert "waits for pictures" in waits.advice()
 
@@ -310,7 +351,11 @@ def test_overfitting_looks_at_the_same_pictures_as_they_are(shapes: Path) -> Non
     chosen = as_overfitting(replace(chosen, data=replace(chosen.data, overfit=3)))
     training, validation = datasets(chosen, ALONE)
     assert len(training) == len(validation) == 3
-    assert chosen.train.batch == 3
+    assert (chosen.train.batch, chosen.train.schedule, chosen.train.evaluate_every) == (3, "constant", 1)
+    asked = as_overfitting(
+        replace(chosen, train=replace(chosen.train, schedule="cosine", ema=0.5)), {"schedule", "ema"}
+    )
+    assert (asked.train.schedule, asked.train.ema) == ("cosine", 0.5)
     for i in range(3):
         assert torch.equal(training[5, i][0], validation[0, i][0])
     assert verdict({"AP50": 0.95}, 3).startswith("Passed")
@@ -382,7 +427,7 @@ def test_decoded_pictures_are_what_the_files_hold(large_pictures: Path, cache: A
     base = tiny_recipe(large_pictures)
     chosen = replace(
         base,
-        data=replace(base.data, cache=cache),
+        data=replace(base.data, cache=cache, size_bands=(32, 96)),
         augment=AugmentConfig(short_sides=(40, 64), eval_short_side=48, max_side=300, crop=False),
     )
     kept, _ = datasets(chosen, ALONE)
@@ -397,13 +442,13 @@ def test_decoded_pictures_are_what_the_files_hold(large_pictures: Path, cache: A
         assert torch.equal(target["original_size"], wanted["original_size"])
     if cache == "disk":
         files = sorted((large_pictures / ".cache").iterdir())
-        assert [f.suffix for f in files] == [".bytes", ".complete"] * 2 or len(files) == 4
+        assert [f.suffix for f in files] == [".bytes"] * 2  # of training and of validation
         stamps = [f.stat().st_mtime_ns for f in files]
         again, _ = datasets(chosen, ALONE)
         assert torch.equal(again.read_image(1), kept.read_image(1))
         assert [f.stat().st_mtime_ns for f in files] == stamps  # found, not made again
-        files[0].with_suffix(".complete").unlink()  # as if the run that wrote it had been killed
-        assert torch.equal(datasets(chosen, ALONE)[0].read_image(1), kept.read_image(1))
+        copied = pickle.loads(pickle.dumps(kept))  # as a process that is not forked gets it
+        assert torch.equal(copied.read_image(2), kept.read_image(2))
         picture = large_pictures / "train2017" / "b.png"
         Image.fromarray(np.zeros((200, 120, 3), np.uint8)).save(picture)
         assert datasets(chosen, ALONE)[0].read_image(1).sum() == 0  # another file is seen
@@ -432,6 +477,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(large_pictures: Path) -> None
         ({"train": {"device": "cuda:7"}}, "device 'cuda:7' cannot be used here"),
         ({"train": {"start_from": "nowhere.pt"}}, "nowhere.pt does not exist"),
         ({"data": {"overfit": -1}}, "overfit=-1"),
+        ({"train": {"batch": 2, "accumulate": 4, "forecast": True}}, "make --batch a multiple of 4"),
         ({"data": {"folder": "nowhere"}}, "data folder nowhere does not exist"),
         ({"data": {"val_split": "test"}}, "no annotations for split 'test'"),
         ({"model": {"queries": 2}}, "the model only 2 queries: train with --queries"),
@@ -510,3 +556,44 @@ def test_random_numbers_depend_on_seed_step_and_process_alone(monkeypatch: pytes
         step.gradient([piece])
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 4
+
+
+def test_a_run_that_ends_before_its_first_step_can_go_on_or_begin_anew(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = tiny_recipe(shapes, "detr", epochs=1, evaluate_every=0)
+
+    def fails(*_: Any) -> None:
+        raise ValueError("the largest batch does not fit")
+
+    monkeypatch.setattr("ddetr_lite.engine.train.forecast", fails)
+    with pytest.raises(ValueError, match="does not fit"):
+        train(replace(chosen, train=replace(chosen.train, forecast=True)), tmp_path / "run", progress=False)
+    monkeypatch.setattr(Run, "train", lambda *_: {})
+    train(chosen, tmp_path / "run", progress=False)  # nothing was begun there
+    monkeypatch.undo()
+    train(chosen, tmp_path / "run", resume=True, progress=False)  # and from the first line on there is a state
+    assert checkpoint.read(tmp_path / "run" / "last.pt")["step"] == 5
+
+
+def test_sizes_that_cannot_be_evaluated_are_an_error_at_once(large_pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shares of the picture, but pictures differ in size"):
+        train(tiny_recipe(large_pictures), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_only_the_torchrun_that_began_a_run_goes_on_by_itself(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    chosen = tiny_recipe(shapes, "detr", epochs=1, evaluate_every=0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    train(chosen, tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "log.jsonl").read_bytes()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first" if same else "second")
+    if same:
+        train(chosen, tmp_path / "run", progress=False)
+    else:
+        with pytest.raises(ValueError, match="already holds a run"):
+            train(chosen, tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before

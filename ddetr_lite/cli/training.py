@@ -34,7 +34,7 @@ def train(words: list[str]) -> None:
     if profiled:
         from ddetr_lite.engine.profile import profile
 
-        print("\n".join(profile(chosen).lines()))
+        _say("\n".join(profile(chosen).lines()))
         return
     _run(chosen, folder, resume)
 
@@ -102,7 +102,7 @@ def _followed(chosen: Recipe, base: Recipe, words: list[str]) -> tuple[Recipe, l
     named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     chosen, reasons = follow(chosen, base, named)
     if chosen.data.overfit:
-        chosen = as_overfitting(chosen)
+        chosen = as_overfitting(chosen, named)
         few = chosen.data.overfit
         reasons.append(
             f"Overfitting {few} pictures: no augmentation, a constant learning rate, evaluated on the same pictures."
@@ -119,6 +119,8 @@ def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
 
     _say(f"Training {chosen.name} in {folder}; stop with Ctrl-C, go on with --resume.")
     metrics = run(chosen, folder, resume=resume, after_epoch=save_curves)
+    if not metrics and resume:
+        _say("Nothing was left to do: this run is finished. `ddetr-lite report` draws it anew.")
     if metrics:
         if is_main():
             write_report(folder)

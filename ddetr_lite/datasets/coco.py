@@ -52,7 +52,11 @@ class CocoFolder:
         if len(found) != 1:
             problem = f"several files fit: {', '.join(f.name for f in found)}" if found else "no file fits"
             raise FileNotFoundError(f"no annotations for split {split!r} in {root}: {problem} ({', '.join(patterns)})")
-        folders = [p for g in (f"{split}*", f"images/{split}*", "images") for p in sorted(root.glob(g)) if p.is_dir()]
+        named = found[0].stem.removeprefix(
+            "instances_"
+        )  # of instances_train2017.json the pictures of 2017, not of 2014
+        places = (named, f"{split}*", f"images/{named}", f"images/{split}*", "images")
+        folders = [p for place in places for p in sorted(root.glob(place)) if p.is_dir()]
         if not folders:
             raise FileNotFoundError(
                 f"no pictures for split {split!r} in {root}: expected a folder {split}*/ or images/"
@@ -208,6 +212,7 @@ def _read(path: Path) -> dict[str, Any]:
             where += f" (id {record.get('id')})"
             if missing := [n for n in (*ids, *names) if n not in record]:
                 raise ValueError(f"{where} lacks {missing[0]!r}")
+            record.pop("segmentation", None)  # nine tenths of COCO's file, and nothing here reads it
             if wrong := [n for n in ids if not is_id(record[n])]:
                 raise ValueError(f"{where}: {wrong[0]} must be a whole number, got {record[wrong[0]]!r}")
     for field in ("images", "categories"):

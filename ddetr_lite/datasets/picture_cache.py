@@ -5,10 +5,12 @@ In memory, or in a file that later runs find again.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,24 +52,44 @@ class PictureCache:
     def _place(self, files: Sequence[Path], folder: Path | None) -> tuple[Tensor, bool]:
         """The array of bytes, and whether an earlier run has filled it."""
         count = self.starts[-1]
-        self._index: Path | None = None
+        self._file: Path | None = None
+        self._part: Path | None = None
         if folder is None:
+            copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process that torchrun started here has its own
+            if count * copies > _free_memory():
+                raise ValueError(
+                    f"the decoded pictures need {count * copies / 1e9:.1f} GB of memory, more than is free: choose --cache "
+                    "disk (one copy for all processes) or --cache none"
+                )
             return torch.empty(count, dtype=torch.uint8), False  # forked processes see the same pages
         state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns, size) for f, size in zip(files, self.sizes)]
         key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        data, self._index = folder / f"{key}.bytes", folder / f"{key}.complete"
-        filled = self._index.exists() and data.stat().st_size == count
-        if not filled:
-            self._index.unlink(missing_ok=True)
-            if count > shutil.disk_usage(folder).free:
-                raise ValueError(
-                    f"the decoded pictures need {count / 1e9:.1f} GB in {folder}, more than is free there: choose --cache "
-                    "none, or make room"
-                )
-            with data.open("wb") as file:
-                file.truncate(count)
-        return torch.from_file(str(data), shared=True, size=count, dtype=torch.uint8), filled
+        self._file = folder / f"{key}.bytes"
+        if self._file.exists():
+            return self._open(self._file), True
+        if count > shutil.disk_usage(folder).free:
+            raise ValueError(
+                f"the decoded pictures need {count / 1e9:.1f} GB in {folder}, more than is free there: choose --cache "
+                "none, or make room"
+            )
+        # Filled under another name, which a run that is killed leaves behind, and two runs do not share.
+        self._part = folder / f"{key}.{os.getpid()}.part"
+        with self._part.open("wb") as file:
+            file.truncate(count)
+        return self._open(self._part), False
+
+    def _open(self, file: Path) -> Tensor:
+        return torch.from_file(str(file), shared=True, size=self.starts[-1], dtype=torch.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that are not forked: they open the file anew."""
+        return {**vars(self), **({} if self._file is None else {"_bytes": None})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._file is not None:
+            self._bytes = self._open(self._file)
 
     def _fill(self, index: int, file: Path) -> None:
         pixels = read_picture(file)
@@ -76,9 +98,11 @@ class PictureCache:
         self._view(index).copy_(pixels)
 
     def _seal(self) -> None:
-        """Only a file that is whole gets its mark, so that one that was cut off is never believed."""
-        if self._index is not None:
-            self._index.touch()
+        """Only a file that is whole gets its name, so that one that was cut off is never believed."""
+        if self._file is not None and self._part is not None:
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # some systems rename no file that is open
+            self._part.replace(self._file)
+            self._bytes = self._open(self._file)
 
     def _view(self, index: int) -> Tensor:
         return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, *self.sizes[index])
@@ -88,3 +112,10 @@ class PictureCache:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+
+def _free_memory() -> float:
+    """Bytes of memory that can be had; infinity where the system does not say."""
+    known = Path("/proc/meminfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))

@@ -36,6 +36,9 @@ def write_atomically(content: Any, path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        umask = os.umask(0)  # it can only be read by setting it
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # as any other file, and not as a temporary one
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from ddetr_lite.datasets.loading import Order
 from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform, resized_size, train_transform
 from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.evaluate import area_ranges
 from ddetr_lite.engine.recipes import Recipe, TrainConfig
 from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
 
@@ -31,6 +32,7 @@ def datasets(recipe: Recipe, place: World, progress: bool = False) -> tuple[Coco
         limit=few or None,
     )
     _check_queries(recipe, training)
+    area_ranges(validation, data.size_bands)  # raises now what an evaluation would raise an epoch later
     if data.cache != "none":
         for part in (training, validation):
             _decode(part, recipe, place, progress)

@@ -6,12 +6,15 @@ A process knows its place from the environment that torchrun sets. On GPUs they 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LONG = timedelta(hours=12)  # other processes wait while one decodes a data set, or computes AP
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class World:
     rank: int = 0
     size: int = 1
     restarts: int = 0
+    patient: Any = None
+    """The group in which objects are exchanged and processes wait for one another: by gloo, and for as long as it takes."""
 
     @property
     def main(self) -> bool:
@@ -41,13 +46,13 @@ class World:
         if self.size == 1:
             return [value]
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=self.patient)
         return gathered
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
 
 @contextmanager
@@ -60,28 +65,34 @@ def world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(pick_device(device), restarts=_restarts())
         return
-    local = int(os.environ["LOCAL_RANK"])
-    place = pick_device(device)
-    if place.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise ValueError(
-                f"torchrun started {local + 1} processes or more here, but there are {torch.cuda.device_count()} GPUs: "
-                "set --nproc-per-node to their number"
-            )
-        place = torch.device("cuda", local)
-        torch.cuda.set_device(place)
+    place = _own_device(device, int(os.environ["LOCAL_RANK"]))
     joined = not dist.is_initialized()
     if joined:
-        # torchrun keeps one address book for all its attempts: with the same names in it, processes that were started anew
-        # would now and then call those that died.
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-        store = dist.PrefixStore(f"attempt {_restarts()}", store)  # type: ignore[attr-defined]
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            # torchrun keeps one address book for all its attempts: with the same names in it, processes that were started
+            # anew would now and then call those that died. (Several machines do not agree on the number of the attempt.)
+            store = dist.PrefixStore(f"attempt {_restarts()}", store)  # type: ignore[attr-defined]
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
-    try:
-        yield World(place, dist.get_rank(), dist.get_world_size(), _restarts())
-    finally:
-        if joined:
-            dist.destroy_process_group()
+    patient = dist.new_group(backend="gloo", timeout=LONG)
+    alone = World(place, dist.get_rank(), dist.get_world_size(), patient=patient)
+    yield replace(alone, restarts=max(alone.gather(_restarts())))
+    # Not where an error leaves: the others may be waiting for this process, and it would wait for them.
+    if joined:
+        dist.destroy_process_group()
+
+
+def _own_device(device: str, local: int) -> torch.device:
+    """A GPU of its own for each process of a machine; the CPU for all."""
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return pick_device(device)
+    if local >= torch.cuda.device_count():
+        raise ValueError(
+            f"torchrun started {local + 1} processes or more here, but there are {torch.cuda.device_count()} GPUs: set "
+            "--nproc-per-node to their number"
+        )
+    torch.cuda.set_device(local)  # before anything is put on a GPU
+    return torch.device("cuda", local)
 
 
 def is_main() -> bool:

@@ -76,7 +76,7 @@ def ap_of(
         results = truth.loadRes(found) if found else _coco({**truth.dataset, "annotations": []})  # loadRes([]) raises
         evaluation = COCOeval(truth, results, "bbox")
         evaluation.params.imgIds = sorted(image["id"] for image in dataset.images)
-        evaluation.params.areaRng = _area_ranges(dataset, size_bands)
+        evaluation.params.areaRng = area_ranges(dataset, size_bands)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -125,7 +125,8 @@ def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> lis
     return results
 
 
-def _area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
+def area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
+    """Areas in square pixels, from and to, of all, small, medium and large objects. Raises as `ap_of`."""
     small, large = size_bands
     if large < 1:
         sizes = {size_of(image) for image in dataset.images}

@@ -109,6 +109,9 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
+    peak = torch.cuda.max_memory_allocated(place.device) if on_gpu else 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(place.device)  # the log is about the run
     # The optimizer's moments come with the first update: two numbers a parameter.
     moments = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     evaluations = config.epochs // config.evaluate_every if config.evaluate_every else 1
@@ -118,18 +121,18 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
         loading,
         max(evaluations, 1),
         looking,
-        torch.cuda.max_memory_allocated(place.device) + moments if on_gpu else 0,
+        peak + moments if on_gpu else 0,
         torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
     )
 
 
 def largest(batch: Batch, augment: AugmentConfig) -> Batch:
-    """The same objects on grey pictures as large as they can become, one half upright and one wide."""
+    """The same objects on grey pictures as large as they can become, as if half of them were upright, half wide, and 2 : 1."""
     count = len(batch.counts)
     side = max([*augment.short_sides, augment.eval_short_side]) if augment.short_sides else 0
     height, width = batch.images.pixels.shape[-2:]
     if side:
-        height, width = resized_size(side, round(side * 1.5), side, augment.max_side)
+        height, width = resized_size(side, min(2 * side, augment.max_side), side, augment.max_side)
     square = max(height, width) if count > 1 else height
     pixels = torch.full((count, 3, square, width), 128, dtype=torch.uint8)
     return Batch(

@@ -3,25 +3,29 @@
 A model, a loss and annotations that are in order can; where they are not, no number of pictures and epochs will help.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from ddetr_lite.engine.recipes import Recipe
 
 PASSED = 0.9  # AP50 on the pictures it was trained on
 
 
-def as_overfitting(chosen: Recipe) -> Recipe:
-    """The recipe for `overfit` pictures: all of them in each step, as they are, at a learning rate that stays."""
-    few = chosen.data.overfit
-    train = replace(
-        chosen.train,
-        batch=min(chosen.train.batch, few),
-        schedule="constant",
-        warmup_steps=min(chosen.train.warmup_steps, 10),
-        evaluate_every=max(1, chosen.train.epochs // 5),
-        ema=0.0,
-    )
-    return replace(chosen, train=train)
+def as_overfitting(chosen: Recipe, named: Collection[str] = ()) -> Recipe:
+    """The recipe for `overfit` pictures: as many of them in a step as it takes, at a learning rate that stays.
+
+    named: options that the user gave, which stay as they are.
+    """
+    train = chosen.train
+    suited: dict[str, Any] = {
+        "batch": min(train.batch, chosen.data.overfit),
+        "schedule": "constant",
+        "warmup_steps": min(train.warmup_steps, 10),
+        "evaluate_every": max(1, train.epochs // 5),
+        "ema": 0.0,
+    }
+    return replace(chosen, train=replace(train, **{k: v for k, v in suited.items() if k not in named}))
 
 
 def verdict(metrics: dict[str, float], few: int) -> str:

@@ -77,6 +77,7 @@ class _Clock:
         self.device = device
         self.parts: defaultdict[str, float] = defaultdict(float)
         self.last = 0.0
+        self.forward_done = False  # of this step's first piece
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -90,6 +91,13 @@ class _Clock:
         now = self.now()
         self.parts[name] += now - self.last
         self.last = now
+
+    def begin_piece(self) -> None:
+        self.mark("backward" if self.forward_done else "copying, normalising")
+
+    def end_forward(self) -> None:
+        self.mark("heads, matching, losses")
+        self.forward_done = True
 
     def hook(self, module: nn.Module | None, before: str, after: str) -> list[Any]:
         """Mark what passed before a module runs, and what passes in it."""
@@ -113,6 +121,7 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
         def step() -> None:
             pieces = [next(batches) for _ in range(run.config.accumulate)]
             clock.mark(WAITING)
+            clock.forward_done = False
             run.step.gradient(pieces)
             clock.mark("backward")
             run.step.update(pieces, rate)
@@ -132,7 +141,8 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
         hooks = clock.hook(backbone, "copying, normalising", "backbone")
         hooks += clock.hook(getattr(transformer, "encoder", None), "backbone", "encoder")
         hooks += clock.hook(getattr(transformer, "decoder", None), "queries", "decoder")
-        hooks += [run.step.losses.register_forward_hook(lambda *_: clock.mark("heads, matching, losses"))]
+        hooks.append(run.step.losses.register_forward_pre_hook(lambda *_: clock.begin_piece()))
+        hooks.append(run.step.losses.register_forward_hook(lambda *_: clock.end_forward()))
         clock.start()
         for _ in range(steps):
             step()

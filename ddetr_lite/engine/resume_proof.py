@@ -4,7 +4,6 @@
 """
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -122,7 +121,7 @@ def _kill(process: subprocess.Popen[bytes], folder: Path, step: int) -> int:
     log, deadline = folder / "log.jsonl", time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         if log.exists() and (folder / "last.pt").exists() and _last_step(log) >= step:
-            process.send_signal(signal.SIGKILL)
+            process.kill()  # SIGKILL: nothing can be put in order
             process.communicate()
             return _last_step(log)
         time.sleep(0.005)
@@ -152,7 +151,7 @@ def _agree_to(whole: Path, killed: Path, steps: int) -> int:
 def _differences(whole: Path, killed: Path) -> Iterator[str]:
     for name in ("last.pt", "best.pt"):
         a, b = read(whole / name), read(killed / name)
-        yield from (f"{name}: {place}" for place in _differing(a, b) if place.split("/")[1] != "seconds")
+        yield from (f"{name}: {place}" for place in _differing(a, b) if place != "/seconds")
     for name in ("watched.jsonl", "detections.json"):
         if (whole / name).read_bytes() != (killed / name).read_bytes():
             yield name

@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.engine.average import weights_to_use
 from ddetr_lite.engine.checkpoint import model_content, read, save_model, write_atomically
 from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, recipe_to_dict
 from ddetr_lite.models.presets import Model
 
@@ -71,8 +73,11 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
     Processes that torchrun starts anew after one of them died go on by themselves. Raises ValueError where a run would be
     overwritten, or there is none to go on with.
     """
-    last, restarted = folder / "last.pt", place.restarts > 0
-    if resume or (restarted and last.exists()):
+    last, log = folder / "last.pt", folder / "log.jsonl"
+    own = (
+        place.restarts > 0 and log.exists() and [line.get("torchrun") for line in read_log(log)][:1] == [torchrun_id()]
+    )
+    if resume or (own and last.exists()):
         if not last.exists():
             raise ValueError(f"nothing to resume: {last} does not exist; start without --resume")
         saved = read(last)
@@ -85,14 +90,18 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
             raise ValueError(f"{last} was written by an older version: start a new run with --start-from {last}")
         return saved
     if place.main:
-        log = folder / "log.jsonl"
-        if restarted:  # it died before its first checkpoint
-            log.unlink(missing_ok=True)
+        if own:  # it died between its first line and its first checkpoint
+            log.unlink()
         if log.exists():
             raise ValueError(f"{folder} already holds a run: go on with --resume, or give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
     return None
+
+
+def torchrun_id() -> str:
+    """The name of the torchrun that started this process, "" where none did: all its attempts have the same."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 FREE = {"workers", "device", "accumulate", "cache", "compile", "folder"}
@@ -130,6 +139,7 @@ def circumstances(
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": f"{chip}, {torch.get_num_threads()} threads" + (f", × {place.size}" if place.size > 1 else ""),
         "processes": place.size,
+        "torchrun": torchrun_id(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

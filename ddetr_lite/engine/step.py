@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddetr_lite.datasets.loading import Batch
+from ddetr_lite.engine.average import update_average
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.guard import Guard, Losses
 from ddetr_lite.engine.recipes import TrainConfig
@@ -29,9 +30,11 @@ class Step:
         self.losses = Losses(state.model)
         self.guard = Guard(place)
         self.shared: nn.Module = self.losses
+        # Only batch norms that are trained count pictures; all other buffers stay as they are.
+        counting = any(isinstance(module, nn.BatchNorm2d) for module in state.model.modules())
+        self.counted = list(state.model.buffers()) if counting else []
+        self.before: list[Tensor] = []
         if place.size > 1:
-            # Only batch norms that are trained count pictures; all other buffers stay as they are.
-            counting = any(isinstance(module, nn.BatchNorm2d) for module in state.model.modules())
             named = inspect.signature(DistributedDataParallel).parameters
             flag = (
                 "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
@@ -56,6 +59,7 @@ class Step:
         # torchvision's losses are means over a batch, ours sums divided by the objects of all pieces.
         share = 1 / len(pieces) if isinstance(self.state.model, FasterRcnn) else 1.0
         self.state.model.zero_grad(set_to_none=True)
+        self.before = [buffer.clone() for buffer in self.counted]
         total: dict[str, Tensor] = {}
         for number, (piece, own) in enumerate(zip(pieces, targets, strict=True)):
             last = number + 1 == len(pieces)
@@ -73,12 +77,14 @@ class Step:
         state = self.state
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm or math.inf)
         self.guard.watch(state.step, pictures_of(pieces), self.losses.problem, norm, state.optimizers)
+        for buffer, before in zip(self.counted, self.before, strict=True):  # a skipped step counts no pictures either
+            buffer.copy_(torch.where(torch.isfinite(norm), buffer, before))
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             optimizer.step()
         if state.average is not None:
-            state.average.update_parameters(state.model)
+            update_average(state.average, state.model, self.config.ema)
         state.step += 1
         return norm
 
@@ -96,7 +102,7 @@ def seed_of(*numbers: int) -> int:
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:
     """Whether the forward pass runs in bfloat16."""
     if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return config.precision == "bf16"
 
 

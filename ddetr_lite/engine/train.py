@@ -61,6 +61,7 @@ class Run:
         self.steps = self.order.steps_per_epoch * self.config.epochs
         for oddity in oddities(recipe, self.steps):
             self.tell(oddity)
+        self._batches(start=0)  # a batch that cannot be cut is an error before anything is built
         model = self._model(new=saved is None)
         self.state = State(model, make_optimizers(model, self.config), average_of(model, self.config.ema))
         self.step = Step(self.state, self.config, place)
@@ -71,16 +72,28 @@ class Run:
                 self.log.rewind(self.state.step)
                 self.watched.rewind(self.state.step)
             return
-        self._write("start", 0, **circumstances(recipe, model, place, self.training, self.validation, self.steps))
+        expected = None
         if self.config.forecast:
             expected = forecast(recipe, self.step, self.training, len(self.validation), self.order)
             self.tell(str(expected))
+        # From here on the folder holds a run, and there is always a state to go on from.
+        self._write("start", 0, **circumstances(recipe, model, place, self.training, self.validation, self.steps))
+        if expected is not None:
             self._write("forecast", 0, **expected.values())
+        self._save()
+
+    def _batches(self, start: int) -> RunSampler:
+        place, config = self.place, self.config
+        return RunSampler(self.order, config.epochs, start, place.rank, place.size, config.accumulate)
 
     def _model(self, new: bool) -> Model:
-        torch.manual_seed(self.config.seed)  # the same weights in every process
         begins = self.config.start_from if new else ""
+        if not self.place.main:
+            self.place.wait()  # until the first process has downloaded what is missing
+        torch.manual_seed(self.config.seed)  # the same weights in every process
         model = build(self.recipe.model, len(self.training.classes), load_backbone=new and not begins)
+        if self.place.main:
+            self.place.wait()
         if begins:
             self.tell(start_from(model, self.training.classes, begins))
         model = model.to(self.place.device)
@@ -104,8 +117,7 @@ class Run:
     def train(self, after_epoch: Callable[[Path], None] | None = None) -> dict[str, float]:
         """From where the state stands to the end of the last epoch."""
         config, state, place, per_epoch = self.config, self.state, self.place, self.order.steps_per_epoch
-        sampler = RunSampler(self.order, config.epochs, state.step, place.rank, place.size, config.accumulate)
-        batches: Iterator[Batch] = iter(loader(self.training, sampler, config.workers, place.device))
+        batches: Iterator[Batch] = iter(loader(self.training, self._batches(state.step), config.workers, place.device))
         metrics: dict[str, float] = {}
         bar = tqdm(
             total=self.steps, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.progress,
@@ -138,9 +150,10 @@ class Run:
                     self._save()
                     clock = time.perf_counter()
             state.seconds += time.perf_counter() - clock
+            self._save()  # an evaluation that fails loses nothing
             if state.step == self.steps or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
                 metrics = self._evaluate(epoch)
-            self._save()
+                self._save()
             if after_epoch is not None and place.main:
                 after_epoch(self.folder)
         bar.close()
@@ -153,7 +166,11 @@ class Run:
 
     def _log_step(self, epoch: int, losses: dict[str, Tensor], norm: Tensor, rate: float, speed: float) -> float:
         """Write a line of the log: the losses of the whole batch. Returns their sum."""
-        values = dict(zip(losses, self.place.mean(torch.stack(list(losses.values()))).tolist(), strict=True))
+        # A process none of whose pictures has an object has no losses of hints: it counts as zero there.
+        names = list(dict.fromkeys(name for own in self.place.gather(list(losses)) for name in own))
+        zero = torch.zeros((), device=self.place.device)
+        means = self.place.mean(torch.stack([losses.get(name, zero).float() for name in names]))
+        values = dict(zip(names, means.tolist(), strict=True))
         memory = {}
         if self.place.device.type == "cuda":
             memory = {"memory_bytes": torch.cuda.max_memory_allocated(self.place.device)}
@@ -184,7 +201,16 @@ class Run:
         state, place = self.state, self.place
         model = weights_to_use(state.model, state.average)
         found = place.gather(
-            dict(detect(model, self.validation, workers=self.config.workers, rank=place.rank, size=place.size))
+            dict(
+                detect(
+                    model,
+                    self.validation,
+                    batch=min(16, max(1, self.config.batch // (place.size * self.config.accumulate))),
+                    workers=self.config.workers,
+                    rank=place.rank,
+                    size=place.size,
+                )
+            )
         )
         metrics: dict[str, float] = {}
         if place.main:

@@ -62,8 +62,9 @@ def sine_encoding_2d(
     if convention not in ("detr", "deformable"):
         raise ValueError(f"convention={convention!r} is unknown: choose 'detr' or 'deformable'")
     shift = 0.5 if convention == "deformable" else 0.0
-    real = (~padding).float()
-    y, x = real.cumsum(1), real.cumsum(2)  # (B, H, W): 1, 2, 3 ... over the real cells
+    real = ~padding
+    # Whole numbers: only of them CUDA has a deterministic sum.
+    y, x = real.cumsum(1).float(), real.cumsum(2).float()  # (B, H, W): 1, 2, 3 ... over the real cells
     y = (y - shift) / (y[:, -1:, :] + 1e-6) * 2 * math.pi
     x = (x - shift) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
     return torch.cat([sine_encoding_of(y, dim // 2, temperature), sine_encoding_of(x, dim // 2, temperature)], dim=-1)

@@ -88,7 +88,9 @@ def classification_losses(
     classes[place] = labels
     weight = torch.ones_like(logits[0, 0, 0])
     weight[no_object] = loss.no_object
-    per_query = F.cross_entropy(logits.movedim(-1, 1), classes, weight=weight, reduction="none")  # (K, B, N_q)
+    # Flat: over more dimensions torch has no deterministic form of it on CUDA.
+    per_query = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight=weight, reduction="none")
+    per_query = per_query.view(classes.shape)  # (K, B, N_q)
     return per_query.sum((1, 2)) / (weight[classes].sum((1, 2)) if weight_sum is None else weight_sum)
 
 
@@ -120,7 +122,7 @@ def count(targets: Sequence[Target], device: torch.device) -> Counts:
     own = (float(sum(len(t["labels"]) for t in targets)), float(len(targets)))
     if not (dist.is_available() and dist.is_initialized()):
         return Counts(*own)
-    total = torch.tensor(own, device=device)
+    total = torch.tensor(own).to(device, non_blocking=True)  # made there, it would be waited for
     dist.all_reduce(total)
     return Counts(*(total / dist.get_world_size()).unbind())
 
@@ -171,7 +173,7 @@ def hint_matches(logits: Tensor, targets: Sequence[Target]) -> Matches:
         for group in range(queries // most)
         for t in range(len(target["labels"]))
     ]
-    return Matches(*torch.tensor(pairs, device=logits.device).T)
+    return Matches(*torch.tensor(pairs).T.to(logits.device, non_blocking=True))
 
 
 def layer_names(layers: int) -> list[str]:
@@ -207,4 +209,4 @@ def _concatenate(targets: Sequence[Target], field: str, matches: Matches) -> Ten
     for t in targets[:-1]:
         first.append(first[-1] + len(t[field]))
     everything = torch.cat([t[field] for t in targets]).to(device, non_blocking=True)
-    return everything[torch.tensor(first, device=device)[matches.picture] + matches.target]
+    return everything[torch.tensor(first).to(device, non_blocking=True)[matches.picture] + matches.target]
