@@ -22,6 +22,7 @@ from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.average import average_of, update_average
 from ddetr_lite.engine.data import datasets, order_of, size_to_keep
 from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.evaluate import detect
 from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.forecast import Forecast, duration, forecast, largest
 from ddetr_lite.engine.guard import Guard
@@ -30,7 +31,7 @@ from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.profile import profile
 from ddetr_lite.engine.recipes import recipe
-from ddetr_lite.engine.run import State
+from ddetr_lite.engine.run import NUMBERS, State
 from ddetr_lite.engine.scaling import follow, oddities
 from ddetr_lite.engine.step import Step, compile_layers
 from ddetr_lite.engine.train import Run, train
@@ -376,8 +377,9 @@ def test_shares_of_processes_and_pieces_make_up_the_batch() -> None:
             for step in range(16)
         ]
         assert [key for step in steps for key in step] == whole
-    later = [key for batch in RunSampler(order, 2, start=11) for key in batch]
-    assert later == whole[11 * 12 :]
+    for start in (3, 11):
+        later = [key for batch in RunSampler(order, 2, start=start) for key in batch]
+        assert later == whole[start * 12 :]
     assert len(RunSampler(order, 2, start=11)) == 5
     with pytest.raises(ValueError, match="make --batch a multiple of 5"):
         RunSampler(order, 2, size=5)
@@ -597,3 +599,48 @@ def test_only_the_torchrun_that_began_a_run_goes_on_by_itself(
         with pytest.raises(ValueError, match="already holds a run"):
             train(chosen, tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+
+
+def test_a_run_stopped_between_an_epoch_and_its_evaluation_makes_up_for_it(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = tiny_recipe(shapes, "detr", epochs=2, evaluate_every=1)
+    whole = train(chosen, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        calls: list[int] = []
+
+        def stopped(state: State, *_: Any) -> None:
+            calls.append(state.step)
+            if len(calls) == 2:  # the line of the evaluation is written, the state not yet
+                raise KeyboardInterrupt
+
+        patch.setattr(State, "save_best", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(chosen, tmp_path / "stopped", progress=False)
+    assert train(chosen, tmp_path / "stopped", resume=True, progress=False) == whole
+    for name in ("log.jsonl", "watched.jsonl"):
+        mine, theirs = ([(x["kind"], x["step"]) for x in read_log(tmp_path / f / name)] for f in ("stopped", "whole"))
+        assert mine == theirs
+    again = train(chosen, tmp_path / "whole", resume=True, progress=False)
+    assert again == {}  # nothing is left to do
+
+
+def test_a_state_is_found_again_as_it_was(shapes: Path, tmp_path: Path) -> None:
+    model: Any = small_model("detr", 2)
+    state = State(model, make_optimizers(model, recipe("coco").train), average_of(model, 0.9), 7, 0.25, 12.5, 3, 5)
+    state.save(tmp_path, recipe("coco", "detr"), ["a", "b"])
+    other: Any = small_model("detr", 2, seed=1)
+    found = State(other, make_optimizers(other, recipe("coco").train), average_of(other, 0.9))
+    found.load(checkpoint.read(tmp_path / "last.pt"))
+    assert [getattr(found, name) for name in NUMBERS] == [7, 0.25, 12.5, 3, 5]
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_processes_share_an_evaluation(shapes: Path) -> None:
+    data = CocoDetection(CocoFolder.find(shapes, "val"))
+    model = small_model("detr", len(data.classes))
+    whole = dict(detect(model, data, batch=2))
+    shares = [dict(detect(model, data, batch=2, rank=rank, size=2)) for rank in range(2)]
+    assert [len(share) for share in shares] == [3, 2]
+    assert not shares[0].keys() & shares[1].keys()
+    assert all(torch.equal(found["boxes"], whole[i]["boxes"]) for share in shares for i, found in share.items())

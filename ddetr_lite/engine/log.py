@@ -20,11 +20,12 @@ class RunLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Drop lines of later steps, and a last line that a crash cut off."""
+    def rewind(self, step: int, evaluated: int) -> None:
+        """Drop lines of later steps, of evaluations later than step `evaluated`, and a last line that a crash cut off."""
         if not self.path.exists():
             return
-        kept = [json.dumps(line) + "\n" for line in read_log(self.path) if line["step"] <= step]
+        last = {"evaluate": evaluated, "watch": evaluated}
+        kept = [json.dumps(line) + "\n" for line in read_log(self.path) if line["step"] <= last.get(line["kind"], step)]
         fresh = self.path.with_suffix(".tmp")
         fresh.write_text("".join(kept), encoding="utf-8")
         fresh.replace(self.path)

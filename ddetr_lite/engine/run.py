@@ -23,6 +23,8 @@ from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, recipe_to_dict
 from ddetr_lite.models.presets import Model
 
+NUMBERS = ("step", "best", "seconds", "bad_steps", "evaluated")
+
 
 @dataclass
 class State:
@@ -37,11 +39,13 @@ class State:
     """Of training, without evaluations."""
     bad_steps: int = 0
     """Steps in a row that were skipped."""
+    evaluated: int = 0
+    """The step of the latest evaluation that this state knows of."""
 
     def save(self, folder: Path, recipe: Recipe, classes: list[str]) -> None:
         """Write `last.pt`."""
         content = model_content(self.model, classes, {"recipe": recipe_to_dict(recipe), "step": self.step})
-        numbers = {name: getattr(self, name) for name in ("step", "best", "seconds", "bad_steps")}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
         average = None if self.average is None else self.average.state_dict()
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         write_atomically({**content, **numbers, "optimizers": optimizers, "average": average}, folder / "last.pt")
@@ -53,7 +57,7 @@ class State:
             optimizer.load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(content["average"])
-        for name in ("step", "best", "seconds", "bad_steps"):
+        for name in NUMBERS:
             setattr(self, name, content[name])
 
     def save_best(
@@ -86,7 +90,7 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
                 f"{last} was made with another recipe: {other}; resume with the options of {folder / 'recipe.json'}. (Another "
                 f"{', '.join(sorted(FREE))} may be given: they change no result)"
             )
-        if "bad_steps" not in saved:
+        if "evaluated" not in saved:
             raise ValueError(f"{last} was written by an older version: start a new run with --start-from {last}")
         return saved
     if place.main:

@@ -69,8 +69,8 @@ class Run:
         if saved is not None:
             self.state.load(saved)
             if place.main:
-                self.log.rewind(self.state.step)
-                self.watched.rewind(self.state.step)
+                self.log.rewind(self.state.step, self.state.evaluated)
+                self.watched.rewind(self.state.step, self.state.evaluated)
             return
         expected = None
         if self.config.forecast:
@@ -118,7 +118,7 @@ class Run:
         """From where the state stands to the end of the last epoch."""
         config, state, place, per_epoch = self.config, self.state, self.place, self.order.steps_per_epoch
         batches: Iterator[Batch] = iter(loader(self.training, self._batches(state.step), config.workers, place.device))
-        metrics: dict[str, float] = {}
+        metrics = self._evaluate_if_due()  # where a run was stopped between an epoch and its evaluation
         bar = tqdm(
             total=self.steps, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.progress,
             dynamic_ncols=True,
@@ -151,9 +151,7 @@ class Run:
                     clock = time.perf_counter()
             state.seconds += time.perf_counter() - clock
             self._save()  # an evaluation that fails loses nothing
-            if state.step == self.steps or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
-                metrics = self._evaluate(epoch)
-                self._save()
+            metrics = self._evaluate_if_due() or metrics
             if after_epoch is not None and place.main:
                 after_epoch(self.folder)
         bar.close()
@@ -196,6 +194,18 @@ class Run:
                 f"go on in a new run, --start-from {folder / 'last.pt'}, with a lower --lr, and look at these pictures"
             )
 
+    def _evaluate_if_due(self) -> dict[str, float]:
+        """Evaluate where an epoch has ended after which it is wanted, and that was not done; else {}."""
+        state, every = self.state, self.config.evaluate_every
+        epoch, within = divmod(state.step, self.order.steps_per_epoch)
+        wanted = state.step == self.steps or (every and epoch and epoch % every == 0)
+        if within or not wanted or state.evaluated == state.step:
+            return {}
+        metrics = self._evaluate(epoch)
+        state.evaluated = state.step
+        self._save()
+        return metrics
+
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """AP of the model, or of its running average; each process looks at its share of the pictures."""
         state, place = self.state, self.place
@@ -216,15 +226,15 @@ class Run:
         if place.main:
             detections = {image_id: d for share in found for image_id, d in share.items()}
             metrics = ap_of(detections, self.validation, self.recipe.data.size_bands)
-            self._write("evaluate", state.step, epoch=epoch + 1, train_seconds=state.seconds, **metrics)
-            self.tell(f"epoch {epoch + 1}: " + ", ".join(f"{k} {metrics[k]:.3f}" for k in METRICS))
-            heading = {"epoch": epoch + 1, "step": state.step}
+            self._write("evaluate", state.step, epoch=epoch, train_seconds=state.seconds, **metrics)
+            self.tell(f"epoch {epoch}: " + ", ".join(f"{k} {metrics[k]:.3f}" for k in METRICS))
+            heading = {"epoch": epoch, "step": state.step}
             write_json(
                 {**heading, "detections": results_of(detections, self.validation)}, self.folder / "detections.json"
             )
-            line = watched_line(model, self.validation, choose_objects(self.validation), epoch + 1, state.step)
+            line = watched_line(model, self.validation, choose_objects(self.validation), epoch, state.step)
             self.watched.write("watch", **line)
-            state.save_best(self.folder, self.recipe, self.training.classes, epoch + 1, metrics)
+            state.save_best(self.folder, self.recipe, self.training.classes, epoch, metrics)
         best: tuple[dict[str, float], float] = place.gather((metrics, state.best))[0]
         metrics, state.best = best
         return metrics
