@@ -277,7 +277,8 @@ def test_the_forecast_leaves_batch_norms_and_gradients_alone(shapes: Path) -> No
 
 
 def test_the_forecast_in_words() -> None:
-    known = Forecast(3500, 0.2, 0.05, 6, 10.0, 0, 0)
+    known = Forecast(3500, 0.2, 0.05, 2, 6, 10.0, 0, 0)
+    assert replace(known, workers=0).seconds == 3500 * 0.25 + 60  # nobody loads while the model computes
     assert str(known) == "Forecast: 3,500 steps of 200 ms and 6 evaluations, about 13 min."
     slow = replace(known, loading_seconds=0.4, peak_bytes=int(12.3e9), device_bytes=int(80e9))
     assert "12.3 of 80 GB" in str(slow)

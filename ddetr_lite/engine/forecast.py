@@ -1,7 +1,7 @@
 """How long a run will take and how much memory it needs, from a few measured steps, before the first one.
 
-The steps that are measured change nothing: no parameter is updated, buffers are put back, and random numbers are drawn anew
-in every step anyway.
+The steps that are measured change nothing: parameters and buffers are put back, optimizers forget, and random numbers are drawn
+anew in every step anyway.
 """
 
 import time
@@ -30,6 +30,8 @@ class Forecast:
     """Of computing, without waiting for pictures."""
     loading_seconds: float
     """To read and augment the pictures of a step, all loading processes together."""
+    workers: int
+    """These processes; without any, the model waits while pictures are loaded."""
     evaluations: int
     evaluation_seconds: float
     peak_bytes: int
@@ -38,8 +40,8 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """Of the whole run."""
-        step = max(self.step_seconds, self.loading_seconds)
-        return self.steps * step + self.evaluations * self.evaluation_seconds
+        both = (self.step_seconds, self.loading_seconds)
+        return self.steps * (max(both) if self.workers else sum(both)) + self.evaluations * self.evaluation_seconds
 
     def values(self) -> dict[str, Any]:
         """For the log."""
@@ -52,11 +54,8 @@ class Forecast:
         )
         if self.device_bytes:
             text += f"; at most {self.peak_bytes / 1e9:.1f} of {self.device_bytes / 1e9:.0f} GB on the GPU"
-        if self.loading_seconds > self.step_seconds:
-            text += (
-                f". Pictures come slower than they are used ({self.loading_seconds * 1e3:.0f} ms a step): more --workers, or "
-                "--cache memory"
-            )
+        if self.loading_seconds > (1.0 if self.workers else 0.2) * self.step_seconds:
+            text += f". Loading pictures takes {self.loading_seconds * 1e3:.0f} ms a step: more --workers, or --cache memory"
         return text + "."
 
 
@@ -84,15 +83,15 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     pieces = [Batch.of(samples[i * part : (i + 1) * part]) for i in range(config.accumulate)]
     on_gpu = place.device.type == "cuda"
     try:
+        step.gradient(pieces)
+        seconds = _update(step, on_gpu)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(place.device)
             step.gradient([largest(piece, recipe.augment) for piece in pieces])
-        else:
-            step.gradient(pieces)
         start = _now(on_gpu)
         for _ in range(STEPS):
             step.gradient(pieces)
-        seconds = (_now(on_gpu) - start) / STEPS
+        seconds += (_now(on_gpu) - start) / STEPS
         model.eval()
         with torch.no_grad():
             start = _now(on_gpu)
@@ -106,24 +105,39 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     finally:
         model.train()
         model.zero_grad(set_to_none=True)
+        for optimizer in step.state.optimizers:
+            optimizer.state.clear()
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
     peak = torch.cuda.max_memory_allocated(place.device) if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(place.device)  # the log is about the run
-    # The optimizer's moments come with the first update: two numbers a parameter.
-    moments = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     evaluations = config.epochs // config.evaluate_every if config.evaluate_every else 1
     return Forecast(
         order.steps_per_epoch * config.epochs,
         seconds,
         loading,
+        config.workers,
         max(evaluations, 1),
         looking,
-        peak + moments if on_gpu else 0,
+        peak,
         torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
     )
+
+
+def _update(step: Step, on_gpu: bool) -> float:
+    """Seconds of an update by the gradient that lies there. Parameters are put back; the optimizers' moments stay for now."""
+    parameters = [p for p in step.state.model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    for _ in range(2):  # the first makes room for the moments
+        start = _now(on_gpu)
+        for optimizer in step.state.optimizers:
+            optimizer.step()
+        seconds = _now(on_gpu) - start
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, before)
+    return seconds
 
 
 def largest(batch: Batch, augment: AugmentConfig) -> Batch:
