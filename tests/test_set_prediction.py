@@ -113,7 +113,8 @@ def test_degenerate_boxes_give_numbers_in_range() -> None:
 def test_degenerate_boxes_have_gradients_that_training_survives() -> None:
     """A model says (cx, cy, w, h); its box may shrink to nothing, the true one may have no area."""
     true = xyxy_to_cxcywh(DEGENERATE[[0, 2, 3, 4, 5]])
-    for width, height in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.3), (1e-22, 1e-22), (1e-6, 1e-6)):
+    sides = ((0.0, 0.0), (0.3, 0.0), (0.0, 0.3), (1e-22, 1e-22), (1e-6, 1e-6), (0.6, 1e-30), (0.6, 1e-15), (1e-8, 2e-8))
+    for width, height in sides:
         predicted = true.clone()
         predicted[:, 2:] = torch.tensor((width, height))
         predicted = torch.cat((predicted, predicted + 0.1)).requires_grad_()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from ddetr_lite.kernels import multi_scale_deformable_attention, why_not
 
@@ -53,7 +54,8 @@ def test_kernels_translate_for_an_h100(name: str, kind: int) -> None:
     source = ASTSource(kernel, signature, given, {(i,): [["tt.divisibility", 16]] for i in aligned})
     code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 2}).asm["ptx"]
     assert "ld.global.v4" in code
-    assert name == "forward_kernel" or re.search(r"red\.global\.\S*v4\.f32", code)
+    if name == "backward_kernel" and Version(triton.__version__) >= Version("3.9"):  # before, number by number
+        assert re.search(r"red\.global\.\S*v4\.f32", code)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")

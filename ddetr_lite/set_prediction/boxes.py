@@ -30,7 +30,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     For every pair of n and m boxes: `box_iou(a[:, None], b)`. Two boxes without any area give 0.
     """
     intersection, union = _intersection_and_union(a, b)
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+    return _share(intersection, union)
 
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -39,10 +39,17 @@ def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
     Broadcasts like `box_iou`. In −1..1; unlike IoU it has a gradient where the boxes do not touch.
     """
     intersection, union = _intersection_and_union(a, b)
-    tiny = torch.finfo(union.dtype).tiny
     hull = torch.cat((torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])), dim=-1)
     hull_area = box_area(hull)
-    return intersection / union.clamp(min=tiny) - (hull_area - union) / hull_area.clamp(min=tiny)
+    return _share(intersection, union) - _share(hull_area - union, hull_area)
+
+
+FLAT = 1e-16  # an area below this is none: the square of a gradient that is divided by less would be infinite
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole; 0, without a gradient, where the whole is flat."""
+    return torch.where(whole > FLAT, part / whole.clamp(min=FLAT), 0.0)
 
 
 def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
