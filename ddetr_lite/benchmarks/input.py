@@ -5,7 +5,6 @@ Both make the same training steps; what differs is where pictures come from.
 """
 
 import statistics
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,18 +91,12 @@ def _take(batches: Iterable[Batch], order: Order) -> Iterable[Batch]:
 
 def _epoch(step: Step, batches: Iterable[Batch], place: World) -> float:
     """Seconds that the steps of an epoch take."""
-    start = _now(place)
+    start = place.now()
     for batch in batches:
         step([batch], rate=1e-6)
     step.guard.look(0)
-    return _now(place) - start
+    return place.now() - start
 
 
 def _moved(batch: Batch, place: World) -> Batch:
     return replace(batch, images=RawBatch(batch.images.pixels.to(place.device), batch.images.sizes))
-
-
-def _now(place: World) -> float:
-    if place.device.type == "cuda":
-        torch.cuda.synchronize(place.device)
-    return time.perf_counter()

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from ddetr_lite.cli.parsing import FLAT, parse
 from ddetr_lite.datasets.coco_site import MEAN_PICTURE, SITE, CocoDownload, estimate
-from ddetr_lite.datasets.coco_subset import SPLITS, CocoSubset, Record, check_classes, choose, describe
+from ddetr_lite.datasets.coco_subset import SPLITS, CocoSubset, check_classes, choose, describe
 from ddetr_lite.datasets.download import check_free_space, fetch_many, part_size, readable
+from ddetr_lite.datasets.fields import Record
 from ddetr_lite.datasets.web import Client, DownloadError, Patience
 
 SHOWN = 100  # failures that are listed

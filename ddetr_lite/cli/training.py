@@ -58,6 +58,8 @@ def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
     """The named recipe, whose defaults a model or a checkpoint decide: so these are read first."""
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.recipes import recipe
+    from ddetr_lite.engine.run_results import row_of
+    from ddetr_lite.models.presets import config_to_dict
 
     model, words = take_option(words, "--model")
     source, words = take_option(words, "--start-from")
@@ -66,16 +68,9 @@ def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
         return chosen, words
     config = load_model(source).model.config
     if model is None:
-        chosen = recipe(name, _row_of(config))
+        chosen = recipe(name, row_of(config_to_dict(config)))
         chosen = dataclasses.replace(chosen, model=config)
     return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, start_from=source)), words
-
-
-def _row_of(config: Any) -> str:
-    """A row with this model's architecture: its schedule is what counts."""
-    from ddetr_lite.models.presets import ARCHITECTURES
-
-    return next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind))
 
 
 def _with_options(base: Recipe, words: list[str]) -> Recipe:

@@ -105,12 +105,7 @@ def _image_records(split: Split) -> Iterator[Finding]:
             yield Finding("size-missing", where, f"{' and '.join(lacking)} missing")
         elif size_of(image) is None:
             yield Finding("size-not-number", where, f"width {image['width']!r}, height {image['height']!r}")
-    for name, ids in names.items():
-        if len(ids) > 1:
-            listed = ", ".join(map(str, ids))
-            yield Finding(
-                "duplicate-file-name", f"{split.file}: image ids {listed}", f"file_name {name!r} in all of them"
-            )
+    yield from _shared(names, "duplicate-file-name", f"{split.file}: image ids", "file_name")
 
 
 def _category_names(split: Split) -> Iterator[Finding]:
@@ -123,12 +118,14 @@ def _category_names(split: Split) -> Iterator[Finding]:
             )
         else:
             names.setdefault(str(name), []).append(category.get("id"))
+    yield from _shared(names, "duplicate-category-name", f"{split.file}: category ids", "name")
+
+
+def _shared(names: dict[str, list[Any]], kind: str, where: str, field: str) -> Iterator[Finding]:
+    """Names that several records have; names: to the records' ids."""
     for name, ids in names.items():
         if len(ids) > 1:
-            listed = ", ".join(map(str, ids))
-            yield Finding(
-                "duplicate-category-name", f"{split.file}: category ids {listed}", f"name {name!r} in all of them"
-            )
+            yield Finding(kind, f"{where} {', '.join(map(str, ids))}", f"{field} {name!r} in all of them")
 
 
 def _references(split: Split) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ Category ids may have gaps, pictures may lack objects, boxes may reach beyond th
 Labels are 0..C−1 in the order of the category ids, and `classes` has their names.
 """
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -128,6 +129,12 @@ class CocoDetection(Dataset):
                 )
             grouped[index].append(annotation)
         return grouped
+
+    def first(self, count: int) -> "CocoDetection":
+        """The same set with its first pictures only."""
+        part = copy.copy(self)
+        part.images, part.annotations = self.images[:count], self.annotations[:count]
+        return part
 
     def __len__(self) -> int:
         return len(self.images)

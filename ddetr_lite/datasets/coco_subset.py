@@ -15,9 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ddetr_lite.datasets.download import write_bytes
-
-Record = dict[str, Any]
+from ddetr_lite.datasets.fields import Record, four_numbers, is_id
+from ddetr_lite.writing import write_bytes
 
 SPLITS: tuple[str, ...] = ("train", "val")
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")  # of a file directly in the folder, on any system
@@ -146,7 +145,7 @@ def _check_lists(content: Any, source: str) -> None:
 def _find_categories(categories: list[Record], classes: tuple[str, ...], source: str) -> list[Record]:
     """The categories of these names, in the file's order; all where no name is given."""
     for category in categories:
-        if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
+        if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
             raise ValueError(f"{source}: a category needs a whole number as id and a text as name, got {category}")
     check_classes(classes, [c["name"] for c in categories])
     return [c for c in categories if not classes or c["name"] in classes]
@@ -158,7 +157,7 @@ def _check_images(records: list[Record], source: str) -> dict[int, Record]:
     for record in records:
         where = f"{source}: image id {record.get('id')!r}"
         for field in ("id", "width", "height"):
-            if not isinstance(record.get(field), int) or (field != "id" and record[field] < 1):
+            if not is_id(record.get(field)) or (field != "id" and record[field] < 1):
                 raise ValueError(f"{where}: {field} is {record.get(field)!r}, and should be a whole number")
         if record["id"] in images:
             raise ValueError(f"{where} occurs twice")
@@ -184,12 +183,8 @@ def _check_annotation(annotation: Record, images: dict[int, Record], source: str
     where = f"{source}: annotation {annotation.get('id')}"
     if annotation.get("image_id") not in images:
         raise ValueError(f"{where}: image_id {annotation.get('image_id')!r} is not in 'images'")
-    box = annotation.get("bbox")
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(x, int | float) and math.isfinite(x) for x in box)
-    ):
+    if not four_numbers(annotation.get("bbox")):
         raise ValueError(
-            f"{where} of image id {annotation['image_id']}: bbox must be four finite numbers [x, y, width, height], got {box}"
+            f"{where} of image id {annotation['image_id']}: bbox must be four finite numbers [x, y, width, height], got "
+            f"{annotation.get('bbox')}"
         )

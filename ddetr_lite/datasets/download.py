@@ -6,18 +6,18 @@ A file is either there, whole and checked, or not there. The requests themselves
 import contextlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tqdm import tqdm
 
 from ddetr_lite.datasets.web import Client, DownloadError, TryAgain, length, validator
+from ddetr_lite.writing import write_bytes
 
 LARGEST = 64 << 20  # bytes of a file that is held in memory until it is checked
 PROGRESS = 1 << 20  # bytes that a try must add to a large file for the tries to count anew
@@ -42,29 +42,8 @@ class Outcome:
     left: int
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, beside `path` and hidden; flushed to the disk and moved there in one step, or gone."""
-    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}.unfinished")
-    try:
-        with beside.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step: it is there as a whole, or as it was before."""
-    with replacing(path) as file:
-        file.write(content)
-
-
 def sweep(folder: Path) -> None:
-    """Remove what a run that was killed outright left of `replacing`."""
+    """Remove what a run that was killed outright left of `writing.replacing`."""
     for leftover in folder.glob(".*.unfinished"):
         leftover.unlink(missing_ok=True)
 

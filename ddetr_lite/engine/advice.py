@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 
 from ddetr_lite.engine.recipes import Recipe, recipe
+from ddetr_lite.engine.scaling import rate_factor
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
 
@@ -147,7 +148,7 @@ def _batch(facts: DataFacts, base: Recipe, side: int) -> int:
 
 
 def _learning_rate(base: Recipe, batch: int, few: bool) -> tuple[float, str]:
-    factor = math.sqrt(batch / base.train.batch)
+    factor = rate_factor(batch, base.train.batch)
     scaled = f"√({batch}/{base.train.batch})"
     if factor > HIGHEST_LR:
         factor, scaled = (

@@ -4,8 +4,6 @@ Two kinds: a *model* (weights, configuration, class names, what it was trained o
 (that and optimizer, position, random generators) for going on exactly where a run stopped.
 """
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddetr_lite.models.presets import Model, build, config_from_dict, config_to_dict
+from ddetr_lite.writing import replacing
 
 FORMAT = "ddetr_lite checkpoint 1"
 
@@ -28,21 +27,10 @@ class LoadedModel:
 
 
 def write_atomically(content: Any, path: Path) -> None:
-    """`torch.save` to a neighbour of `path`, flush it to the disk, and move it there in one step."""
+    """`torch.save` to a neighbour of `path`, flushed to the disk, and moved there in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)  # it can only be read by setting it
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # as any other file, and not as a temporary one
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def model_content(model: Model, classes: list[str], about: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A process knows its place from the environment that torchrun sets. On GPUs they 
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,6 +49,12 @@ class World:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value, group=self.patient)
         return gathered
+
+    def now(self) -> float:
+        """Seconds on a clock, when all that was started on the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

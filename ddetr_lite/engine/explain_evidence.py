@@ -156,9 +156,9 @@ def _read_data(evidence: Evidence, chosen: Recipe, folder: Path) -> None:
 
     val_split = data.train_split if few else data.val_split
     evidence.training = read(data.train_split, evidence.pictures)
-    evidence.validation = read(val_split, evidence.pictures)
-    if evidence.validation is not None:
-        evidence.judged = read(val_split, JUDGED * evidence.pictures)
+    evidence.judged = read(val_split, JUDGED * evidence.pictures)
+    if evidence.judged is not None:
+        evidence.validation = evidence.judged.first(evidence.pictures)
 
 
 def find_objects(evidence: Evidence) -> None:

@@ -1,11 +1,11 @@
 """What a run's log and recipe say about a low AP: loss, gradients, learning rate, backbone, skipped steps."""
 
 from collections import Counter
-from math import sqrt
 from statistics import median
 
 from ddetr_lite.engine.explain_evidence import Evidence, Observation, Verdict
 from ddetr_lite.engine.recipes import Recipe
+from ddetr_lite.engine.scaling import rate_factor
 
 LOUD = 3000  # gradient norm over clip_norm: healthy runs have 20 to 230 as a median, up to 2100 at most
 SILENT = 1e-3  # norm of a gradient that teaches nothing; healthy runs have 2 to 30
@@ -120,7 +120,7 @@ def usual_rate(evidence: Evidence, chosen: Recipe) -> float:
     usual = evidence.usual
     if usual is None:
         return 1e-4
-    return usual.train.lr * sqrt(chosen.train.batch / usual.train.batch)
+    return usual.train.lr * rate_factor(chosen.train.batch, usual.train.batch)
 
 
 def _against_usual(evidence: Evidence, chosen: Recipe) -> tuple[str, float]:

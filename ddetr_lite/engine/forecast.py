@@ -84,19 +84,19 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     on_gpu = place.device.type == "cuda"
     try:
         step.gradient(pieces)
-        seconds = _update(step, on_gpu)
+        seconds = _update(step)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(place.device)
             step.gradient([largest(piece, recipe.augment) for piece in pieces])
-        start = _now(on_gpu)
+        start = place.now()
         for _ in range(STEPS):
             step.gradient(pieces)
-        seconds += (_now(on_gpu) - start) / STEPS
+        seconds += (place.now() - start) / STEPS
         model.eval()
         with torch.no_grad():
-            start = _now(on_gpu)
+            start = place.now()
             model(pieces[0].images)
-            looking = (_now(on_gpu) - start) / part * validation / place.size
+            looking = (place.now() - start) / part * validation / place.size
     except torch.cuda.OutOfMemoryError as error:
         raise ValueError(
             f"the largest batch does not fit into the memory of {torch.cuda.get_device_name(place.device)}: take each step in "
@@ -126,15 +126,15 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     )
 
 
-def _update(step: Step, on_gpu: bool) -> float:
+def _update(step: Step) -> float:
     """Seconds of an update by the gradient that lies there. Parameters are put back; the optimizers' moments stay for now."""
     parameters = [p for p in step.state.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     for _ in range(2):  # the first makes room for the moments
-        start = _now(on_gpu)
+        start = step.place.now()
         for optimizer in step.state.optimizers:
             optimizer.step()
-        seconds = _now(on_gpu) - start
+        seconds = step.place.now() - start
     with torch.no_grad():
         torch._foreach_copy_(parameters, before)
     return seconds
@@ -160,9 +160,3 @@ def _inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     limit = torch.tensor((size[1], size[0], size[1], size[0]), dtype=boxes.dtype)
     clipped = torch.minimum(boxes, limit)
     return torch.cat((torch.minimum(clipped[:, :2], clipped[:, 2:] - 1), clipped[:, 2:]), dim=1)
-
-
-def _now(on_gpu: bool) -> float:
-    if on_gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter()

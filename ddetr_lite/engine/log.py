@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ddetr_lite.writing import write_bytes
+
 
 class RunLog:
-    """Lines such as {"kind": "train", "step": 40, ...}; kinds are "start", "train", "evaluate" and "end".
+    """Lines such as {"kind": "train", "step": 40, ...}; kinds are "start", "forecast", "train", "skip",
+    "evaluate" and "watch".
 
     Every line is flushed at once. A run that goes on from step s first drops the lines beyond s (`rewind`).
     """
@@ -26,9 +29,7 @@ class RunLog:
             return
         last = {"evaluate": evaluated, "watch": evaluated}
         kept = [json.dumps(line) + "\n" for line in read_log(self.path) if line["step"] <= last.get(line["kind"], step)]
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(kept), encoding="utf-8")
-        fresh.replace(self.path)
+        write_bytes(self.path, "".join(kept).encode())
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Where the time of a training step goes, part by part, and what would make it shorter."""
 
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from ddetr_lite.datasets.loading import RunSampler, loader
-from ddetr_lite.engine.distributed import world
+from ddetr_lite.engine.distributed import World, world
 from ddetr_lite.engine.optimization import learning_rate
 from ddetr_lite.engine.recipes import Recipe
 from ddetr_lite.engine.train import Run
@@ -73,22 +72,17 @@ class Profile:
 class _Clock:
     """Adds up what has passed since the last mark, under a name; on a GPU it waits for what was started."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, place: World):
+        self.place = place
         self.parts: defaultdict[str, float] = defaultdict(float)
         self.last = 0.0
         self.forward_done = False  # of this step's first piece
 
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
     def start(self) -> None:
-        self.last = self.now()
+        self.last = self.place.now()
 
     def mark(self, name: str) -> None:
-        now = self.now()
+        now = self.place.now()
         self.parts[name] += now - self.last
         self.last = now
 
@@ -115,7 +109,7 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
         run = Run(recipe, Path(folder) / "run", resume=False, progress=False, place=place)
         sampler = RunSampler(run.order, 10**6, 0, place.rank, place.size, run.config.accumulate)
         batches = iter(loader(run.training, sampler, run.config.workers, place.device))
-        clock, model = _Clock(place.device), run.state.model.train()
+        clock, model = _Clock(place), run.state.model.train()
         rate = learning_rate(0, run.config, run.order.steps_per_epoch)
 
         def step() -> None:
@@ -132,10 +126,10 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
 
         for _ in range(WARM_UP):
             plain()
-        start = clock.now()
+        start = place.now()
         for _ in range(steps):
             plain()
-        whole = (clock.now() - start) / steps
+        whole = (place.now() - start) / steps
         transformer, backbone = getattr(model, "transformer", None), model.backbone
         backbone = backbone[0] if isinstance(backbone, nn.Sequential) else backbone
         hooks = clock.hook(backbone, "copying, normalising", "backbone")

@@ -22,6 +22,7 @@ from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, recipe_to_dict
 from ddetr_lite.models.presets import Model
+from ddetr_lite.writing import write_bytes
 
 NUMBERS = ("step", "best", "seconds", "bad_steps", "evaluated")
 
@@ -78,9 +79,7 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
     overwritten, or there is none to go on with.
     """
     last, log = folder / "last.pt", folder / "log.jsonl"
-    own = (
-        place.restarts > 0 and log.exists() and [line.get("torchrun") for line in read_log(log)][:1] == [torchrun_id()]
-    )
+    own = place.restarts > 0 and log.exists() and _begun_by(log) == torchrun_id()
     if resume or (own and last.exists()):
         if not last.exists():
             raise ValueError(f"nothing to resume: {last} does not exist; start without --resume")
@@ -103,6 +102,11 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
     return None
 
 
+def _begun_by(log: Path) -> str | None:
+    """The torchrun that its first line names."""
+    return next((line.get("torchrun") for line in read_log(log)), None)
+
+
 def torchrun_id() -> str:
     """The name of the torchrun that started this process, "" where none did: all its attempts have the same."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
@@ -123,9 +127,7 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write a JSON file, or leave the old one as it was."""
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_bytes(path, (json.dumps(content) + "\n").encode())
 
 
 def circumstances(

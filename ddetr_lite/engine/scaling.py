@@ -7,6 +7,15 @@ from dataclasses import replace
 from ddetr_lite.engine.recipes import Recipe
 
 
+def rate_factor(batch: int, usual: int) -> float:
+    """By how much the learning rate grows with the batch: its root.
+
+    Malladi et al. 2022: an adaptive optimizer divides by the noise of the gradient, which falls with the root of the batch.
+    (For plain SGD it would be the batch itself, Goyal et al. 2017.)
+    """
+    return math.sqrt(batch / usual)
+
+
 def follow(chosen: Recipe, base: Recipe, named: Collection[str]) -> tuple[Recipe, list[str]]:
     """The recipe with a learning rate and a schedule that suit its batch and epochs, and the reasons in a sentence each.
 
@@ -14,9 +23,7 @@ def follow(chosen: Recipe, base: Recipe, named: Collection[str]) -> tuple[Recipe
     """
     train, before, reasons = chosen.train, base.train, []
     if train.batch != before.batch and not {"lr", "muon_lr"} & set(named):
-        # Malladi et al. 2022: an adaptive optimizer divides by the noise of the gradient, which falls with the root of the
-        # batch. (For plain SGD it would be the batch itself, Goyal et al. 2017.)
-        factor = math.sqrt(train.batch / before.batch)
+        factor = rate_factor(train.batch, before.batch)
         train = replace(train, lr=_round(train.lr * factor), muon_lr=_round(train.muon_lr * factor))
         reasons.append(
             f"The learning rate follows the batch: {before.lr:g} × √({train.batch}/{before.batch}) = {train.lr:g} "

@@ -9,11 +9,9 @@ from matplotlib.figure import Figure
 
 from ddetr_lite.engine.recipes import recipe_from_dict, recipe_to_dict
 from ddetr_lite.engine.run_results import RunResults, read_run
-from ddetr_lite.plots.run_curves import METRIC_NAMES, plain
+from ddetr_lite.plots.run_curves import METRIC_NAMES, NONE, plain, score
 from ddetr_lite.plots.style import COLOURS, STYLE, panels
 from ddetr_lite.plots.training import smooth
-
-NONE = "–"
 
 
 def read_runs(paths: Sequence[str | Path]) -> dict[str, RunResults]:
@@ -38,7 +36,7 @@ def comparison(runs: Mapping[str, RunResults]) -> list[list[str]]:
     for which, name in (("best", "AP, best"), ("last", "AP, last")):
         for metric, short in METRIC_NAMES.items():
             label = name if metric == "AP" else f"  {short}"
-            rows.append([label, *(_metric(getattr(run, which), metric) for run in runs.values())])
+            rows.append([label, *(score(getattr(run, which), metric) for run in runs.values())])
     rows.append(["best at epoch", *(_number((run.best or {}).get("epoch")) for run in runs.values())])
     rows.append(["epochs", *(f"{run.steps / run.steps_per_epoch:.3g}" for run in runs.values())])
     rows.append(["steps", *(str(run.steps) for run in runs.values())])
@@ -103,12 +101,6 @@ def comparison_figure(runs: Mapping[str, RunResults]) -> Figure:
         handles, labels = axes[0].get_legend_handles_labels()
         drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 3), frameon=False)
     return drawn
-
-
-def _metric(line: Mapping[str, Any] | None, name: str) -> str:
-    """Three digits; a dash where it is not measured, or the set has no such objects."""
-    value = (line or {}).get(name, -1)
-    return f"{value:.3f}" if value >= 0 else NONE
 
 
 def _number(value: float | None, unit: float = 1, form: str = "{:.3g}") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.engine.repeat import command
-from ddetr_lite.engine.run_results import Line, RunResults, read_run
+from ddetr_lite.engine.run_results import RunResults, read_run
 from ddetr_lite.plots import run_curves
 from ddetr_lite.plots.page import (
     NOTHING,
@@ -105,8 +105,8 @@ def _machine_line(run: RunResults) -> str:
 def _numbers(run: RunResults) -> Html:
     best, values = run.best, {}
     if best is not None:
-        values = {"best AP": _ap(best, "AP"), "AP50": _ap(best, "AP50")}
-        values |= {f"AP {size}": _ap(best, f"AP_{size}") for size in ("small", "medium", "large")}
+        values = {"best AP": run_curves.score(best, "AP"), "AP50": run_curves.score(best, "AP50")}
+        values |= {f"AP {size}": run_curves.score(best, f"AP_{size}") for size in ("small", "medium", "large")}
         values["best at epoch"] = f"{best.get('epoch', run.epoch_of(best)):g}"
     epochs = run.recipe.get("train", {}).get("epochs")
     values["epochs"] = f"{run.steps / run.steps_per_epoch:.3g}" + (f" of {epochs}" if epochs else "")
@@ -131,12 +131,6 @@ def duration(seconds: float) -> str:
     if minutes >= 10:
         return f"{minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _ap(line: Line, name: str) -> str:
-    """Three digits; a dash where the set has no such objects."""
-    value = line.get(name, -1)
-    return f"{value:.3f}" if value >= 0 else "–"
 
 
 def _losses(run: RunResults) -> Html:

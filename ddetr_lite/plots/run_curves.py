@@ -12,6 +12,13 @@ from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, panels
 from ddetr_lite.plots.training import smooth
 
 METRIC_NAMES = {"AP": "AP", "AP50": "AP50", "AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
+NONE = "–"
+
+
+def score(line: Line | None, name: str) -> str:
+    """A metric of an evaluation: three digits; a dash where it was not measured, or the set has no such objects."""
+    value = (line or {}).get(name, -1)
+    return f"{value:.3f}" if value >= 0 else NONE
 
 
 def plain(text: str) -> str:
