@@ -434,6 +434,12 @@ def test_an_interrupted_run_goes_on(
     assert tree(fresh) == tree(folder)
 
 
+def _words(site: Site, folder: Path, images: int, val_images: int) -> list[str]:
+    """The command line of a download from the test's own server."""
+    counts = ["--images", str(images), "--val-images", str(val_images)]
+    return ["data", "coco", "--folder", str(folder), "--site", site.url, *counts]
+
+
 def test_ctrl_c_is_answered_in_one_line(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -441,18 +447,7 @@ def test_ctrl_c_is_answered_in_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ddetr_lite.cli.data_coco.fetch_many", interrupt)
-    words = [
-        "data",
-        "coco",
-        "--folder",
-        str(tmp_path / "coco"),
-        "--site",
-        site.url,
-        "--images",
-        "6",
-        "--val-images",
-        "3",
-    ]
+    words = _words(site, tmp_path / "coco", images=6, val_images=3)
     assert main(words) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
@@ -545,18 +540,7 @@ def test_a_class_that_coco_lacks_is_seen_before_anything_is_fetched(tmp_path: Pa
 def test_mistakes_are_answered_in_one_line(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    start = [
-        "data",
-        "coco",
-        "--folder",
-        str(tmp_path / "coco"),
-        "--site",
-        site.url,
-        "--val-images",
-        "1",
-        "--images",
-        "1",
-    ]
+    start = _words(site, tmp_path / "coco", images=1, val_images=1)
     assert main([*start, *words]) == 2
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1]

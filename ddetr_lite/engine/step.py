@@ -36,9 +36,8 @@ class Step:
         self.before: list[Tensor] = []
         if place.size > 1:
             named = inspect.signature(DistributedDataParallel).parameters
-            flag = (
-                "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
-            )  # before torch 2.13
+            # The second name is that of torch before 2.13.
+            flag = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
             devices = [place.device.index] if place.device.type == "cuda" else None
             options: dict[str, Any] = {flag: counting, "device_ids": devices, "gradient_as_bucket_view": True}
             self.shared = DistributedDataParallel(self.losses, **options)

@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from ddetr_lite.engine.log import read_log
+from ddetr_lite.engine.run_results import RunResults
 from ddetr_lite.plots.style import COLOURS, STYLE, panels, png
 
 
@@ -17,28 +18,12 @@ def training_curves(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
     with mpl.rc_context(STYLE):
         for i, (name, lines) in enumerate(runs.items()):
             colour = COLOURS[i % len(COLOURS)]
-            steps = [line for line in lines if line["kind"] == "train"]
-            scores = [line for line in lines if line["kind"] == "evaluate"]
-            start = next((line for line in lines if line["kind"] == "start"), {})
-            epochs = start.get("recipe", {}).get("train", {}).get("epochs", 1)
-            per_epoch = max(start.get("steps_in_all", 1) / epochs, 1)
-            at = [line["step"] / per_epoch for line in steps]
-            axes[0].plot(at, smooth([line["loss"] for line in steps]), color=colour, label=name)
-            axes[1].plot(
-                [s["step"] / per_epoch for s in scores],
-                [s["AP"] for s in scores],
-                "o-",
-                color=colour,
-                label=name,
-            )
-            axes[1].plot(
-                [s["step"] / per_epoch for s in scores],
-                [s["AP50"] for s in scores],
-                "--",
-                color=colour,
-                alpha=0.6,
-            )
-            axes[2].plot(at, [line["lr"] for line in steps], color=colour, label=name)
+            run = RunResults(Path(), lines)
+            at, scored = ([run.epoch_of(line) for line in part] for part in (run.train, run.evaluations))
+            axes[0].plot(at, smooth([line["loss"] for line in run.train]), color=colour, label=name)
+            axes[1].plot(scored, [line["AP"] for line in run.evaluations], "o-", color=colour, label=name)
+            axes[1].plot(scored, [line["AP50"] for line in run.evaluations], "--", color=colour, alpha=0.6)
+            axes[2].plot(at, [line["lr"] for line in run.train], color=colour, label=name)
         axes[0].set(title="Loss (sum of all terms)", xlabel="epoch", ylim=(0, None))
         axes[1].set(title="AP (dashed: AP50)", xlabel="epoch", ylim=(0, 1))
         axes[2].set(title="Learning rate", xlabel="epoch", ylim=(0, None))

@@ -190,7 +190,7 @@ def _losses(
     whole: Counts | None = None,
 ) -> dict[str, Tensor]:
     logits, boxes, targets = problem
-    options = {}
+    options = {}  # given where it is needed only: a learner's own `classification_losses` has no such argument
     if whole is not None and loss.kind == "softmax":
         queries = logits.shape[2] * whole.pictures
         options["weight_sum"] = whole.objects + loss.no_object * (queries - whole.objects)
