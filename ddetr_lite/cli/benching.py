@@ -1,12 +1,20 @@
-"""`ddetr-lite bench`: what is claimed about speed, measured by anyone."""
+"""`ddetr-lite bench`: what is claimed about speed and accuracy, measured by anyone."""
 
 from ddetr_lite.cli.parsing import Mistake, parse, take_positional
 
+STUDIES = ("convergence",)
+SPEED = ("msda", "step", "input")
+
 
 def bench(words: list[str]) -> None:
-    """Measure what is claimed about speed: `ddetr-lite bench msda`, `bench step`, `bench input`."""
+    """Measure what is claimed: speed (`ddetr-lite bench msda`, `step`, `input`), convergence (`bench convergence`)."""
     command = " ".join(["ddetr-lite bench", *words])
-    what, words = take_positional(words, "WHAT", "one of msda, step, input", "bench msda")
+    what, words = take_positional(words, "WHAT", f"one of {', '.join(SPEED + STUDIES)}", "bench msda")
+    if what in STUDIES:
+        from ddetr_lite.cli.bench_study import bench_study
+
+        bench_study(what, words, command)
+        return
     if what == "step":
         from ddetr_lite.benchmarks import step
 
@@ -18,7 +26,7 @@ def bench(words: list[str]) -> None:
         pictures.run(parse(pictures.InputOptions, words, "ddetr-lite bench input"), command)
         return
     if what != "msda":
-        raise Mistake(f"bench {what!r} is unknown: choose msda, step or input")
+        raise Mistake(f"bench {what!r} is unknown: choose one of {', '.join(SPEED + STUDIES)}")
     from ddetr_lite.benchmarks import msda
 
     options = parse(msda.MsdaOptions, words, "ddetr-lite bench msda")

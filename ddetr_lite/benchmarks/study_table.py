@@ -1,0 +1,124 @@
+"""A study's results in words: a table in Markdown, the factors in epochs, the search, and the command behind each row."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddetr_lite.benchmarks.run_study import command_of
+from ddetr_lite.benchmarks.study import PlannedRun, Row, Study
+from ddetr_lite.benchmarks.study_results import Factor, Outcome, Spread, factors, outcomes, rates, searched, spread
+
+METRICS = {"AP": "AP", "AP50": "AP50", "AP_small": "AP small", "AP_medium": "AP medium", "AP_large": "AP large"}
+NONE = "–"
+
+
+def tables(study: Study, folder: Path, costs: Mapping[str, Any] | None = None) -> str:
+    """The whole page. costs: what `cost.costs` found, by row; {} or None where it was not measured."""
+    found = outcomes(study, folder)
+    parts = [f"# {study.title}", study.method, "## Average precision", markdown(scores_table(study, found))]
+    if costs:
+        parts += ["## Cost", markdown(cost_table(study, costs))]
+    others = [row for row in study.rows if row.name != study.baseline]
+    lines = [
+        sentence
+        for row in others
+        for metric in ("AP", "AP_small")
+        for sentence in _factors(study, found, row, metric, costs)
+    ]
+    if lines:
+        parts += [f"## How many times as many epochs {study.row(study.baseline).label} takes", "\n".join(lines)]
+    chosen = rates(study, folder)
+    trial = [[run.row.label, _rates(run), f"{ap:.3f}", "×" if chosen.get(run.row.name) == run.rate else ""]
+             for run, ap in searched(study, folder)]  # fmt: skip
+    parts += ["## The search for the learning rates", markdown([["model", "learning rates", "AP", "chosen"], *trial])]
+    parts += ["## Commands", *(_commands(found, row) for row in study.rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def scores_table(study: Study, found: Sequence[Outcome]) -> list[list[str]]:
+    """A line for each row and length: AP at the end, mean and spread over seeds; and what the paper has."""
+    paper = any(row.paper for row in study.rows)
+    lines = [["model", "epochs", "seeds", *METRICS.values(), *(["paper: AP (S / M / L)"] if paper else [])]]
+    for row in study.rows:
+        for epochs in row.epochs:
+            scores = [spread(found, row, epochs, metric) for metric in METRICS]
+            if scores[0] is None:
+                continue
+            cells = [NONE if s is None else f"{s:.3f}" for s in scores]
+            lines.append(
+                [row.label, str(epochs), str(len(scores[0].values)), *cells, *([_paper(row)] if paper else [])]
+            )
+    return lines
+
+
+def cost_table(study: Study, costs: Mapping[str, Any]) -> list[list[str]]:
+    """What the rows cost; speeds as multiples of the baseline's."""
+    base = costs[study.baseline]
+    on_gpu = "peak_bytes" in base
+    memory = "peak memory, MB" if on_gpu else "kept for backward, MB"
+    lines = [["model", "parameters", "multiply-adds a picture", memory, "training speed", "speed of finding"]]
+    for row in study.rows:
+        if row.name in costs:
+            cost = costs[row.name]
+            lines.append([
+                row.label, f"{cost['parameters'] / 1e6:.2f}M", f"{cost['multiply_adds'] / 1e6:,.0f}M",
+                f"{cost['peak_bytes' if on_gpu else 'activation_bytes'] / 1e6:.0f}",
+                f"{_ratio(base, cost, 'step_seconds'):.2f}×", f"{base['picture_seconds'] / cost['picture_seconds']:.2f}×",
+            ])  # fmt: skip
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first line is its head."""
+    head, *rest = lines
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rest))
+
+
+def _ratio(base: Mapping[str, float], cost: Mapping[str, float], what: str) -> float:
+    """How many times as fast as the baseline, picture for picture."""
+    return (base[what] / base["batch"]) / (cost[what] / cost["batch"])
+
+
+def _factors(
+    study: Study, found: Sequence[Outcome], row: Row, metric: str, costs: Mapping[str, Any] | None
+) -> list[str]:
+    return [f"- {_sentence(study, row, factor, costs)}" for factor in factors(study, found, row, metric)]
+
+
+def _sentence(study: Study, row: Row, factor: Factor, costs: Mapping[str, Any] | None) -> str:
+    base = study.row(study.baseline)
+    start = f"{METRICS[factor.metric]} {factor.target:.3f} of {base.label} after {factor.baseline_epochs} epochs: {row.label} "
+    if factor.factor is None:
+        return start + f"does not reach it in {row.epochs[-1]} epochs with every seed."
+    needed = Spread(tuple(e for e in factor.needed if e is not None))
+    bound = "at most " if factor.at_most else ""
+    text = (
+        start + f"needs {bound}{needed:.1f} epochs, a factor of {'at least ' if bound else ''}**{factor.factor:.1f}**"
+    )
+    if costs and row.name in costs:
+        speed = _ratio(costs[base.name], costs[row.name], "step_seconds")
+        text += f" in epochs and {Spread(tuple(v * speed for v in factor.factor.values)):.1f} in time"
+    return text + "."
+
+
+def _paper(row: Row) -> str:
+    if not row.paper:
+        return NONE
+    parts = " / ".join(f"{row.paper[f'AP_{size}']:.1f}" for size in ("small", "medium", "large"))
+    return f"{row.paper['AP']:.1f} ({parts})"
+
+
+def _rates(run: PlannedRun) -> str:
+    train = run.recipe.train
+    return f"{train.lr:g}, Muon {train.muon_lr:g}" if train.optimizer == "muon" else f"{train.lr:g}"
+
+
+def _commands(found: Sequence[Outcome], row: Row) -> str:
+    """The commands that train a row's runs, each alone: seeds differ in nothing else, so one stands for all."""
+    runs = [o.run for o in found if o.run.row.name == row.name and o.run.seed == 0]
+    if not runs:
+        return ""
+    return "\n".join(
+        [f"{row.label} (other seeds: `--seed 1`, ...):", "", "```", *(command_of(r, Path("runs")) for r in runs), "```"]
+    )

@@ -1,0 +1,74 @@
+"""The curves of a study: average precision against the length of the schedule, as in figure 3 of Deformable DETR."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ddetr_lite.benchmarks.study import Row, Study
+from ddetr_lite.benchmarks.study_results import Outcome, spread
+from ddetr_lite.plots.style import COLOURS, STYLE, panels
+
+PANELS = {"AP": "AP", "AP_small": "AP of small objects"}
+
+
+def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any] | None = None) -> Figure:
+    """AP at the end of each schedule against its epochs; AP of small objects; and AP against the time of training.
+
+    A thick line joins the ends of schedules (mean over seeds, bars from the lowest to the highest), thin ones show each
+    run on its way. The third panel is drawn where costs are known; its unit is the time of the baseline's epoch.
+    """
+    timed = costs is not None and all(row.name in costs for row in study.rows)
+    drawn, axes = panels(3 if timed else 2, height=3.2)
+    with mpl.rc_context(STYLE):
+        for i, row in enumerate(study.rows):
+            colour = COLOURS[i % len(COLOURS)]
+            for ax, metric in zip(axes, PANELS, strict=False):
+                _row(ax, row, found, metric, colour, 1.0)
+            if timed:
+                assert costs is not None
+                _row(axes[2], row, found, "AP", colour, _epoch(costs, row.name) / _epoch(costs, study.baseline))
+        for ax, title in zip(axes, PANELS.values(), strict=False):
+            ax.set(title=title, xlabel="epochs")
+        if timed:
+            axes[2].set(title="AP against time", xlabel=f"time, in epochs of {study.row(study.baseline).label}")
+        ticks = sorted({epochs for row in study.rows for epochs in row.epochs})
+        for ax in axes:
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ticks, [str(tick) for tick in ticks])
+            ax.minorticks_off()
+            ax.set_ylim(0, None)
+            ax.grid(axis="y")
+        handles, labels = axes[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+    return drawn
+
+
+def _epoch(costs: Mapping[str, Any], row: str) -> float:
+    return float(costs[row]["step_seconds"] / costs[row]["batch"])
+
+
+def _row(ax: Axes, row: Row, found: Sequence[Outcome], metric: str, colour: str, scale: float) -> None:
+    """One row's lines in one panel; `scale` stretches the epochs."""
+    for outcome in found:
+        if outcome.run.row.name == row.name:
+            way = [line for line in outcome.results.evaluations if line[metric] >= 0]
+            ax.plot(
+                [scale * outcome.results.epoch_of(line) for line in way], [line[metric] for line in way],
+                color=colour, alpha=0.25, linewidth=0.8,
+            )  # fmt: skip
+    ends = [(epochs, s) for epochs in row.epochs if (s := spread(found, row, epochs, metric)) is not None]
+    means = [s.mean for _, s in ends]
+    below = [s.mean - min(s.values) for _, s in ends]
+    above = [max(s.values) - s.mean for _, s in ends]
+    ax.errorbar(
+        [scale * epochs for epochs, _ in ends],
+        means,
+        yerr=[below, above],
+        fmt="o-",
+        color=colour,
+        capsize=3,
+        label=row.label,
+    )
