@@ -259,6 +259,9 @@ RECIPES += [
         changed("coco", "deformable-detr-single-scale-dc5", group_orientations=True, optimizer="muon"),
         augment=replace(recipe("coco").augment, short_sides=(), crop=False),
     ),
+    # A new batch or length, and a learning rate or drop that does not follow it.
+    replace(recipe("shapes"), train=replace(recipe("shapes").train, batch=4)),
+    replace(recipe("coco"), train=replace(recipe("coco").train, epochs=25, batch=16)),
     replace(
         changed("shapes", None),
         model=replace(

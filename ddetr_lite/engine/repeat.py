@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ddetr_lite.engine.recipes import Recipe, recipe, recipe_from_dict, recipe_names
+from ddetr_lite.engine.scaling import follow
 from ddetr_lite.models.presets import ROWS
 
 
@@ -21,14 +22,18 @@ def command(values: dict[str, Any], row: str, out: str = "runs/again") -> str:
     if wanted.name not in recipe_names():
         raise ValueError(f"recipe {wanted.name!r} has no name on the command line: it was made in Python")
     starts = [([], recipe(wanted.name)), *((["--model", r], recipe(wanted.name, r)) for r in ROWS if r == row)]
-    words = min((option + difference(wanted, base) for option, base in starts if _same_model(wanted, base)), key=len)
+    words = min((option + _words(wanted, base) for option, base in starts if _same_model(wanted, base)), key=len)
     return shlex.join(["ddetr-lite", "train", wanted.name, *words, "--out", out])
 
 
-def difference(wanted: Recipe, base: Recipe) -> list[str]:
+def _words(wanted: Recipe, base: Recipe) -> list[str]:
     """The options that lead from one recipe to another with a model of the same architecture."""
     parts = ("model", "data", "augment", "train")
-    return [word for part in parts for word in _options(getattr(wanted, part), getattr(base, part), "")]
+    words = [word for part in parts for word in _options(getattr(wanted, part), getattr(base, part), "")]
+    named = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    followed, _ = follow(wanted, base, named)
+    # What would follow a new batch or length by itself is given too, where this recipe has it otherwise.
+    return words + _options(wanted.train, followed.train, "")
 
 
 def _same_model(wanted: Recipe, base: Recipe) -> bool:
