@@ -239,6 +239,9 @@ def test_another_model_than_the_files() -> None:
     with pytest.raises(ValueError, match="class loss 'softmax'"):
         to_official(build(replace(SMALL["refine"], loss=DETR_LOSS), 7))
     two_stage: Any = SMALL["two_stage"]
+    alone = build(replace(two_stage, own_level=True), 7)
+    with pytest.raises(ValueError, match=r"own_level=True, an ablation"):
+        to_official(alone)
     larger = build(replace(two_stage, anchor_size=0.1), 7)
     with pytest.raises(ValueError, match=r"anchor_size=0\.1, the official one 0\.05"):
         to_official(larger)

@@ -335,6 +335,51 @@ def test_padding_has_no_influence_on_real_tokens() -> None:
     torch.testing.assert_close(after[~padding], before[~padding])
 
 
+def test_attention_on_the_own_level_is_the_single_level_one_on_each() -> None:
+    """With the weights of one single-level attention, level by level, padding included."""
+    torch.manual_seed(0)
+    layer = DeformableEncoderLayer(16, heads=2, hidden=8, levels=3, points=2, dropout=0.0, own_level=True)
+    randomise(layer)
+    alone = DeformableAttention(16, heads=2, points=2)
+    alone.load_state_dict(layer.self_attn.state_dict())
+    x, position = torch.randn(2, 2, TOKENS, 16)
+    mask = torch.rand(2, TOKENS) < 0.3
+    reference = torch.rand(2, TOKENS, 3, 2)
+    attended, start = [], 0
+    for level, (h, w) in enumerate(LEVELS):
+        own = slice(start, start + h * w)
+        start += h * w
+        query = x[:, own] + position[:, own]
+        attended.append(alone(query, reference[:, own, level : level + 1], x[:, own], [(h, w)], mask[:, own]))
+    expected = layer.norm1(x + torch.cat(attended, dim=1))
+    expected = layer.norm2(expected + layer.feed_forward(expected))
+    torch.testing.assert_close(layer(x, position, reference, LEVELS, mask), expected)
+
+
+def test_on_the_own_level_nothing_comes_from_the_others() -> None:
+    torch.manual_seed(0)
+    x, position = torch.randn(2, 1, TOKENS, 16)
+    changed = x.clone()
+    changed[:, 15:] += 1  # the second and third level
+    for own_level in (True, False):
+        encoder = DeformableEncoder(16, 2, 8, levels=3, points=2, layers=2, dropout=0.0, own_level=own_level)
+        randomise(encoder)
+        first, second = (
+            encoder(tokens, position, LEVELS, torch.ones(1, 3, 2), None)[:, :15] for tokens in (x, changed)
+        )
+        assert torch.equal(first, second) == own_level
+
+
+def test_scattered_offsets_lie_anywhere_within_the_compass() -> None:
+    attention = MultiScaleDeformableAttention(32, heads=8, levels=2, points=3)
+    attention.scatter_offsets()
+    offsets = attention.sampling_offsets.bias.detach().view(8, 2, 3, 2)
+    assert offsets.abs().max() <= 3
+    assert offsets.abs().max() > 2  # of 96 numbers, all would be this small once in 10^17
+    assert offsets.unique().numel() == offsets.numel()
+    assert attention.sampling_offsets.weight.eq(0).all()  # every query starts from them
+
+
 @pytest.mark.parametrize("kind", ["points", "boxes"])
 def test_decoder_layer_by_hand(kind: str) -> None:
     """Self-attention first, whose norm is called norm2."""

@@ -46,6 +46,7 @@ CONFIGS: dict[str, DetrConfig | DeformableDetrConfig] = {
     "deformable + refinement": replace(DEFORMABLE, refine=True),
     "deformable ++ two-stage": replace(DEFORMABLE, refine=True, two_stage=True),
     "deformable with hints": replace(DEFORMABLE, refine=True, two_stage=True, hints=2),
+    "deformable, each level by itself": replace(DEFORMABLE, own_level=True, scattered=True),
     "deformable softmax": replace(DEFORMABLE, levels=2, loss=DETR_LOSS),
 }
 CLASSES = 5

@@ -35,7 +35,7 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
     """Train what is missing in `folder`, `jobs` runs at a time with `threads` threads each (0: torch's choice).
 
     minutes: stop the runs after so long; the next call goes on with them. Returns whether all is done. A run that fails is
-    named with the last line that it wrote, in a RuntimeError at the end, after all others had their turn.
+    named with the last line that it wrote, in a ChildProcessError at the end, after all others had their turn.
     """
     prepare(study)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
         for started in running:
             started.process.wait()
     if failed:
-        raise RuntimeError(
+        raise ChildProcessError(
             "; ".join(f"run {name} failed: {line}" for name, line in failed.items()) + f" (see {folder}/NAME.txt)"
         )
     return not open_runs(study, scores_in(study, folder))

@@ -64,8 +64,8 @@ def to_official(model: SetModel) -> dict[str, Tensor]:
     """The model's weights under all official names: what stands under "model" in the authors' files.
 
     Own names refer to the model's tensors, second names are copies. Raises ValueError where the official model would
-    answer differently: for another class loss, whose last logit would be taken for "no object" or the other way round, and
-    for another `anchor_size`.
+    answer differently: for another class loss, whose last logit would be taken for "no object" or the other way round, for
+    another `anchor_size`, and for `own_level`.
     """
     _check_meaning(model)
     state = {k: v.detach() for k, v in model.state_dict().items() if not k.endswith(_COUNTERS)}
@@ -188,6 +188,10 @@ def _check_meaning(model: SetModel) -> None:
         raise ValueError(
             f"this {type(model).__name__} has anchor_size={config.anchor_size}, the official one {official}: its first stage "
             f"would propose other boxes there, so it cannot be converted; train with --anchor-size {official}"
+        )
+    if isinstance(config, DeformableDetrConfig) and config.own_level:
+        raise ValueError(
+            "this DeformableDetr has own_level=True, an ablation that the official one does not know: it cannot be converted"
         )
 
 

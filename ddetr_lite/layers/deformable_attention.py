@@ -77,6 +77,10 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
+    def scatter_offsets(self) -> None:
+        """Start from offsets drawn anywhere within the compass's reach, instead of the compass: for ablations."""
+        nn.init.uniform_(self.sampling_offsets.bias, -self.points, self.points)
+
     def samples(self, query: Tensor, reference: Tensor, level_shapes: LevelShapes) -> tuple[Tensor, Tensor]:
         """Where the queries look, and how much: locations (B, N_q, M, L, P, 2) and weights (B, N_q, M, L, P).
 

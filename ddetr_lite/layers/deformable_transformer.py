@@ -70,19 +70,37 @@ def encoder_reference_points(level_shapes: LevelShapes, ratios: Tensor) -> Tenso
 
 
 class DeformableEncoderLayer(FeedForward):
-    """Every token looks at P points around itself on every level, then thinks alone."""
+    """Every token looks at P points around itself on every level, then thinks alone.
 
-    def __init__(self, dim: int, heads: int, hidden: int, levels: int, points: int, dropout: float = 0.1):
+    own_level: it looks at its own level only, as in the paper's table 2 without multi-scale attention.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, hidden: int, levels: int, points: int, dropout: float = 0.1, own_level: bool = False
+    ):
         super().__init__(dim, hidden, dropout, norms=2)
-        self.self_attn = MultiScaleDeformableAttention(dim, heads, levels, points)
+        self.own_level = own_level
+        self.self_attn = MultiScaleDeformableAttention(dim, heads, 1 if own_level else levels, points)
 
     def forward(
         self, x: Tensor, position: Tensor, reference: Tensor, level_shapes: LevelShapes, padding_mask: Tensor | None
     ) -> Tensor:
         """x, position: (B, N, d); reference: (B, N, L, 2); padding_mask: (B, N). Returns (B, N, d)."""
-        attended = self.self_attn(with_position(x, position), reference, x, level_shapes, padding_mask)
+        attend = self._attend_on_own_level if self.own_level else self.self_attn
+        attended = attend(with_position(x, position), reference, x, level_shapes, padding_mask)
         x = self.norm1(x + self.drop(attended))
         return self.norm2(x + self.drop(self.feed_forward(x)))
+
+    def _attend_on_own_level(
+        self, query: Tensor, reference: Tensor, x: Tensor, level_shapes: LevelShapes, padding_mask: Tensor | None
+    ) -> Tensor:
+        """The same attention on each level by itself."""
+        sizes = [h * w for h, w in level_shapes]
+        masks = [None] * len(sizes) if padding_mask is None else padding_mask.split(sizes, dim=1)
+        parts = zip(*(t.split(sizes, dim=1) for t in (query, reference, x)), masks, level_shapes, strict=True)
+        return torch.cat(
+            [self.self_attn(q, r[:, :, [i]], v, [shape], mask) for i, (q, r, v, mask, shape) in enumerate(parts)], dim=1
+        )
 
 
 class DeformableDecoderLayer(FeedForward):
@@ -119,10 +137,20 @@ class DeformableDecoderLayer(FeedForward):
 class DeformableEncoder(nn.Module):
     """A stack of `DeformableEncoderLayer`."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, levels: int, points: int, layers: int, dropout: float = 0.1):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        levels: int,
+        points: int,
+        layers: int,
+        dropout: float = 0.1,
+        own_level: bool = False,
+    ):
         super().__init__()
         self.layers = nn.ModuleList(
-            DeformableEncoderLayer(dim, heads, hidden, levels, points, dropout) for _ in range(layers)
+            DeformableEncoderLayer(dim, heads, hidden, levels, points, dropout, own_level) for _ in range(layers)
         )
 
     def forward(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.ops import FrozenBatchNorm2d
 
-SMALL = "small"
+OWN = {"small": (32, 64, 128, 128), "tiny": (16, 32, 64, 64)}
+"""Our own networks for training from scratch: channels of the stages at strides 4, 8, 16 and 32."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class BackboneConfig:
     """Which network, and where its weights come from."""
 
     name: str = "resnet50"
-    """A torchvision classification network (resnet50, mobilenet_v2, ...), or "small", our own for small pictures."""
+    """A torchvision classification network (resnet50, mobilenet_v2, ...), or "small" or "tiny", our own."""
     weights: str = "none"
     """"imagenet" (downloaded), a URL, a file with torchvision's keys, or "none"."""
     frozen: bool = True
@@ -52,7 +53,7 @@ class ResidualBlock(nn.Module):
         return (self.norm2(self.conv2(y)) + self.downsample(x)).relu()
 
 
-def small_network(widths: Sequence[int] = (32, 64, 128, 128), blocks: Sequence[int] = (1, 2, 2, 1)) -> nn.Sequential:
+def small_network(widths: Sequence[int] = OWN["small"], blocks: Sequence[int] = (1, 2, 2, 1)) -> nn.Sequential:
     """A residual network with stages at strides 4, 8, 16 and 32, under torchvision's names for them."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv1"] = nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)
@@ -136,14 +137,14 @@ class Backbone(nn.Module):
 
 
 def _network(name: str) -> nn.Module:
-    if name == SMALL:
-        return small_network()
+    if name in OWN:
+        return small_network(OWN[name])
     known = list_models(module=torchvision.models)
     if name not in known:
         near = get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()"
         raise ValueError(
-            f"backbone {name!r} is neither {SMALL!r} nor one of torchvision's classification models: {hint}"
+            f"backbone {name!r} is neither 'small' nor 'tiny' nor one of torchvision's classification models: {hint}"
         )
     return get_model(name, weights=None)
 
@@ -217,9 +218,9 @@ def _read_weights(config: BackboneConfig) -> tuple[dict[str, Tensor], str]:
     """A state dict and where it came from. Raises ValueError with the remedy when it cannot be had."""
     source = config.weights
     if source == "imagenet":
-        if config.name == SMALL:
+        if config.name in OWN:
             raise ValueError(
-                f"backbone {SMALL!r} has no ImageNet weights: set weights='none' and train it from scratch"
+                f"backbone {config.name!r} has no ImageNet weights: set weights='none' and train it from scratch"
             )
         # The first version of each, as in both papers; later ones were trained with stronger recipes.
         source = next(iter(get_model_weights(config.name))).url

@@ -57,6 +57,10 @@ class DeformableDetrConfig:
     hints: int = 0
     """Training only, not in the paper: for each object so many more queries that start near its box (`models.hints`).
     Learns much faster from few pictures. Needs `two_stage`."""
+    own_level: bool = False
+    """Ablation (table 2): a token of the encoder looks at its own level only. Queries still look at all."""
+    scattered: bool = False
+    """Ablation: sampling offsets start anywhere within the compass's reach, instead of at the compass."""
     loss: SetLoss = DEFORMABLE_DETR_LOSS
 
 
@@ -66,7 +70,7 @@ class DeformableTransformer(nn.Module):
     def __init__(self, config: DeformableDetrConfig):
         super().__init__()
         sizes = (config.dim, config.heads, config.hidden, config.levels, config.points)
-        self.encoder = DeformableEncoder(*sizes, config.encoder_layers, config.dropout)
+        self.encoder = DeformableEncoder(*sizes, config.encoder_layers, config.dropout, config.own_level)
         self.decoder = DeformableDecoder(*sizes, config.decoder_layers, config.dropout)
         self.level_embed = nn.Parameter(torch.empty(config.levels, config.dim))
         if config.two_stage:
@@ -82,6 +86,8 @@ class DeformableTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, MultiScaleDeformableAttention):
                 module.reset_parameters()
+                if config.scattered:
+                    module.scatter_offsets()
         nn.init.normal_(self.level_embed)
         if not config.two_stage:
             nn.init.zeros_(self.reference_points.bias)

@@ -1,0 +1,279 @@
+"""Studies: which runs are wanted, what their logs say, and the factor between two models. Only one test trains."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddetr_lite.benchmarks import run_study
+from ddetr_lite.benchmarks.studies import CONVERGENCE, PAPER, STUDIES
+from ddetr_lite.benchmarks.study import PlannedRun, Row, Study, chosen_rate, counted_runs, open_runs, search_runs
+from ddetr_lite.benchmarks.study_results import Spread, epochs_for, factors, finished, outcomes, scores_in, spread
+from ddetr_lite.benchmarks.study_table import markdown, tables
+from ddetr_lite.cli import main
+from ddetr_lite.cli.benching import STUDIES as NAMES
+from ddetr_lite.datasets.shapes import ShapesConfig
+from ddetr_lite.engine.recipes import check, recipe, recipe_to_dict
+from ddetr_lite.models.presets import ROWS
+
+SLOW = Row("slow", "Slow", recipe("shapes", "detr"), (4, 8))
+QUICK = Row("quick", "Quick", recipe("shapes", "deformable-detr"), (2, 4))
+STUDY = Study("trial", "A trial", "The method.", (SLOW, QUICK), "slow", search_epochs=4, seeds=2)
+
+
+def scores_of(row: Row, found: dict[float, float]) -> dict[str, float]:
+    """Of a row's search: multiple → AP."""
+    return {PlannedRun(row, rate, STUDY.search_epochs, 0).name: ap for rate, ap in found.items()}
+
+
+def write_run(
+    folder: Path, run: PlannedRun, ap: float, steps: int = 100, done: int | None = None, **changes: Any
+) -> Path:
+    """A log as training leaves it, of a run that came to step `done`."""
+    chosen = recipe_to_dict(run.recipe)
+    chosen["train"] = {**chosen["train"], **changes}
+    metrics = {"AP": ap, "AP50": min(1.0, ap * 1.3), "AP75": ap, "AP_small": ap / 2, "AP_medium": ap, "AP_large": -1.0}
+    done = steps if done is None else done
+    lines: list[dict[str, Any]] = [
+        {"kind": "start", "step": 0, "recipe": chosen, "steps_in_all": steps, "parameters": 1000},
+        {"kind": "evaluate", "step": done // 2, "epoch": 1, "train_seconds": 1.0, **metrics, "AP": 0.9},
+        {"kind": "evaluate", "step": done, "epoch": 2, "train_seconds": 2.0, **metrics},
+    ]
+    (folder / run.name).mkdir(parents=True)
+    path = folder / run.name / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_study(folder: Path) -> None:
+    """Rate 1 wins both searches; AP rises with the epochs, and is the same whatever the seed but for a hundredth."""
+    for row, ends in ((SLOW, {4: 0.2, 8: 0.4}), (QUICK, {2: 0.2, 4: 0.5})):
+        for rate in (0.5, 2.0):
+            write_run(folder, PlannedRun(row, rate, 4, 0), 0.1)
+        for seed in (0, 1):
+            for epochs, ap in ends.items():
+                write_run(folder, PlannedRun(row, 1.0, epochs, seed), ap + 0.01 * seed)
+
+
+def test_search_begins_with_three_rates_and_goes_on_beyond_an_edge() -> None:
+    rates = [run.rate for run in search_runs(STUDY, SLOW, {})]
+    assert rates == [0.5, 1.0, 2.0]
+    inside = scores_of(SLOW, {0.5: 0.1, 1.0: 0.3, 2.0: 0.2})
+    assert [run.rate for run in search_runs(STUDY, SLOW, inside)] == rates
+    assert chosen_rate(STUDY, SLOW, inside) == 1.0
+    above = scores_of(SLOW, {0.5: 0.1, 1.0: 0.2, 2.0: 0.3})
+    assert [run.rate for run in search_runs(STUDY, SLOW, above)] == [*rates, 4.0]
+    assert chosen_rate(STUDY, SLOW, above) is None
+    assert chosen_rate(STUDY, SLOW, above | scores_of(SLOW, {4.0: 0.25})) == 2.0
+    below = scores_of(SLOW, {0.5: 0.3, 1.0: 0.2, 2.0: 0.1})
+    assert [run.rate for run in search_runs(STUDY, SLOW, below)] == [*rates, 0.25]
+    assert chosen_rate(STUDY, SLOW, below | scores_of(SLOW, {0.25: 0.31, 0.125: 0.1})) == 0.25
+    rising = scores_of(SLOW, {0.5: 0.1, 1.0: 0.2, 2.0: 0.3, 4.0: 0.4, 8.0: 0.5})
+    assert [run.rate for run in search_runs(STUDY, SLOW, rising)] == [*rates, 4.0, 8.0]  # and no further
+    assert chosen_rate(STUDY, SLOW, rising) == 8.0
+
+
+def test_runs_come_search_first_then_seed_by_seed() -> None:
+    assert [run.name for run in open_runs(STUDY, {})][:2] == [
+        "slow-4-epochs-rate-0.5-seed-0",
+        "slow-4-epochs-rate-1-seed-0",
+    ]
+    assert len(open_runs(STUDY, {})) == 6
+    known = scores_of(SLOW, {0.5: 0.1, 1.0: 0.3, 2.0: 0.2})
+    # Of the row whose rate is known the counted runs join in; the search's own run at that rate counts, and is not done again.
+    assert [run.name for run in open_runs(STUDY, known)][3:] == [
+        "slow-8-epochs-rate-1-seed-0", "slow-4-epochs-rate-1-seed-1", "slow-8-epochs-rate-1-seed-1"
+    ]  # fmt: skip
+    known |= scores_of(QUICK, {0.5: 0.1, 1.0: 0.2, 2.0: 0.3, 4.0: 0.1})
+    names = [(run.row.name, run.rate, run.epochs, run.seed) for run in counted_runs(STUDY, known)]
+    assert names == [
+        (n, r, e, s) for s in (0, 1) for n, r, ends in (("slow", 1, (4, 8)), ("quick", 2, (2, 4))) for e in ends
+    ]
+
+
+def test_a_row_can_take_the_rate_of_another() -> None:
+    variant = Row("variant", "Variant", QUICK.recipe, (4,), rate_of="slow")
+    study = replace(STUDY, rows=(SLOW, variant))
+    assert {run.row.name for run in open_runs(study, {})} == {"slow"}
+    known = scores_of(SLOW, {0.5: 0.1, 1.0: 0.2, 2.0: 0.3, 4.0: 0.1})
+    assert [run.rate for run in counted_runs(study, known) if run.row is variant] == [2.0, 2.0]
+
+
+def test_recipe_of_a_run() -> None:
+    base, changed = SLOW.recipe.train, PlannedRun(SLOW, 2.0, 8, 3).recipe.train
+    assert changed == replace(base, epochs=8, seed=3, lr=2 * base.lr, muon_lr=2 * base.muon_lr)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_studies_can_be_trained_and_typed(name: str) -> None:
+    """Every row's recipe is valid, can be written as a command line, and shares what the method says is equal."""
+    study = STUDIES[name]
+    study.row(study.baseline)
+    for row in study.rows:
+        check(row.recipe)
+        assert list(row.epochs) == sorted(row.epochs)
+        assert not row.rate_of or not study.row(row.rate_of).rate_of
+        words = run_study.command_of(PlannedRun(row, 2.0, row.epochs[0], 1), Path("runs"))
+        assert words.startswith(f"ddetr-lite train {row.recipe.name} ")
+        assert "--seed 1" in words
+        assert (row.recipe.data, row.recipe.augment) == (study.rows[0].recipe.data, study.rows[0].recipe.augment)
+        assert row.recipe.train.batch == study.rows[0].recipe.train.batch
+
+
+def test_convergence_compares_like_with_like() -> None:
+    first, second = (row.recipe for row in CONVERGENCE.rows)
+    assert first.train == replace(second.train, epochs=first.train.epochs)
+    for field in ("backbone", "dim", "heads", "hidden", "encoder_layers", "decoder_layers", "queries", "dropout"):
+        assert getattr(first.model, field) == getattr(second.model, field)
+    assert set(PAPER) == set(ROWS)
+
+
+def test_scores_are_those_at_the_end_of_finished_runs(tmp_path: Path) -> None:
+    whole, part, none = (PlannedRun(SLOW, rate, 4, 0) for rate in (0.5, 1.0, 2.0))
+    write_run(tmp_path, whole, 0.25)
+    write_run(tmp_path, part, 0.5, done=60)
+    assert scores_in(STUDY, tmp_path) == {
+        whole.name: 0.25
+    }  # neither the best on the way, 0.9, nor one that is not over
+    assert finished(part, tmp_path) is None
+    assert finished(none, tmp_path) is None
+    log = tmp_path / whole.name / "log.jsonl"
+    log.write_text(log.read_text().rstrip("\n")[:-5])  # being written
+    assert finished(whole, tmp_path) is None
+
+
+def test_a_run_with_another_recipe_is_an_error(tmp_path: Path) -> None:
+    run = PlannedRun(SLOW, 1.0, 4, 0)
+    write_run(tmp_path, run, 0.25, batch=7)
+    with pytest.raises(
+        ValueError, match=r"slow-4-epochs-rate-1-seed-0.log\.jsonl is not a run of this study: batch was 7"
+    ):
+        scores_in(STUDY, tmp_path)
+
+
+def test_epochs_for_a_score() -> None:
+    ends = [(2, 0.1), (8, 0.4), (32, 0.6)]
+    assert epochs_for(ends, 0.25) == pytest.approx(4)  # half the way in the logarithm
+    assert epochs_for(ends, 0.4) == pytest.approx(8)
+    assert epochs_for(ends, 0.55) == pytest.approx(8 * math.sqrt(4) ** 1.5)
+    assert epochs_for(ends, 0.05) == 2
+    assert epochs_for(ends, 0.61) is None
+    assert epochs_for([(2, 0.3), (4, 0.2), (8, 0.5)], 0.4) == pytest.approx(4 * 2 ** (2 / 3))  # a run that went wrong
+    assert epochs_for([], 0.1) is None
+
+
+def test_factors_compare_seed_with_seed(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    found = outcomes(STUDY, tmp_path)
+    assert len(found) == 8
+    short, long = factors(STUDY, found, QUICK)
+    # AP 0.20 and 0.21 after four epochs of the slow one: the quick one has both after two already, its shortest schedule.
+    assert short.at_most
+    assert short.factor == Spread((2.0, 2.0))
+    # 0.40 and 0.41 after eight: two thirds of the way from 0.20 to 0.50, and from 0.21 to 0.51.
+    assert not long.at_most
+    assert long.factor is not None
+    assert long.factor.values == pytest.approx((8 / 2 ** (1 + 2 / 3),) * 2)
+    assert f"{long.target:.2f}" == "0.41 (0.40–0.41)"  # the mean of 0.400 and 0.410 is 0.405
+    worse = [o for o in found if (o.run.row.name, o.run.epochs, o.run.seed) != ("quick", 4, 1)]
+    assert len(factors(STUDY, worse, QUICK)[1].target.values) == 1  # a seed that is not finished is not compared
+    assert spread(found, QUICK, 4, "AP_large") is None
+    small = factors(STUDY, found, QUICK, "AP_small")[1]
+    assert small.target.values == pytest.approx((0.2, 0.205))
+
+
+def test_a_target_that_is_not_reached_gives_no_factor(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    found = factors(replace(STUDY, baseline="quick", rows=(SLOW, QUICK)), outcomes(STUDY, tmp_path), SLOW)
+    assert found[1].factor is None
+    assert found[1].needed == (None, None)
+
+
+def test_page_says_everything(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    costs = {
+        "slow": {"parameters": 2e6, "multiply_adds": 9e7, "activation_bytes": 5e7, "batch": 16, "step_seconds": 0.1,
+                 "picture_seconds": 0.01},
+        "quick": {"parameters": 1e6, "multiply_adds": 8e7, "activation_bytes": 4e7, "batch": 8, "step_seconds": 0.1,
+                  "picture_seconds": 0.02},
+    }  # fmt: skip
+    page = tables(STUDY, tmp_path, costs)
+    assert "| Quick | 4 | 2 | 0.505 (0.500–0.510) |" in page
+    assert "| Quick | 1.00M | 80M | 40 | 0.50× | 0.50× |" in page
+    needed, factor = 2 ** (1 + 2 / 3), 8 / 2 ** (1 + 2 / 3)
+    span = f"{needed:.1f} ({needed:.1f}–{needed:.1f}) epochs, a factor of **{factor:.1f} ({factor:.1f}–{factor:.1f})**"
+    assert f"AP 0.405 (0.400–0.410) of Slow after 8 epochs: Quick needs {span} in epochs and {factor / 2:.1f}" in page
+    assert "Quick needs at most 2.0 (2.0–2.0) epochs, a factor of at least **2.0" in page
+    assert "| Slow | 0.002, Muon 0.01 | 0.200 | × |" in page
+    assert "ddetr-lite train shapes --model detr --epochs 8 --out runs/slow-8-epochs-rate-1-seed-0" in page
+    assert "## Cost" not in tables(STUDY, tmp_path)
+    assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study whose runs take seconds."""
+    rows = []
+    for row in (SLOW, QUICK):
+        values: Any = {"dim": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 1, "queries": 6}
+        train = replace(row.recipe.train, batch=4, warmup_steps=0, evaluate_every=0, forecast=False)
+        data = replace(row.recipe.data, folder=str(tmp_path / "shapes"))
+        rows.append(replace(row, epochs=(1,), recipe=replace(
+            row.recipe, model=replace(row.recipe.model, **values), data=data, train=train
+        )))  # fmt: skip
+    rows[1] = replace(rows[1], rate_of="slow")
+    shapes = ShapesConfig(size=48, min_size=0.15, max_objects=3, train_images=8, val_images=2)
+    study = replace(STUDY, rows=tuple(rows), search_epochs=1, seeds=1, shapes=shapes)
+    monkeypatch.setattr("ddetr_lite.benchmarks.study.RATES", (1.0,))
+    monkeypatch.setattr("ddetr_lite.benchmarks.study.WIDEST", 1.0)
+    monkeypatch.setitem(STUDIES, "convergence", study)
+    monkeypatch.setattr(run_study, "PAUSE", 0.05)
+    return study
+
+
+def test_command_trains_goes_on_and_writes(tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, kept = tmp_path / "runs", tmp_path / "kept"
+    words = ["bench", "convergence", "--out", str(out)]
+    assert main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("ddetr-lite train shapes") == 1  # quick's rate is not known yet
+    assert main([*words, "--minutes", "0.001"]) == 0
+    assert "still to come: the same command goes on" in capsys.readouterr().out
+    assert main([*words, "--jobs", "2", "--threads", "1", "--collect", str(kept)]) == 0
+    assert "of 2 finished runs" in capsys.readouterr().out
+    names = {f"{n}-1-epochs-rate-1-seed-0" for n in ("slow", "quick")}
+    assert {path.parent.name for path in kept.glob("*/log.jsonl")} == names
+    assert (kept / "curves.png").stat().st_size > 5000
+    assert "| Quick | 1 | 1 |" in (kept / "table.md").read_text()
+    assert not list(kept.rglob("*.pt"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("log.jsonl")}
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("log.jsonl")} == before  # nothing is trained twice
+    assert main(["bench", "convergence", "--out", str(kept), "--table"]) == 0  # logs alone are enough
+    capsys.readouterr()
+    assert main([*words, "--cost", "--device", "cpu"]) == 0
+    found = json.loads((out / "cost.json").read_text())["rows"]
+    assert found["quick"]["parameters"] < 2e6
+    assert "## Cost" in (out / "table.md").read_text()
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_trained(
+    tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = replace(tiny.rows[1].recipe.model, queries=1)
+    bad = replace(tiny.rows[1], recipe=replace(tiny.rows[1].recipe, model=broken))
+    monkeypatch.setitem(STUDIES, "convergence", replace(tiny, rows=(tiny.rows[0], bad)))
+    assert main(["bench", "convergence", "--out", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr()
+    assert "run quick-1-epochs-rate-1-seed-0 failed: ddetr-lite: " in said.err
+    assert "train with --queries" in said.err
+    assert "of 1 finished runs" in said.out
+
+
+def test_mistakes_are_answered_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "convergence", "--rows", "detr-dc6"]) == 2
+    assert "row 'detr-dc6' is unknown in convergence: choose from detr, deformable-detr" in capsys.readouterr().err
+    assert main(["bench", "convergence", "--jobs", "0"]) == 2
+    assert "--jobs must be at least 1" in capsys.readouterr().err
