@@ -12,8 +12,9 @@ from PIL import Image
 
 from ddetr_lite.cli import COMMANDS, main
 from ddetr_lite.convert import COCO_CATEGORIES
+from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine import checkpoint
-from ddetr_lite.engine.recipes import recipe, recipe_to_dict
+from ddetr_lite.engine.recipes import Recipe, recipe, recipe_to_dict
 from ddetr_lite.models.presets import build, model_config
 
 SMALLEST = ["--dim", "32", "--heads", "2", "--hidden", "32", "--queries", "5", "--encoder-layers", "1"]
@@ -85,6 +86,48 @@ def test_generated_data_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(words) == 0
     assert "is ready" in capsys.readouterr().out
     assert len(list((tmp_path / "s" / "train").iterdir())) == 3
+
+
+def test_the_hard_form_is_another_folder_with_the_same_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--train-images", "1", "--val-images", "1"]
+    assert main(["data", "shapes-hard", *few]) == 0
+    assert main(["data", "shapes-hard", "--size", "128", "--folder", "data/shapes-hard-128", *few]) == 0
+    assert main(["data", "shapes", "--size", "96", *few]) == 0
+    assert capsys.readouterr().out.count("is ready") == 3
+    found = {}
+    for folder in Path("data").iterdir():
+        content = json.loads((folder / "annotations" / "instances_val.json").read_text(encoding="utf-8"))
+        found[folder.name] = (content["images"][0]["width"], len(content["categories"]))
+    assert found == {"shapes-hard": (256, 16), "shapes-hard-128": (128, 16), "shapes": (96, 8)}
+
+
+@pytest.mark.parametrize(("name", "config"), [("shapes", ShapesConfig()), ("shapes-hard", HARD)])
+def test_training_makes_the_set_of_its_recipe_where_it_is_missing(
+    name: str, config: ShapesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    trained: list[str] = []
+
+    def write(folder: str, config: ShapesConfig) -> None:
+        made.append((folder, config))
+        Path(folder).mkdir(parents=True)
+
+    def train(recipe: Recipe, *_: Any, **__: Any) -> dict[str, float]:
+        trained.append(recipe.data.folder)
+        return {}
+
+    monkeypatch.setattr("ddetr_lite.datasets.shapes.write_shapes", write)
+    monkeypatch.setattr("ddetr_lite.engine.train.train", train)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", name, "--folder", "data/mine"]) == 0
+    assert made == []  # a folder of the user's own is never filled
+    assert main(["train", name]) == 0
+    assert main(["train", name]) == 0
+    assert made == [(f"data/{name}", config)]
+    assert trained == ["data/mine", f"data/{name}", f"data/{name}"]
 
 
 def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

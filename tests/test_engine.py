@@ -15,11 +15,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
-from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
+from ddetr_lite.datasets.shapes import HARD, ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig
 from ddetr_lite.engine import checkpoint, resume_proof
 from ddetr_lite.engine.data import order_of
-from ddetr_lite.engine.evaluate import METRICS, ap_of, evaluate
+from ddetr_lite.engine.evaluate import METRICS, ap_of, area_ranges, evaluate
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.predict import predict
 from ddetr_lite.engine.recipes import (
@@ -181,6 +181,21 @@ def test_recipes_survive_a_file(name: str, row: str) -> None:
     chosen = recipe(name, row)
     check(chosen)
     assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(chosen)))) == chosen
+
+
+def test_the_hard_recipe_has_queries_to_spare_and_bands_of_a_third_each(tmp_path: Path) -> None:
+    """More queries than the size's own, in this recipe alone, and nothing else about the models is different."""
+    for row in ROWS:
+        model, usual = recipe("shapes-hard", row).model, model_config(row, "small")
+        spare = {} if row == "faster-rcnn" else {"queries": 40}
+        assert config_to_dict(model) == {**config_to_dict(usual), **spare}
+        assert recipe("shapes", row).model == usual
+    few = replace(HARD, train_images=1, val_images=60)
+    data = CocoDetection(CocoFolder.find(write_shapes(tmp_path / "hard", few, progress=False), "val"))
+    areas = np.array([annotation["area"] for objects in data.annotations for annotation in objects])
+    _, *bands = area_ranges(data, recipe("shapes-hard").data.size_bands)
+    shares = [np.mean((low <= areas) & (areas < high)) for low, high in bands]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.07)
 
 
 def test_configurations_survive_a_checkpoint_and_reject_other_versions() -> None:

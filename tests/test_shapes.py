@@ -1,6 +1,7 @@
 """The generated set: pinned pixels, honest boxes, and a folder that is whole or not there."""
 
 import hashlib
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,17 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from ddetr_lite.datasets import shapes
-from ddetr_lite.datasets.shapes import KINDS, MIN_VISIBLE, ShapesConfig, render_picture, write_shapes
-from ddetr_lite.datasets.shapes_outlines import FULL_COVER, clip_polygon, coverage, place
+from ddetr_lite.datasets.shapes import (
+    ALL_KINDS,
+    HARD,
+    KINDS,
+    MIN_VISIBLE,
+    ShapesConfig,
+    fingerprint,
+    render_picture,
+    write_shapes,
+)
+from ddetr_lite.datasets.shapes_outlines import FULL_COVER, SILHOUETTES, clip_polygon, coverage, place
 
 CONFIG = ShapesConfig()
 SMALL = ShapesConfig(size=48, train_images=6, val_images=3, min_size=0.2)
@@ -24,6 +34,11 @@ Picture = tuple[NDArray[np.uint8], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
     return [render_picture(CONFIG, "train", index) for index in range(250)]
+
+
+@pytest.fixture(scope="module")
+def hard_pictures() -> list[Picture]:
+    return [render_picture(HARD, "val", index) for index in range(50)]
 
 
 def digest(pictures: list[Picture]) -> str:
@@ -51,6 +66,14 @@ def test_pictures_are_pinned() -> None:
     assert digest([render_picture(other, "train", index) for index in range(6)]) == "6fbd0b1fe5e417af"
     large = ShapesConfig(size=256, max_objects=12)
     assert digest([render_picture(large, "val", index) for index in range(2)]) == "d3bf12934d5f0c6a"
+
+
+def test_sets_are_pinned(hard_pictures: list[Picture]) -> None:
+    """More silhouettes and other sets leave the default one alone: folders of it are known by this fingerprint."""
+    assert KINDS == ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent")
+    assert fingerprint(CONFIG) == "6c5172faa08de954"
+    assert fingerprint(HARD) == "261846aa7ef93665"
+    assert digest(hard_pictures[:3]) == "12c04a8a305ac9c4"
 
 
 def test_a_picture_depends_on_seed_split_and_index_alone(pictures: list[Picture]) -> None:
@@ -136,7 +159,56 @@ def test_classes_are_even_and_sizes_span_the_range(pictures: list[Picture]) -> N
     assert np.histogram(longest, bins=5, range=(0.1, 0.6))[0].min() > 0.06 * len(longest)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_the_hard_form_has_crowds_small_objects_and_all_classes(hard_pictures: list[Picture]) -> None:
+    everything = [annotation for _, annotations in hard_pictures for annotation in annotations]
+    assert hard_pictures[0][0].shape == (256, 256, 3)
+    assert {annotation["category_id"] for annotation in everything} == set(range(1, 17))
+    assert len({annotation["id"] for annotation in everything}) == len(everything)
+    counts = [len(annotations) for _, annotations in hard_pictures]
+    assert max(counts) == 12
+    assert 5 < np.mean(counts) < 8
+    longest = np.array([max(annotation["bbox"][2:]) for annotation in everything]) / 256
+    assert longest.min() < 0.08
+    assert 0.45 < longest.max() <= 0.5 + 1e-3
+    # Crowds do not press the sizes down: as many objects are in the lower half of the range as in the upper, roughly.
+    assert 0.4 < np.mean(longest < 0.28) < 0.65
+    for _, annotations in hard_pictures[:4]:
+        for annotation in annotations:
+            x, y, width, height = annotation["bbox"]
+            ys, xs = np.nonzero(silhouette(annotation, 256, 4))
+            drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 4
+            np.testing.assert_allclose(drawn, [x, y, x + width, y + height], atol=1.5)
+
+
+def test_silhouettes_differ_in_any_rotation_and_aspect() -> None:
+    """The IoU of any two, centred and of equal area, turned, stretched and mirrored to be as alike as can be."""
+
+    def drawn(points: NDArray[np.float64], side: int) -> NDArray[np.bool_]:
+        image = Image.new("1", (side, side))
+        ImageDraw.Draw(image).polygon([(float(x), float(y)) for x, y in points], fill=1)
+        return np.array(image)
+
+    def mask(kind: str, aspect: float, degrees: int) -> NDArray[np.bool_]:
+        cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        points = (SILHOUETTES[kind] * [aspect, 1.0]) @ np.array([[cosine, sine], [-sine, cosine]]) * 60
+        rows, columns = np.nonzero(drawn(points + 120, 240))
+        centre = np.array([columns.mean(), rows.mean()]) - 120
+        return drawn((points - centre) * (19 / np.sqrt(len(rows))) + 32, 64)
+
+    aspects = (0.78, 1.0, 1.28)
+    upright = {kind: [mask(kind, aspect, 0) for aspect in aspects] for kind in ALL_KINDS}
+    turned = {kind: [mask(kind, aspect, d) for aspect in aspects for d in range(0, 360, 15)] for kind in ALL_KINDS}
+    likeness = {}
+    for first, second in itertools.combinations(ALL_KINDS, 2):
+        ours = np.array([way for plain in upright[first] for way in (plain, plain[:, ::-1])], dtype=np.float32)
+        ours, theirs = ours.reshape(len(ours), -1), np.array(turned[second], dtype=np.float32).reshape(72, -1)
+        both = ours @ theirs.T
+        likeness[first, second] = float((both / (ours.sum(axis=1)[:, None] + theirs.sum(axis=1) - both)).max())
+    assert max(likeness.values()) < 0.88  # circle and square, the most alike
+    assert max(value for (_, second), value in likeness.items() if second not in KINDS) < 0.78
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_coverage_equals_the_polygons_area(kind: str) -> None:
     points = place(kind, 1.1, (0.8, 0.6), 40.0) + np.array([3.3, -4.7])
     x, y = points.T
@@ -193,6 +265,8 @@ def test_a_bad_value_names_its_field(field: str, value: object) -> None:
 def test_a_misspelt_class_gets_a_suggestion_and_a_crowd_a_remedy() -> None:
     with pytest.raises(ValueError, match="did you mean 'circle'"):
         ShapesConfig(classes=("cirle",))
+    with pytest.raises(ValueError, match=r"did you mean 'hourglass'.*circle.*crescent.*hourglass"):
+        ShapesConfig(classes=("hourglas",))
     with pytest.raises(ValueError, match=r"min_objects is 20.*at most 9,"):
         ShapesConfig(min_objects=20, max_objects=20, min_size=0.2)
 

@@ -38,7 +38,15 @@ def write_run(
     metrics = {"AP": ap, "AP50": min(1.0, ap * 1.3), "AP75": ap, "AP_small": ap / 2, "AP_medium": ap, "AP_large": -1.0}
     done = steps if done is None else done
     lines: list[dict[str, Any]] = [
-        {"kind": "start", "step": 0, "recipe": chosen, "steps_in_all": steps, "parameters": 1000},
+        {
+            "kind": "start",
+            "step": 0,
+            "recipe": chosen,
+            "steps_in_all": steps,
+            "parameters": 1000,
+            "device": "x86, 2 threads",
+            "versions": {"torch": "9.9"},
+        },
         {"kind": "evaluate", "step": done // 2, "epoch": 1, "train_seconds": 1.0, **metrics, "AP": 0.9},
         {"kind": "evaluate", "step": done, "epoch": 2, "train_seconds": 2.0, **metrics},
     ]
@@ -209,6 +217,10 @@ def test_page_says_everything(tmp_path: Path) -> None:
     assert "Quick needs at most 2.0 (2.0–2.0) epochs, a factor of at least **2.0" in page
     assert "| Slow | 0.002, Muon 0.01 | 0.200 | × |" in page
     assert "ddetr-lite train shapes --model detr --epochs 8 --out runs/slow-8-epochs-rate-1-seed-0" in page
+    assert "8 runs, on x86, 2 threads; torch 9.9." in page
+    assert "ddetr-lite data" not in page
+    own = replace(STUDY, shapes=ShapesConfig(size=192, max_objects=6))
+    assert "ddetr-lite data shapes --folder data/shapes --size 192 --max-objects 6\n" in tables(own, tmp_path)
     assert "## Cost" not in tables(STUDY, tmp_path)
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
 
@@ -262,7 +274,8 @@ def test_command_trains_goes_on_and_writes(tiny: Study, tmp_path: Path, capsys: 
 def test_a_run_that_fails_is_named_and_the_others_are_trained(
     tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = replace(tiny.rows[1].recipe.model, queries=1)
+    few: Any = {"queries": 1}
+    broken = replace(tiny.rows[1].recipe.model, **few)
     bad = replace(tiny.rows[1], recipe=replace(tiny.rows[1].recipe, model=broken))
     monkeypatch.setitem(STUDIES, "convergence", replace(tiny, rows=(tiny.rows[0], bad)))
     assert main(["bench", "convergence", "--out", str(tmp_path / "runs")]) == 2

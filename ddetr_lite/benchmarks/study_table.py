@@ -1,12 +1,14 @@
 """A study's results in words: a table in Markdown, the factors in epochs, the search, and the command behind each row."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ddetr_lite.benchmarks.run_study import command_of
 from ddetr_lite.benchmarks.study import PlannedRun, Row, Study
 from ddetr_lite.benchmarks.study_results import Factor, Outcome, Spread, factors, outcomes, rates, searched, spread
+from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 
 METRICS = {"AP": "AP", "AP50": "AP50", "AP_small": "AP small", "AP_medium": "AP medium", "AP_large": "AP large"}
 NONE = "–"
@@ -15,7 +17,8 @@ NONE = "–"
 def tables(study: Study, folder: Path, costs: Mapping[str, Any] | None = None) -> str:
     """The whole page. costs: what `cost.costs` found, by row; {} or None where it was not measured."""
     found = outcomes(study, folder)
-    parts = [f"# {study.title}", study.method, "## Average precision", markdown(scores_table(study, found))]
+    parts = [f"# {study.title}", study.method, "## Average precision", _circumstances(found)]
+    parts += [markdown(scores_table(study, found))]
     if costs:
         parts += ["## Cost", markdown(cost_table(study, costs))]
     others = [row for row in study.rows if row.name != study.baseline]
@@ -31,7 +34,7 @@ def tables(study: Study, folder: Path, costs: Mapping[str, Any] | None = None) -
     trial = [[run.row.label, _rates(run), f"{ap:.3f}", "×" if chosen.get(run.row.name) == run.rate else ""]
              for run, ap in searched(study, folder)]  # fmt: skip
     parts += ["## The search for the learning rates", markdown([["model", "learning rates", "AP", "chosen"], *trial])]
-    parts += ["## Commands", *(_commands(found, row) for row in study.rows)]
+    parts += ["## Commands", _data_command(study), *(_commands(found, row) for row in study.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -105,13 +108,36 @@ def _sentence(study: Study, row: Row, factor: Factor, costs: Mapping[str, Any] |
 def _paper(row: Row) -> str:
     if not row.paper:
         return NONE
-    parts = " / ".join(f"{row.paper[f'AP_{size}']:.1f}" for size in ("small", "medium", "large"))
-    return f"{row.paper['AP']:.1f} ({parts})"
+    parts = [f"{row.paper[name]:.1f}" for name in ("AP_small", "AP_medium", "AP_large") if name in row.paper]
+    return f"{row.paper['AP']:.1f}" + (f" ({' / '.join(parts)})" if parts else "")
 
 
 def _rates(run: PlannedRun) -> str:
     train = run.recipe.train
     return f"{train.lr:g}, Muon {train.muon_lr:g}" if train.optimizer == "muon" else f"{train.lr:g}"
+
+
+def _circumstances(found: Sequence[Outcome]) -> str:
+    """Machines and versions, as the logs say."""
+    starts = [outcome.results.start for outcome in found]
+    devices = sorted({str(start.get("device", "an unknown device")) for start in starts})
+    versions = sorted({f"torch {start['versions']['torch']}" for start in starts if "versions" in start})
+    return f"{len(found)} runs, on {'; '.join(devices)}; {', '.join(versions) or 'unknown versions'}."
+
+
+def _data_command(study: Study) -> str:
+    """How the study's own data set is made, where it is not the recipe's."""
+    folder = study.rows[0].recipe.data.folder
+    usual = HARD if study.rows[0].recipe.name == "shapes-hard" else ShapesConfig()
+    if study.shapes is None or study.shapes == usual:
+        return ""
+    options = [
+        f"--{field.name.replace('_', '-')} {getattr(study.shapes, field.name)}"
+        for field in fields(ShapesConfig)
+        if getattr(study.shapes, field.name) != getattr(usual, field.name)
+    ]
+    command = f"ddetr-lite data {study.rows[0].recipe.name} --folder {folder} {' '.join(options)}"
+    return f"The data first:\n\n```\n{command}\n```"
 
 
 def _commands(found: Sequence[Outcome], row: Row) -> str:

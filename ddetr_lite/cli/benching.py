@@ -2,12 +2,12 @@
 
 from ddetr_lite.cli.parsing import Mistake, parse, take_positional
 
-STUDIES = ("convergence",)
+STUDIES = ("convergence", "table1", "table1-cpu", "table2", "table2-cpu", "coco-mini", "coco-mini-cpu")
 SPEED = ("msda", "step", "input")
 
 
 def bench(words: list[str]) -> None:
-    """Measure what is claimed: speed (`ddetr-lite bench msda`, `step`, `input`), convergence (`bench convergence`)."""
+    """Measure what is claimed: speed (`bench msda`, `step`, `input`), accuracy (`bench convergence`, `table1`, ...)."""
     command = " ".join(["ddetr-lite bench", *words])
     what, words = take_positional(words, "WHAT", f"one of {', '.join(SPEED + STUDIES)}", "bench msda")
     if what in STUDIES:

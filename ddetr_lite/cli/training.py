@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import FLAT, Mistake, parse, table, take_flag, take_option, take_positional
-from ddetr_lite.engine.recipes import Recipe, recipe_names
+from ddetr_lite.engine.recipes import Recipe, check, recipe_names
 
 
 def train(words: list[str]) -> None:
@@ -29,8 +29,8 @@ def train(words: list[str]) -> None:
         chosen, reasons = _followed(chosen, base, words)
         for reason in reasons:
             _say(reason)
-    if name == "shapes" and chosen.data.folder == "data/shapes":
-        make_shapes(chosen.data.folder)
+    check(chosen)  # before minutes are spent on data
+    make_shapes(name, chosen.data.folder)
     if profiled:
         from ddetr_lite.engine.profile import profile
 

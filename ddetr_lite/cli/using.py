@@ -41,8 +41,8 @@ def evaluate(words: list[str]) -> None:
     folder = options.folder or trained_on.get("folder")
     if folder is None:
         raise Mistake(f"{options.checkpoint} does not say what it was trained on: name a data folder with --folder")
-    if options.folder is None and loaded.about.get("recipe", {}).get("name") == "shapes":
-        make_shapes(str(folder))
+    if options.folder is None:
+        make_shapes(loaded.about.get("recipe", {}).get("name"), str(folder))
     data = CocoDetection(CocoFolder.find(folder, options.split), eval_transform(augment_of(loaded)), loaded.classes)
     bands = tuple(trained_on.get("size_bands", (32, 96)))
     model = loaded.model.to(pick_device(options.device))

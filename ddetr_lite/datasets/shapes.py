@@ -1,9 +1,9 @@
 """`shapes`: a generated set of pictures for object detection, in COCO's format.
 
-Eight kinds of objects, known by their silhouette alone, lie in any rotation, colour and pattern on textured
-grounds, hide parts of one another and reach a little over the border. Picture i of a split is a pure function
-of the seed, the split, i, and the configuration's look (all of it but the two counts): a set can grow, and
-its first pictures stay as they are.
+Eight kinds of objects (sixteen in the hard form, `HARD`), known by their silhouette alone, lie in any rotation,
+colour and pattern on textured grounds, hide parts of one another and reach a little over the border. Picture i
+of a split is a pure function of the seed, the split, i, and the configuration's look (all of it but the two
+counts): a set can grow, and its first pictures stay as they are.
 """
 
 import difflib
@@ -34,8 +34,9 @@ from ddetr_lite.datasets.shapes_outlines import (
 from ddetr_lite.datasets.shapes_render import finish, paint_background, paint_object
 
 VERSION = 1  # of the generator: another number means other pictures
-KINDS: tuple[str, ...] = tuple(SILHOUETTES)
-_KNOWN = ", ".join(KINDS)
+ALL_KINDS: tuple[str, ...] = tuple(SILHOUETTES)
+KINDS = ALL_KINDS[:8]  # those of the default set, which stays as it is when silhouettes are added
+_KNOWN = ", ".join(ALL_KINDS)
 SPLITS: tuple[str, ...] = ("train", "val")
 
 MIN_VISIBLE = 0.6  # of an object's whole silhouette: what the border and the objects above it leave
@@ -54,7 +55,7 @@ class ShapesConfig:
         fewer than drawn, never fewer than the minimum.
     min_size, max_size: longer side of an object's box, before the border cuts it, as a share of the
         picture's side.
-    classes: the kinds of objects, from `KINDS`; category ids are 1, 2, ... in this order.
+    classes: the kinds of objects, from `ALL_KINDS`; category ids are 1, 2, ... in this order.
     seed: another seed, another set.
 
     A bad value raises `ValueError`, naming field, value and remedy.
@@ -89,8 +90,8 @@ class ShapesConfig:
         if not isinstance(self.classes, tuple) or not self.classes:
             raise ValueError(f"ShapesConfig.classes is {self.classes!r}: give a tuple of names from {_KNOWN}.")
         for name in self.classes:
-            if name not in KINDS:
-                close = difflib.get_close_matches(str(name), KINDS, n=1)
+            if name not in ALL_KINDS:
+                close = difflib.get_close_matches(str(name), ALL_KINDS, n=1)
                 hint = f"did you mean {close[0]!r}? Known" if close else "known"
                 raise ValueError(f"ShapesConfig.classes has {name!r}: {hint} are {_KNOWN}.")
         if len(set(self.classes)) < len(self.classes):
@@ -107,6 +108,12 @@ class ShapesConfig:
             raise ValueError(
                 f"ShapesConfig.{field} is {value!r}: give a share of the picture's side, {low:.3g} to 0.9 ({why})."
             )
+
+
+# For comparisons at small scale: small objects, and about as many in a picture as in COCO's (6.6 on average).
+HARD = ShapesConfig(
+    size=256, train_images=8000, val_images=500, max_objects=12, min_size=0.06, max_size=0.5, classes=ALL_KINDS
+)
 
 
 @dataclass(frozen=True)

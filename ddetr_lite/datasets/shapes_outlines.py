@@ -64,7 +64,7 @@ def _star(points: int, inner: float) -> list[tuple[float, float]]:
 
 
 _ARM = 0.34
-# Every silhouette is one polygon. The ring's runs round the outside, then back round the hole.
+# Every silhouette is one polygon. Those of ring and key run round the outside, then back round the hole.
 SILHOUETTES: dict[str, Floats] = {
     name: np.array([(round(x, 6), round(y, 6)) for x, y in points], dtype=np.float64)
     for name, points in {
@@ -80,6 +80,34 @@ SILHOUETTES: dict[str, Floats] = {
         "heart": _heart(48),
         # a disc less a smaller one beside it; they cross at 51.32 degrees of the one, 77.36 of the other
         "crescent": _arc(1, 51.32, 308.68, 36) + _arc(0.8, 282.64, 77.36, 30, x=0.45),
+        # From here on those that only larger sets have. All of them are far from all others, mirrored ones too: a test
+        # measures how far.
+        "arrow": [(0.0, -1.0), (0.9, -0.1), (_ARM, -0.1), (_ARM, 1.0), (-_ARM, 1.0), (-_ARM, -0.1), (-0.9, -0.1)],
+        "ell": [(-0.8, -1.0), (-0.2, -1.0), (-0.2, 0.4), (0.8, 0.4), (0.8, 1.0), (-0.8, 1.0)],
+        "tee": [
+            *[(-1.0, -1.0), (1.0, -1.0), (1.0, -0.42), (0.3, -0.42)],
+            *[(0.3, 1.0), (-0.3, 1.0), (-0.3, -0.42), (-1.0, -0.42)],
+        ],
+        "bolt": [
+            *[(0.25, -1.0), (-0.65, 0.15), (-0.05, 0.15), (-0.3, 1.0)],
+            *[(0.65, -0.25), (0.02, -0.25), (0.5, -1.0)],
+        ],
+        "hourglass": [(-0.8, -1.0), (0.8, -1.0), (0.14, 0.0), (0.8, 1.0), (-0.8, 1.0), (-0.14, 0.0)],
+        "arch": [
+            *[*_arc(1, 180, 360, 24), (1.0, 1.0), (0.45, 1.0)],
+            *[*_arc(0.45, 360, 180, 18), (-0.45, 1.0), (-1.0, 1.0)],
+        ],
+        "key": [
+            *_arc(0.5, 180, 342.54, 24, x=-0.5),
+            *[(1.0, -0.15), (1.0, 0.45), (0.75, 0.45), (0.75, 0.15)],
+            *[(0.55, 0.15), (0.55, 0.4), (0.3, 0.4), (0.3, 0.15)],
+            *_arc(0.5, 17.46, 180, 24, x=-0.5),
+            *_arc(0.2, 180, -180, 24, x=-0.5),
+        ],
+        "comb": [
+            *[(-1.0, -0.9), (-0.6, -0.9), (-0.6, 0.2), (-0.2, 0.2), (-0.2, -0.9), (0.2, -0.9)],
+            *[(0.2, 0.2), (0.6, 0.2), (0.6, -0.9), (1.0, -0.9), (1.0, 0.8), (-1.0, 0.8)],
+        ],
     }.items()
 }
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ddetr_lite.datasets.transforms import AugmentConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
+from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
 from ddetr_lite.models.presets import (
     ModelConfig,
     Size,
@@ -125,6 +126,10 @@ SHAPES = TrainConfig(
     workers=0,
 )
 
+SHAPES_AUGMENT = AugmentConfig(
+    short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True, color=True
+)
+
 # For each recipe the size of its models, and what it trains each architecture with.
 _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainConfig]] = {
     "coco": ("paper", DataConfig(), AugmentConfig(), TrainConfig(), DETR_SCHEDULE),
@@ -138,16 +143,26 @@ _RECIPES: dict[str, tuple[Size, DataConfig, AugmentConfig, TrainConfig, TrainCon
     "shapes": (
         "small",
         DataConfig("data/shapes", cache="memory", size_bands=(0.2, 0.4)),
-        AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True, color=True),
+        SHAPES_AUGMENT,
+        SHAPES,
+        replace(SHAPES, epochs=36, lr=2e-3, evaluate_every=2),
+    ),
+    "shapes-hard": (
+        "small",
+        DataConfig("data/shapes-hard", cache="memory", size_bands=(0.11, 0.19)),  # a third of the objects in each band
+        SHAPES_AUGMENT,
         SHAPES,
         replace(SHAPES, epochs=36, lr=2e-3, evaluate_every=2),
     ),
 }
+# Queries, for a recipe whose pictures hold more objects than its size of model is made for.
+_QUERIES = {"shapes-hard": 40}
 # What a recipe trains when no row is named, and with how many hints: the rows themselves have none, as in the paper.
 _DEFAULT_MODEL = {
     "coco": ("deformable-detr", 0),
     "coco-mini": ("deformable-detr-two-stage", 3),
     "shapes": ("deformable-detr-two-stage", 4),
+    "shapes-hard": ("deformable-detr-two-stage", 4),
 }
 
 
@@ -168,6 +183,8 @@ def recipe(name: str, model: str | None = None) -> Recipe:
     size, data, augment, deformable, dense = _RECIPES[name]
     row, hints = _DEFAULT_MODEL[name] if model is None else (model, 0)
     config = model_config(row, size)
+    if name in _QUERIES and not isinstance(config, FasterRcnnConfig):
+        config = replace(config, queries=_QUERIES[name])
     if hints and isinstance(config, DeformableDetrConfig):
         config = replace(config, hints=hints)
     return Recipe(name, config, data, augment, dense if isinstance(config, DetrConfig) else deformable)
