@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from ddetr_lite.benchmarks import run_study
-from ddetr_lite.benchmarks.studies import CONVERGENCE, PAPER, STUDIES
-from ddetr_lite.benchmarks.study import PlannedRun, Row, Study, chosen_rate, counted_runs, open_runs, search_runs
-from ddetr_lite.benchmarks.study_results import Spread, epochs_for, factors, finished, outcomes, scores_in, spread
-from ddetr_lite.benchmarks.study_table import markdown, tables
+from ddetr_lite.benchmarks.studies import STUDIES, training
+from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
+from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study, chosen_rate, counted_runs, open_runs, search_runs
+from ddetr_lite.benchmarks.studies.results import Spread, epochs_for, factors, finished, outcomes, scores_in, spread
+from ddetr_lite.benchmarks.studies.table import markdown, tables
+from ddetr_lite.benchmarks.studies.tables import PAPER
 from ddetr_lite.cli import main
 from ddetr_lite.cli.benching import STUDIES as NAMES
 from ddetr_lite.datasets.shapes import ShapesConfig
@@ -124,7 +125,7 @@ def test_studies_can_be_trained_and_typed(name: str) -> None:
         check(row.recipe)
         assert list(row.epochs) == sorted(row.epochs)
         assert not row.rate_of or not study.row(row.rate_of).rate_of
-        words = run_study.command_of(PlannedRun(row, 2.0, row.epochs[0], 1), Path("runs"))
+        words = training.command_of(PlannedRun(row, 2.0, row.epochs[0], 1), Path("runs"))
         assert words.startswith(f"ddetr-lite train {row.recipe.name} ")
         assert "--seed 1" in words
         assert (row.recipe.data, row.recipe.augment) == (study.rows[0].recipe.data, study.rows[0].recipe.augment)
@@ -239,10 +240,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     rows[1] = replace(rows[1], rate_of="slow")
     shapes = ShapesConfig(size=48, min_size=0.15, max_objects=3, train_images=8, val_images=2)
     study = replace(STUDY, rows=tuple(rows), search_epochs=1, seeds=1, shapes=shapes)
-    monkeypatch.setattr("ddetr_lite.benchmarks.study.RATES", (1.0,))
-    monkeypatch.setattr("ddetr_lite.benchmarks.study.WIDEST", 1.0)
+    monkeypatch.setattr("ddetr_lite.benchmarks.studies.plan.RATES", (1.0,))
+    monkeypatch.setattr("ddetr_lite.benchmarks.studies.plan.WIDEST", 1.0)
     monkeypatch.setitem(STUDIES, "convergence", study)
-    monkeypatch.setattr(run_study, "PAUSE", 0.05)
+    monkeypatch.setattr(training, "PAUSE", 0.05)
     return study
 
 

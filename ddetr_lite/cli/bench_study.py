@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddetr_lite.benchmarks.study import Study, open_runs
+from ddetr_lite.benchmarks.studies.plan import Study, open_runs
 from ddetr_lite.cli.parsing import Mistake, parse
 
 
@@ -40,9 +40,9 @@ class StudyOptions:
 def bench_study(name: str, words: list[str], command: str) -> None:
     """Run a study's command line."""
     options = parse(StudyOptions, words, f"ddetr-lite bench {name}")
-    from ddetr_lite.benchmarks.run_study import command_of, prepare, train_study
     from ddetr_lite.benchmarks.studies import STUDIES
-    from ddetr_lite.benchmarks.study_results import scores_in
+    from ddetr_lite.benchmarks.studies.results import scores_in
+    from ddetr_lite.benchmarks.studies.training import command_of, prepare, train_study
 
     study = STUDIES[name]
     if options.rows:
@@ -82,9 +82,9 @@ def bench_study(name: str, words: list[str], command: str) -> None:
 
 def write_tables(study: Study, folder: Path) -> None:
     """table.md and curves.png in the study's folder, of the runs that are finished."""
-    from ddetr_lite.benchmarks.study_results import outcomes
-    from ddetr_lite.benchmarks.study_table import tables
-    from ddetr_lite.plots.study import study_figure
+    from ddetr_lite.benchmarks.studies.figure import study_figure
+    from ddetr_lite.benchmarks.studies.results import outcomes
+    from ddetr_lite.benchmarks.studies.table import tables
     from ddetr_lite.plots.style import png
 
     found = outcomes(study, folder)

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddetr_lite.benchmarks.study import PlannedRun, Study, open_runs
-from ddetr_lite.benchmarks.study_results import scores_in
+from ddetr_lite.benchmarks.studies.plan import PlannedRun, Study, open_runs
+from ddetr_lite.benchmarks.studies.results import scores_in
 from ddetr_lite.datasets.shapes import write_shapes
 from ddetr_lite.engine.recipes import recipe_to_dict
 from ddetr_lite.engine.repeat import command

@@ -7,8 +7,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddetr_lite.benchmarks.study import Row, Study
-from ddetr_lite.benchmarks.study_results import Outcome, spread
+from ddetr_lite.benchmarks.studies.plan import Row, Study
+from ddetr_lite.benchmarks.studies.results import Outcome, spread
 from ddetr_lite.plots.style import COLOURS, STYLE, panels
 
 PANELS = {"AP": "AP", "AP_small": "AP of small objects"}

@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ddetr_lite.benchmarks.run_study import command_of
-from ddetr_lite.benchmarks.study import PlannedRun, Row, Study
-from ddetr_lite.benchmarks.study_results import Factor, Outcome, Spread, factors, outcomes, rates, searched, spread
+from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study
+from ddetr_lite.benchmarks.studies.results import Factor, Outcome, Spread, factors, outcomes, rates, searched, spread
+from ddetr_lite.benchmarks.studies.training import command_of
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 
 METRICS = {"AP": "AP", "AP50": "AP50", "AP_small": "AP small", "AP_medium": "AP medium", "AP_large": "AP large"}

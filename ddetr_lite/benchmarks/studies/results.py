@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from ddetr_lite.benchmarks.study import PlannedRun, Row, Study, chosen_rate, counted_runs, search_runs
+from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study, chosen_rate, counted_runs, search_runs
 from ddetr_lite.engine.recipes import recipe_to_dict
 from ddetr_lite.engine.run import differing
 from ddetr_lite.engine.run_results import Line, RunResults, read_run

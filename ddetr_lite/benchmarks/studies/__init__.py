@@ -1,0 +1,13 @@
+"""Models trained and compared by one method: the papers' figures and tables at small scale.
+
+`plan` says what a study is and which runs it wants, `training` runs them, `results` reads their logs, `table` and `figure` show
+what came out; the studies themselves are in `convergence`, `tables` and `coco_mini`.
+"""
+
+from ddetr_lite.benchmarks.studies.coco_mini import COCO_MINI, COCO_MINI_CPU
+from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
+from ddetr_lite.benchmarks.studies.tables import TABLE_1, TABLE_1_CPU, TABLE_2, TABLE_2_CPU
+
+STUDIES = {
+    study.name: study for study in (CONVERGENCE, TABLE_1, TABLE_1_CPU, TABLE_2, TABLE_2_CPU, COCO_MINI, COCO_MINI_CPU)
+}

@@ -1,0 +1,79 @@
+"""Four detectors on real pictures, at one budget."""
+
+from dataclasses import replace
+from typing import Any
+
+from ddetr_lite.benchmarks.studies.method import COST, END, SEARCH, sized, text
+from ddetr_lite.benchmarks.studies.plan import Row, Study
+from ddetr_lite.benchmarks.studies.tables import LABELS
+from ddetr_lite.engine.recipes import Recipe, recipe
+
+_FOUR = {
+    "faster-rcnn": LABELS["faster-rcnn"],
+    "detr": "DETR",
+    "deformable-detr": "Deformable DETR",
+    "deformable-detr-two-stage": "Deformable DETR ++ two-stage",
+}
+_FEATURES = "data/weights/mobilenet_v2-imagenet-features.pth"
+_COCO_MINI = (
+    "- **Data**: coco-mini, 1,780 pictures of COCO for training and 198 for validation, 80 classes, longer side 384 px; "
+    "scores compare models trained on it with one another, never with published ones.",
+    "- **Equal in all**: MobileNetV2 with its ImageNet features, whose rate is a twentieth of the rest's; pictures, "
+    "augmentation, batches, optimizer, schedule; width 128. Faster R-CNN is torchvision's.",
+)
+
+
+def _on_coco_mini(row: str, **options: Any) -> Recipe:
+    chosen = recipe("coco-mini", row)
+    features: Any = replace(chosen.model.backbone, weights=_FEATURES)
+    train = replace(
+        recipe("coco-mini").train,
+        optimizer="muon", lr=1e-3, muon_lr=1e-2, backbone_lr=0.05, sampling_lr=1.0, schedule="linear",
+        warmup_steps=100, evaluate_every=4, log_every=50, forecast=False, batch=16, **options,
+    )  # fmt: skip
+    sizes = {"dim": 128, "heads": 8, "hidden": 512, "encoder_layers": 2, "decoder_layers": 3, "queries": 100}
+    return replace(chosen, model=sized(chosen.model, backbone=features, **sizes), train=train)
+
+
+def _smaller(chosen: Recipe) -> Recipe:
+    """Pictures for a CPU."""
+    augment = replace(chosen.augment, short_sides=(128, 144, 160), eval_short_side=160, max_side=208)
+    return replace(chosen, augment=augment, train=replace(chosen.train, workers=0))
+
+
+COCO_MINI = Study(
+    name="coco-mini",
+    title="Four detectors on real pictures at one budget",
+    method=text(
+        *_COCO_MINI,
+        SEARCH.format(epochs="ten", shared="; the two-stage form takes that of Deformable DETR"),
+        END,
+        COST,
+    ),
+    rows=tuple(
+        Row(row, label, _on_coco_mini(row, workers=12), (60,), rate_of="deformable-detr" if "stage" in row else "")
+        for row, label in _FOUR.items()
+    ),
+    baseline="faster-rcnn",
+    search_epochs=10,
+    seeds=1,
+)
+
+COCO_MINI_CPU = Study(
+    name="coco-mini-cpu",
+    title="Four detectors on real pictures at one budget, at the size of a CPU",
+    method=text(
+        *_COCO_MINI,
+        "- **Size**: short side of 128 to 160 px, no side above 208.",
+        SEARCH.format(epochs="four", shared="; the two-stage form takes that of Deformable DETR"),
+        END,
+        COST,
+    ),
+    rows=tuple(
+        Row(row, label, _smaller(_on_coco_mini(row)), (12,), rate_of="deformable-detr" if "stage" in row else "")
+        for row, label in _FOUR.items()
+    ),
+    baseline="faster-rcnn",
+    search_epochs=4,
+    seeds=1,
+)
