@@ -28,7 +28,7 @@ Entry = dict[str, Any]
 
 READMES = ("README.md", "data/README.md", "data/results/README.md")
 CLAIMS = "data/results/claims.toml"
-REASONS = ("arithmetic", "paper", "definition", "configuration", "version", "example", "unsourced")
+REASONS = ("arithmetic", "paper", "definition", "configuration", "version", "example")
 SOURCES = ("run", "json", "file", "output_of")  # where a number can come from
 CLAIM_KEYS = {"page", "text", "numbers", "table", "quoted_from", *SOURCES}
 NUMBER_KEYS = {"shown", "value", "pattern", "ratio_to", "divide_by", "of", *SOURCES}

@@ -248,8 +248,8 @@ def test_what_another_notebook_has_printed_can_be_claimed(root: Path) -> None:
         ({"reason": "arithmetic", "numbers": [{"shown": "0.33", "is": "8 / 23"}]}, "its source 0.347826"),
         ({"reason": "arithmetic", "numbers": [{"shown": "0.33", "is": "open('x')"}]}, "cannot be calculated"),
         ({"reason": "arithmetic"}, "numbers belong to arithmetic"),
-        ({"reason": "unsourced: no log"}, ""),
-        ({"reason": "unsourced:"}, "and some words"),
+        ({"reason": "example: a number"}, ""),
+        ({"reason": "example:"}, "and some words"),
         ({"reason": "because: I say so"}, "the reason is not one of"),
     ],
 )
