@@ -111,7 +111,7 @@ def test_training_makes_the_set_of_its_recipe_where_it_is_missing(
     made: list[Any] = []
     trained: list[str] = []
 
-    def write(folder: str, config: ShapesConfig) -> None:
+    def write(folder: str, config: ShapesConfig, processes: int) -> None:
         made.append((folder, config))
         Path(folder).mkdir(parents=True)
 

@@ -293,6 +293,13 @@ def test_same_config_returns_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert write_shapes(tmp_path / "set", SMALL) == tmp_path / "set"
 
 
+def test_several_processes_write_the_same_files(tmp_path: Path) -> None:
+    one, two = (write_shapes(tmp_path / str(n), SMALL, progress=False, processes=n) for n in (1, 2))
+    files = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()]
+    assert len(files) == SMALL.train_images + SMALL.val_images + 2
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert (write_shapes(tmp_path, SMALL, progress=False) / "val" / "000002.png").is_file()
 

@@ -1,6 +1,7 @@
 """`ddetr-lite data`: where pictures and annotations come from."""
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def data(words: list[str]) -> None:
     options = parse(GENERATED[what], words, f"ddetr-lite data {what}")
     from ddetr_lite.datasets.shapes import write_shapes
 
-    print(f"{write_shapes(options.folder, options.shapes)} is ready.")
+    print(f"{write_shapes(options.folder, options.shapes, processes=os.cpu_count() or 1)} is ready.")
 
 
 def make_shapes(recipe: str | None, folder: str) -> None:
@@ -64,5 +65,5 @@ def make_shapes(recipe: str | None, folder: str) -> None:
     while not is_main() and not Path(folder).exists():
         time.sleep(1)
     if not Path(folder).exists():
-        print(f"Generating the data set in {folder} (once, some minutes).", flush=True)
-        write_shapes(folder, GENERATED[recipe]().shapes)
+        print(f"Generating the data set in {folder} (once, a few minutes).", flush=True)
+        write_shapes(folder, GENERATED[recipe]().shapes, processes=os.cpu_count() or 1)

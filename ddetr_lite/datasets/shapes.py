@@ -9,9 +9,12 @@ counts): a set can grow, and its first pictures stay as they are.
 import difflib
 import hashlib
 import json
+import multiprocessing
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +226,15 @@ def fingerprint(config: ShapesConfig) -> str:
     return hashlib.sha256(json.dumps([VERSION, asdict(config)]).encode()).hexdigest()[:16]
 
 
-def write_shapes(folder: str | Path, config: ShapesConfig | None = None, progress: bool = True) -> Path:
+def write_shapes(
+    folder: str | Path, config: ShapesConfig | None = None, progress: bool = True, processes: int = 1
+) -> Path:
     """Write the set in COCO's layout, and return its folder.
 
     `folder/train/000000.png`, `folder/val/000000.png`, ... and
     `folder/annotations/instances_{train,val}.json`. All is written to a hidden folder beside, and moved when
-    whole; a run that is killed outright leaves only that one. A set of the same configuration that is already
+    whole; a run that is killed outright leaves only that one. processes: that render, beside this one; a script that asks for
+    more than one must have its own code below `if __name__ == "__main__":`. A set of the same configuration that is already
     there is kept, at once. Nothing is ever deleted: a folder with anything else in it raises
     `FileExistsError`, a file in its place `NotADirectoryError`.
     """
@@ -244,7 +250,7 @@ def write_shapes(folder: str | Path, config: ShapesConfig | None = None, progres
             total=config.train_images + config.val_images, desc="shapes", unit="picture", disable=not progress
         ) as bar:
             for split, count in (("train", config.train_images), ("val", config.val_images)):
-                _write_split(whole, config, split, count, bar.update)
+                _write_split(whole, config, split, count, processes, bar.update)
         if _is_there(folder, config):  # another process was faster
             return folder
         if folder.is_dir():
@@ -253,14 +259,13 @@ def write_shapes(folder: str | Path, config: ShapesConfig | None = None, progres
     return folder
 
 
-def _write_split(whole: Path, config: ShapesConfig, split: str, count: int, step: Callable[[], Any]) -> None:
+def _write_split(
+    whole: Path, config: ShapesConfig, split: str, count: int, processes: int, step: Callable[[], Any]
+) -> None:
     (whole / split).mkdir()
     images, annotations = [], []
-    for index in range(count):
-        pixels, found = render_picture(config, split, index)
-        name = f"{index:06d}.png"
-        Image.fromarray(pixels).save(whole / split / name, compress_level=4)
-        images.append({"id": index, "file_name": name, "width": config.size, "height": config.size})
+    for index, found in enumerate(_write_pictures(whole, config, split, count, processes)):
+        images.append({"id": index, "file_name": _name(index), "width": config.size, "height": config.size})
         annotations.extend(found)
         step()
     content = {
@@ -278,6 +283,29 @@ def _write_split(whole: Path, config: ShapesConfig, split: str, count: int, step
     }
     text = json.dumps(content, separators=(",", ":"))
     (whole / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
+
+
+def _write_pictures(
+    whole: Path, config: ShapesConfig, split: str, count: int, processes: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Write the pictures of a split, and give their annotations in order."""
+    write = partial(_write_picture, whole, config, split)
+    if processes == 1:
+        yield from map(write, range(count))
+        return
+    # A forked process would inherit locks of threads that it does not have.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(write, range(count), chunksize=16)
+
+
+def _write_picture(whole: Path, config: ShapesConfig, split: str, index: int) -> list[dict[str, Any]]:
+    pixels, found = render_picture(config, split, index)
+    Image.fromarray(pixels).save(whole / split / _name(index), compress_level=4)
+    return found
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.png"
 
 
 def _is_there(folder: Path, config: ShapesConfig) -> bool:
@@ -302,7 +330,7 @@ def _is_there(folder: Path, config: ShapesConfig) -> bool:
                 f"{folder} holds another set ({description!r}, config {info.get('config')}): {remedy}"
             )
         present = {picture.name for picture in (folder / split).glob("*.png")}
-        missing = {f"{index:06d}.png" for index in range(count)} - present
+        missing = {_name(index) for index in range(count)} - present
         if missing:
             raise FileExistsError(f"{folder} lacks {len(missing)} pictures of {split}, {min(missing)} first: {remedy}")
     return True

@@ -73,7 +73,7 @@ def prepare(study: Study) -> None:
     """Make the study's generated data set where it is missing."""
     if study.shapes is not None:
         for folder in dict.fromkeys(row.recipe.data.folder for row in study.rows):
-            write_shapes(folder, study.shapes)
+            write_shapes(folder, study.shapes, processes=os.cpu_count() or 1)
 
 
 def _start(run: PlannedRun, folder: Path, threads: int) -> _Started:
