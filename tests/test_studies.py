@@ -10,6 +10,7 @@ import pytest
 
 from ddetr_lite.benchmarks.studies import STUDIES, training
 from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
+from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study, chosen_rate, counted_runs, open_runs, search_runs
 from ddetr_lite.benchmarks.studies.results import Spread, epochs_for, factors, finished, outcomes, scores_in, spread
 from ddetr_lite.benchmarks.studies.table import markdown, tables
@@ -17,8 +18,9 @@ from ddetr_lite.benchmarks.studies.tables import PAPER
 from ddetr_lite.cli import main
 from ddetr_lite.cli.benching import STUDIES as NAMES
 from ddetr_lite.datasets.shapes import ShapesConfig
+from ddetr_lite.engine.errors import KINDS
 from ddetr_lite.engine.recipes import check, recipe, recipe_to_dict
-from ddetr_lite.models.presets import ROWS
+from ddetr_lite.models.presets import ROWS, build
 
 SLOW = Row("slow", "Slow", recipe("shapes", "detr"), (4, 8))
 QUICK = Row("quick", "Quick", recipe("shapes", "deformable-detr"), (2, 4))
@@ -123,6 +125,7 @@ def test_studies_can_be_trained_and_typed(name: str) -> None:
     study.row(study.baseline)
     for row in study.rows:
         check(row.recipe)
+        build(row.recipe.model, 8, load_backbone=False)
         assert list(row.epochs) == sorted(row.epochs)
         assert not row.rate_of or not study.row(row.rate_of).rate_of
         words = training.command_of(PlannedRun(row, 2.0, row.epochs[0], 1), Path("runs"))
@@ -226,6 +229,11 @@ def test_page_says_everything(tmp_path: Path) -> None:
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
 
 
+def test_mistakes_are_given_for_a_hundred_objects() -> None:
+    known = {"b": {"epochs": 4, "threshold": 0.314, "objects": 40, **dict.fromkeys(KINDS, 2), "missed": 30}}
+    assert mistakes_table({"a": "A", "b": "B"}, known)[1:] == [["B", "4", "0.31", *["5.0"] * 6, "75.0"]]
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A study whose runs take seconds."""
@@ -247,6 +255,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return study
 
 
+def objects_in(folder: Path) -> int:
+    return len(json.loads((folder / "shapes" / "annotations" / "instances_val.json").read_text())["annotations"])
+
+
 def test_command_trains_goes_on_and_writes(tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, kept = tmp_path / "runs", tmp_path / "kept"
     words = ["bench", "convergence", "--out", str(out)]
@@ -260,11 +272,18 @@ def test_command_trains_goes_on_and_writes(tiny: Study, tmp_path: Path, capsys: 
     assert {path.parent.name for path in kept.glob("*/log.jsonl")} == names
     assert (kept / "curves.png").stat().st_size > 5000
     assert "| Quick | 1 | 1 |" in (kept / "table.md").read_text()
+    wrong = json.loads((kept / "mistakes.json").read_text())
+    assert {name: row["objects"] for name, row in wrong.items()} == dict.fromkeys(
+        ("slow", "quick"), objects_in(tmp_path)
+    )
+    assert all(row["missed"] <= row["objects"] for row in wrong.values())
     assert not list(kept.rglob("*.pt"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("log.jsonl")}
     assert main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("log.jsonl")} == before  # nothing is trained twice
     assert main(["bench", "convergence", "--out", str(kept), "--table"]) == 0  # logs alone are enough
+    assert json.loads((kept / "mistakes.json").read_text()) == wrong  # detections are not kept, what came of them is
+    assert "## Where detections go wrong" in (kept / "table.md").read_text()
     capsys.readouterr()
     assert main([*words, "--cost", "--device", "cpu"]) == 0
     found = json.loads((out / "cost.json").read_text())["rows"]

@@ -80,9 +80,13 @@ def bench_study(name: str, words: list[str], command: str) -> None:
         print(f"{left} runs or more are still to come: the same command goes on with them.")
 
 
+KEPT = ("table.md", "curves.png", "cost.json", "mistakes.json")
+
+
 def write_tables(study: Study, folder: Path) -> None:
     """table.md and curves.png in the study's folder, of the runs that are finished."""
     from ddetr_lite.benchmarks.studies.figure import study_figure
+    from ddetr_lite.benchmarks.studies.mistakes import mistakes
     from ddetr_lite.benchmarks.studies.results import outcomes
     from ddetr_lite.benchmarks.studies.table import tables
     from ddetr_lite.plots.style import png
@@ -93,14 +97,15 @@ def write_tables(study: Study, folder: Path) -> None:
         return
     path = folder / "cost.json"
     costs = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else None
-    (folder / "table.md").write_text(tables(study, folder, costs), encoding="utf-8")
+    page = tables(study, folder, costs, mistakes(found, folder))
+    (folder / "table.md").write_text(page, encoding="utf-8")
     (folder / "curves.png").write_bytes(png(study_figure(study, found, costs)))
     print(f"{folder}: table.md and curves.png are written, of {len(found)} finished runs.")
 
 
 def collect(folder: Path, target: Path) -> None:
     """Copy what belongs into a repository: logs, tables, curves, costs."""
-    for path in [*sorted(folder.glob("*/log.jsonl")), *(folder / n for n in ("table.md", "curves.png", "cost.json"))]:
+    for path in [*sorted(folder.glob("*/log.jsonl")), *(folder / name for name in KEPT)]:
         if path.exists():
             new = target / path.relative_to(folder)
             new.parent.mkdir(parents=True, exist_ok=True)

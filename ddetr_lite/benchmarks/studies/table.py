@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study
 from ddetr_lite.benchmarks.studies.results import Factor, Outcome, Spread, factors, outcomes, rates, searched, spread
 from ddetr_lite.benchmarks.studies.training import command_of
@@ -14,8 +15,10 @@ METRICS = {"AP": "AP", "AP50": "AP50", "AP_small": "AP small", "AP_medium": "AP 
 NONE = "–"
 
 
-def tables(study: Study, folder: Path, costs: Mapping[str, Any] | None = None) -> str:
-    """The whole page. costs: what `cost.costs` found, by row; {} or None where it was not measured."""
+def tables(
+    study: Study, folder: Path, costs: Mapping[str, Any] | None = None, known: dict[str, Any] | None = None
+) -> str:
+    """The whole page. costs: what `cost.costs` found, known: what `mistakes` found, both by row; None where not measured."""
     found = outcomes(study, folder)
     parts = [f"# {study.title}", study.method, "## Average precision", _circumstances(found)]
     parts += [markdown(scores_table(study, found))]
@@ -30,6 +33,10 @@ def tables(study: Study, folder: Path, costs: Mapping[str, Any] | None = None) -
     ]
     if lines:
         parts += [f"## How many times as many epochs {study.row(study.baseline).label} takes", "\n".join(lines)]
+    if known:
+        labels = {row.name: row.label for row in study.rows}
+        intro = "For a hundred objects of the validation set (seed 0, IoU 0.5, the score at which F1 is best; TIDE's kinds):"
+        parts += ["## Where detections go wrong", intro, markdown(mistakes_table(labels, known))]
     chosen = rates(study, folder)
     trial = [[run.row.label, _rates(run), f"{ap:.3f}", "×" if chosen.get(run.row.name) == run.rate else ""]
              for run, ap in searched(study, folder)]  # fmt: skip

@@ -1,0 +1,47 @@
+"""Where the detections of a study's models go wrong: errors by kind, for each row's longest schedule with seed 0."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddetr_lite.benchmarks.studies.results import Outcome
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
+from ddetr_lite.engine.errors import KINDS, best_threshold, detections_from_results, find_errors
+
+
+def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]]:
+    """By row: "epochs", the "threshold" of the score at which F1 is best, "objects", and how many there are of each of `KINDS`.
+
+    Rows whose detections are not there (`detections.json` of the run) are taken from `mistakes.json` in the study's folder,
+    which is written anew.
+    """
+    path = folder / "mistakes.json"
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    sets: dict[Any, CocoDetection] = {}
+    for outcome in found:
+        run, detections = outcome.run, outcome.results.detections()
+        if run.seed or run.epochs != run.row.epochs[-1] or detections is None:
+            continue
+        data = run.recipe.data
+        if data not in sets:
+            sets[data] = CocoDetection(CocoFolder.find(data.folder, data.val_split))
+        grouped = detections_from_results(detections["detections"], sets[data])
+        threshold = best_threshold(find_errors(grouped, sets[data]))
+        errors = find_errors(grouped, sets[data], threshold)
+        objects = sum(len(picture.true_labels) for picture in errors.pictures)
+        known[run.row.name] = {"epochs": run.epochs, "threshold": threshold, "objects": objects, **errors.counts}
+    if known:
+        path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return known
+
+
+def mistakes_table(labels: dict[str, str], known: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A line for each row of `labels` (name → label): how many of each kind there are for a hundred objects."""
+    lines = [["model", "epochs", "score above", *KINDS]]
+    for name, label in labels.items():
+        if name in known:
+            row = known[name]
+            shares = [f"{100 * row[kind] / max(row['objects'], 1):.1f}" for kind in KINDS]
+            lines.append([label, str(row["epochs"]), f"{row['threshold']:.2f}", *shares])
+    return lines
