@@ -31,6 +31,7 @@ from ddetr_lite.engine.recipes import (
     recipe_to_dict,
 )
 from ddetr_lite.engine.resume_proof import prove
+from ddetr_lite.engine.run import differing
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.presets import ROWS, SIZES, build, config_from_dict, config_to_dict, model_config
 
@@ -110,6 +111,15 @@ def test_a_run_killed_in_an_epoch_ends_with_the_same_bits(shapes: Path, tmp_path
     last = checkpoint.read(tmp_path / "runs" / "killed" / "last.pt")
     assert len(last["optimizers"]) == 2  # Muon and AdamW
     assert last["average"]
+
+
+def test_a_run_of_an_older_version_differs_in_nothing_that_is_new() -> None:
+    """So it can be resumed: what it did not know was at its default."""
+    now = recipe_to_dict(recipe("shapes"))
+    before = {**now, "model": {k: v for k, v in now["model"].items() if k != "own_level"}}
+    assert differing(before, now) == ""
+    changed = {**now, "model": {**now["model"], "own_level": True}}
+    assert differing(before, changed) == "own_level was False and is now True"
 
 
 def test_the_proof_notices_a_difference(tmp_path: Path) -> None:

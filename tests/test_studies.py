@@ -166,6 +166,16 @@ def test_a_run_with_another_recipe_is_an_error(tmp_path: Path) -> None:
         scores_in(STUDY, tmp_path)
 
 
+def test_a_run_of_an_older_version_counts(tmp_path: Path) -> None:
+    """Its log does not know the newest fields, which were at their defaults then."""
+    path = write_run(tmp_path, PlannedRun(QUICK, 1.0, 2, 0), 0.25)
+    start, *others = path.read_text().splitlines()
+    line = json.loads(start)
+    del line["recipe"]["model"]["own_level"]
+    path.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    assert finished(PlannedRun(QUICK, 1.0, 2, 0), tmp_path) is not None
+
+
 def test_epochs_for_a_score() -> None:
     ends = [(2, 0.1), (8, 0.4), (32, 0.6)]
     assert epochs_for(ends, 0.25) == pytest.approx(4)  # half the way in the logarithm

@@ -235,6 +235,17 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return {**asdict(recipe), "model": config_to_dict(recipe.model)}
 
 
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of an older version as plain values of this one: fields that it did not know are at their defaults.
+
+    As it is where it does not fit.
+    """
+    try:
+        return recipe_to_dict(recipe_from_dict(values))
+    except (KeyError, TypeError, ValueError):
+        return values
+
+
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """The way back. Raises ValueError for fields of another version."""
     parts = {"data": DataConfig, "augment": AugmentConfig, "train": TrainConfig}

@@ -20,7 +20,7 @@ from ddetr_lite.engine.average import weights_to_use
 from ddetr_lite.engine.checkpoint import model_content, read, save_model, write_atomically
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.log import read_log
-from ddetr_lite.engine.recipes import Recipe, recipe_to_dict
+from ddetr_lite.engine.recipes import Recipe, recipe_to_dict, with_defaults
 from ddetr_lite.models.presets import Model
 from ddetr_lite.writing import write_bytes
 
@@ -116,7 +116,11 @@ FREE = {"workers", "device", "accumulate", "cache", "compile", "folder"}
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first option in which two recipes differ and that changes what a run does, in words; "" where there is none."""
+    """The first option in which two recipes differ and that changes what a run does, in words; "" where there is none.
+
+    An option that an older version did not know is at its default.
+    """
+    before, now = with_defaults(before), with_defaults(now)
     for part in ("model", "augment", "data", "train"):
         for name in sorted({*before[part], *now[part]} - FREE):
             old, new = (json.loads(json.dumps(recipe[part].get(name))) for recipe in (before, now))  # tuples are lists

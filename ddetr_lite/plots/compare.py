@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ddetr_lite.engine.recipes import recipe_from_dict, recipe_to_dict
+from ddetr_lite.engine.recipes import with_defaults
 from ddetr_lite.engine.run_results import RunResults, read_run
 from ddetr_lite.plots.run_curves import METRIC_NAMES, NONE, plain, score
 from ddetr_lite.plots.style import COLOURS, STYLE, panels
@@ -45,15 +45,7 @@ def comparison(runs: Mapping[str, RunResults]) -> list[list[str]]:
     rows.append(["minutes", *(_number(run.seconds, 60) for run in runs.values())])
     rows.append(["device", *(str(run.start.get("device", NONE)) for run in runs.values())])
     rows.append(["model row", *(run.row for run in runs.values())])
-    return rows + differing([_whole(run.recipe) for run in runs.values()])
-
-
-def _whole(recipe: dict[str, Any]) -> dict[str, Any]:
-    """With the fields that an older version did not know, which are at their defaults; as it is where it does not fit."""
-    try:
-        return recipe_to_dict(recipe_from_dict(recipe))
-    except (KeyError, TypeError, ValueError):
-        return recipe
+    return rows + differing([with_defaults(run.recipe) for run in runs.values()])
 
 
 def differing(recipes: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -63,9 +63,14 @@ def outcomes(study: Study, folder: Path) -> list[Outcome]:
 
 
 def searched(study: Study, folder: Path) -> list[tuple[PlannedRun, float]]:
-    """The finished runs of all searches with the AP at their end."""
+    """The finished runs of all searches, by row and rate, with the AP at their end."""
     scores = scores_in(study, folder)
-    planned = [run for row in study.rows if not row.rate_of for run in search_runs(study, row, scores)]
+    planned = [
+        run
+        for row in study.rows
+        if not row.rate_of
+        for run in sorted(search_runs(study, row, scores), key=lambda run: run.rate)
+    ]
     return [(run, scores[run.name]) for run in planned if run.name in scores]
 
 

@@ -129,7 +129,8 @@ def _circumstances(found: Sequence[Outcome]) -> str:
     starts = [outcome.results.start for outcome in found]
     devices = sorted({str(start.get("device", "an unknown device")) for start in starts})
     versions = sorted({f"torch {start['versions']['torch']}" for start in starts if "versions" in start})
-    return f"{len(found)} runs, on {'; '.join(devices)}; {', '.join(versions) or 'unknown versions'}."
+    runs = f"{len(found)} run{'s' * (len(found) != 1)}"
+    return f"{runs}, on {'; '.join(devices)}; {', '.join(versions) or 'unknown versions'}."
 
 
 def _data_command(study: Study) -> str:
