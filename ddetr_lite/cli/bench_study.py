@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def bench_study(name: str, words: list[str], command: str) -> None:
     finally:  # a run that failed does not hide what the others found
         write_tables(study, folder)
     if options.collect is not None:
-        collect(folder, options.collect)
+        collect(folder, options.collect, scores_in(study, folder))
     if not done:
         left = len(open_runs(study, scores_in(study, folder)))
         print(f"{left} runs or more are still to come: the same command goes on with them.")
@@ -103,9 +104,9 @@ def write_tables(study: Study, folder: Path) -> None:
     print(f"{folder}: table.md and curves.png are written, of {len(found)} finished runs.")
 
 
-def collect(folder: Path, target: Path) -> None:
-    """Copy what belongs into a repository: logs, tables, curves, costs."""
-    for path in [*sorted(folder.glob("*/log.jsonl")), *(folder / name for name in KEPT)]:
+def collect(folder: Path, target: Path, runs: Iterable[str]) -> None:
+    """Copy what belongs into a repository: the logs of these runs, tables, curves, costs."""
+    for path in [*(folder / name / "log.jsonl" for name in runs), *(folder / name for name in KEPT)]:
         if path.exists():
             new = target / path.relative_to(folder)
             new.parent.mkdir(parents=True, exist_ok=True)

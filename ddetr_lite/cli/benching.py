@@ -2,7 +2,16 @@
 
 from ddetr_lite.cli.parsing import Mistake, parse, take_positional
 
-STUDIES = ("convergence", "table1", "table1-cpu", "table2", "table2-cpu", "coco-mini", "coco-mini-cpu")
+STUDIES = (
+    "convergence",
+    "convergence-adamw",
+    "table1",
+    "table1-cpu",
+    "table2",
+    "table2-cpu",
+    "coco-mini",
+    "coco-mini-cpu",
+)
 SPEED = ("msda", "step", "input")
 
 

@@ -1,16 +1,17 @@
 """Figure 3 of Deformable DETR: average precision against the length of the schedule."""
 
 from dataclasses import replace
+from typing import Any
 
 from ddetr_lite.benchmarks.studies.method import END, SEARCH, sized, text
 from ddetr_lite.benchmarks.studies.plan import Row, Study
 from ddetr_lite.engine.recipes import Recipe, recipe
 
 
-def _to_converge(row: str) -> Recipe:
+def _to_converge(row: str, **options: Any) -> Recipe:
     chosen = recipe("shapes", row)
     model = sized(chosen.model, dim=96, heads=8, hidden=256, encoder_layers=2, decoder_layers=3, queries=20)
-    train = replace(chosen.train, lr=2e-3, muon_lr=1e-2, evaluate_every=3, log_every=50, forecast=False)
+    train = replace(chosen.train, **{"lr": 2e-3, "evaluate_every": 3, "log_every": 50, "forecast": False, **options})
     return replace(chosen, model=model, train=train)
 
 
@@ -41,4 +42,26 @@ CONVERGENCE = Study(
     ),
     baseline="detr",
     search_epochs=9,
+)
+
+_ADAMW = {"optimizer": "adamw", "lr": 1e-3}
+
+CONVERGENCE_ADAMW = Study(
+    name="convergence-adamw",
+    title="How much faster does Deformable DETR converge than DETR, with AdamW alone?",
+    method="The study `convergence` with the optimizer of the papers: how much of the factor is the optimizer's?\n\n"
+    + text(
+        "- **Data, models, equal and different**: as in `convergence`, but for the optimizer: AdamW for all parameters, "
+        "as in both papers, instead of Muon for matrices.",
+        "- **Learning rates**: the same search for each: 0.001 times 1/2, 1 and 2, in runs of nine epochs with seed 0; "
+        "where the best of them is at an edge, the next one is tried too.",
+        "- **Budget, factor, time**: as in `convergence`; one seed.",
+    ),
+    rows=(
+        Row("detr", "DETR", _to_converge("detr", **_ADAMW), (9, 36)),
+        Row("deformable-detr", "Deformable DETR", _to_converge("deformable-detr", **_ADAMW), (3, 9, 18)),
+    ),
+    baseline="detr",
+    search_epochs=9,
+    seeds=1,
 )
