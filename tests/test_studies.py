@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from ddetr_lite.batching import RawBatch
+from ddetr_lite.benchmarks.cost import kept_bytes, multiply_adds
 from ddetr_lite.benchmarks.studies import STUDIES, training
 from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
 from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
@@ -20,6 +24,8 @@ from ddetr_lite.cli.benching import STUDIES as NAMES
 from ddetr_lite.datasets.shapes import ShapesConfig
 from ddetr_lite.engine.errors import KINDS
 from ddetr_lite.engine.recipes import check, recipe, recipe_to_dict
+from ddetr_lite.layers.attention import MultiHeadAttention
+from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
 from ddetr_lite.models.presets import ROWS, build
 
 SLOW = Row("slow", "Slow", recipe("shapes", "detr"), (4, 8))
@@ -242,6 +248,50 @@ def test_page_says_everything(tmp_path: Path) -> None:
 def test_mistakes_are_given_for_a_hundred_objects() -> None:
     known = {"b": {"epochs": 4, "threshold": 0.314, "objects": 40, **dict.fromkeys(KINDS, 2), "missed": 30}}
     assert mistakes_table({"a": "A", "b": "B"}, known)[1:] == [["B", "4", "0.31", *["5.0"] * 6, "75.0"]]
+
+
+@pytest.mark.parametrize("row", ["detr", "deformable-detr-two-stage", "deformable-detr-single-scale"])
+def test_multiply_adds_are_those_of_a_slow_count(row: str) -> None:
+    """Module by module, from shapes: linear layers, convolutions, dense attention, and four rows a sample."""
+    sizes: Any = {"dim": 32, "heads": 2, "hidden": 48, "encoder_layers": 1, "decoder_layers": 2, "queries": 7}
+    model = build(replace(recipe("shapes", row).model, **sizes), 5)
+    picture = RawBatch(torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), [(64, 96)])
+    counted = 0.0
+
+    def count(module: nn.Module, inputs: Any, keywords: Any, output: Any) -> None:
+        nonlocal counted
+        if isinstance(module, nn.Conv2d):
+            counted += output.numel() * module.weight[0].numel()
+        elif isinstance(module, MultiHeadAttention):
+            query, key = inputs[:2]  # its projections are one product each, not modules
+            d, n, n_q = query.shape[-1], key.shape[1], query.shape[1]
+            counted += 2 * (n_q + n) * d * d + 2 * n_q * n * d
+        elif isinstance(module, nn.Linear) and not isinstance(
+            module, nn.modules.linear.NonDynamicallyQuantizableLinear
+        ):
+            counted += output.numel() * module.in_features
+        elif isinstance(module, MultiScaleDeformableAttention):
+            samples = output.shape[1] * module.heads * module.levels * module.points
+            counted += samples * 4 * module.dim / module.heads
+
+    inner = {id(m) for a in model.modules() if isinstance(a, MultiHeadAttention) for m in a.modules() if m is not a}
+    for module in model.modules():
+        if id(module) not in inner:
+            module.register_forward_hook(count, with_kwargs=True)
+    with torch.no_grad():
+        model.eval()(picture)
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_hooks_with_kwargs.clear()
+    assert multiply_adds(model, picture) == pytest.approx(counted, rel=2e-3)  # levels, ratios: small products
+
+
+def test_what_a_backward_pass_needs_is_counted_once() -> None:
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
+    x = torch.randn(8, 6)
+    # Of the first layer its input, of ReLU its output, which is the second layer's input too; weights are not counted.
+    assert kept_bytes(lambda: model(x), model) == 4 * (8 * 6 + 8 * 10)
+    assert kept_bytes(lambda: [model(x), model(x)], model) == 4 * (8 * 6 + 2 * 8 * 10)
 
 
 @pytest.fixture

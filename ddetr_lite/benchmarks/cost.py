@@ -5,12 +5,12 @@ Parameters, multiply-adds and activations are counts, the same on every machine.
 
 import copy
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddetr_lite.batching import RawBatch
@@ -81,27 +81,34 @@ class _Model:
         self.step([self.batch], rate=1e-9)
 
     def activation_bytes(self) -> int:
-        """Of the tensors that autograd keeps between the two passes, each storage once, without the parameters."""
-        kept: dict[int, int] = {}
-        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
+        """What a training step keeps for its backward pass."""
         self.model.train()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            self.step.gradient([self.batch])
+        kept = kept_bytes(lambda: self.step.gradient([self.batch]), self.model)
         self.model.zero_grad(set_to_none=True)
-        return sum(kept.values())
+        return kept
 
     @torch.no_grad()
     def find(self) -> None:
         """One picture to its objects."""
         self.model.eval()
         self.model(self.picture)
+
+
+def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:
+    """Bytes of the tensors that autograd keeps in `work` for a backward pass: each storage once, without the model's own."""
+    kept: dict[int, tuple[Tensor, int]] = {}
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # The tensor is held, so that no later one gets its place and is taken for it.
+            kept[storage.data_ptr()] = (tensor.detach(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(size for _, size in kept.values())
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:
