@@ -1,4 +1,5 @@
-"""The command `ddetr-lite`: train, evaluate, predict, report, explain, compare, data, convert, bench, prove-resume.
+"""The command `ddetr-lite`: train, evaluate, predict, report, explain, compare, data, convert, bench, prove-resume,
+course.
 
 Options are made from dataclasses by tyro. A mistake of the user's is answered with one line and exit code 2.
 """
@@ -14,6 +15,7 @@ from ddetr_lite.cli.explaining import explain
 from ddetr_lite.cli.looking import compare, report
 from ddetr_lite.cli.parsing import Mistake
 from ddetr_lite.cli.proving import prove_resume
+from ddetr_lite.cli.teaching import course
 from ddetr_lite.cli.training import train
 from ddetr_lite.cli.using import evaluate, predict
 
@@ -28,6 +30,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "convert": convert,
     "bench": bench,
     "prove-resume": prove_resume,
+    "course": course,
 }
 
 
