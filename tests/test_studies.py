@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,9 @@ def test_command_trains_goes_on_and_writes(tiny: Study, tmp_path: Path, capsys: 
     assert main([*words, "--minutes", "0.001"]) == 0
     assert "still to come: the same command goes on" in capsys.readouterr().out
     assert main([*words, "--jobs", "2", "--threads", "1", "--collect", str(kept)]) == 0
-    assert "of 2 finished runs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "of 2 finished runs" in said
+    assert len(re.findall(r"(?m)^quick-1-epochs-rate-1-seed-0: \d\.\d{3} AP$", said)) == 1
     names = {f"{n}-1-epochs-rate-1-seed-0" for n in ("slow", "quick")}
     assert {path.parent.name for path in kept.glob("*/log.jsonl")} == names
     assert (kept / "curves.png").stat().st_size > 5000

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Study, open_runs
-from ddetr_lite.benchmarks.studies.results import scores_in
+from ddetr_lite.benchmarks.studies.results import finished, scores_in
 from ddetr_lite.datasets.shapes import write_shapes
 from ddetr_lite.engine.recipes import recipe_to_dict
 from ddetr_lite.engine.repeat import command
 from ddetr_lite.engine.run_results import row_of
+from ddetr_lite.plots.run_curves import score
 
 PAUSE = 0.5  # seconds between looks at the processes
 
@@ -48,7 +49,10 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
                 running.remove(started)
                 if started.process.returncode:
                     failed[started.run.name] = _last_line(started.output)
-            # A run that ended in silence before its last evaluation would be started for ever.
+                elif results := finished(started.run, folder):
+                    print(f"{started.run.name}: {score(results.last, 'AP')} AP", flush=True)
+                else:  # it would be started for ever
+                    failed[started.run.name] = "it ended before its last evaluation"
             taken = {started.run.name for started in running} | failed.keys()
             waiting = [run for run in open_runs(study, scores_in(study, folder)) if run.name not in taken]
             if not waiting and not running:
