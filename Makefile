@@ -32,6 +32,9 @@ place = $(subst ",\",$(CURDIR)) $(if $(PYTHON),$$("$(PYTHON)" --version 2>/dev/n
 # kernel they name.
 NBVAL := --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120
 
+# Tests share the cores, one thread each, file by file; more than four processes would need more memory than a laptop has.
+SPREAD := -n auto --maxprocesses=4 --dist loadscope
+
 .PHONY: help env lab test notebooks format lock clean
 
 help: ## list the targets
@@ -80,7 +83,7 @@ test: env ## format, lint, types, all tests and all notebooks
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest --nbval $(NBVAL) --nbval-sanitize-with=notebooks/nbval_sanitize.cfg tests notebooks $(PYTESTFLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(SPREAD) --nbval $(NBVAL) --nbval-sanitize-with=notebooks/nbval_sanitize.cfg tests notebooks $(PYTESTFLAGS)
 
 notebooks: env ## take over what the text twins say, execute where outputs may have changed
 	$(PY) tests/execute_notebooks.py $(ONLY)

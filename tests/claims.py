@@ -88,7 +88,7 @@ def fits(digits: str, value: float) -> bool:
 
 
 def without_code(text: str) -> str:
-    """The text with blanks where numbers are not quoted: commands, code, links, tags, numbers of headings."""
+    """The text with blanks where numbers are not quoted: commands, code, links, tags, numbers of headings and sections."""
 
     def blank(match: re.Match[str]) -> str:
         return re.sub(r"\S", " ", match[0])
@@ -100,7 +100,9 @@ def without_code(text: str) -> str:
 
     text = re.sub(r"(?ms)^ *```(\S*)[^\n]*\n.*?^ *```", fenced, text)
     return re.sub(
-        rf"`{COMMAND}[^`]*`|\]\([^)]*\)|https?://\S+|<!--(?s:.*?)-->|</?\w[^>\n]*>|(?m:^#+ [\d.]+)", blank, text
+        rf"`{COMMAND}[^`]*`|\bsection [\d.]+\d|\]\([^)]*\)|https?://\S+|<!--(?s:.*?)-->|</?\w[^>\n]*>|(?m:^#+ [\d.]+)",
+        blank,
+        text,
     )
 
 

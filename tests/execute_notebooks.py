@@ -26,7 +26,7 @@ from notebook_cells import ROOT, code_cells, tags
 
 # All of the package for every notebook: which modules a cell reaches is not to be seen from its imports (a detector is built
 # from a checkpoint), and a notebook executed in vain costs a minute, a stale output a reader's trust.
-READABLE = ("ddetr_lite/**/*.py", "data/checkpoints/*.pt", "data/results/**/*.jsonl")
+READABLE = ("ddetr_lite/**/*.py", "data/checkpoints/*.pt", "data/results/**/*.jsonl", "data/results/**/*.json")
 TIMEOUT = 900  # seconds for one cell
 
 

@@ -14,7 +14,8 @@ ORDER = (
     {"models", "datasets"},
     {"engine"},
     {"convert", "plots"},
-    {"benchmarks", "course"},
+    {"benchmarks"},
+    {"course"},
     {"cli"},
     {"__main__"},
 )

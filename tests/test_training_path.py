@@ -13,6 +13,7 @@ from PIL import Image
 from test_engine import TINY, tiny_recipe
 
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, batch_images
+from ddetr_lite.cli.training import _followed, _now_and_then
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler
 from ddetr_lite.datasets.picture_cache import PictureCache
@@ -30,7 +31,7 @@ from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.profile import profile
-from ddetr_lite.engine.recipes import recipe
+from ddetr_lite.engine.recipes import DataConfig, recipe
 from ddetr_lite.engine.run import NUMBERS, State
 from ddetr_lite.engine.scaling import follow, oddities
 from ddetr_lite.engine.step import Step, compile_layers
@@ -332,6 +333,29 @@ def test_learning_rate_and_drop_follow_batch_and_epochs() -> None:
     assert len(reasons) == 1
     assert follow(short, base, {"epochs", "drop_epoch"}) == (short, [])
     assert follow(base, base, set()) == (base, [])
+    for epochs, drop in ((2, 1), (1, base.train.drop_epoch)):  # the rate drops before the end, or nothing is said of it
+        few = replace(base, train=replace(base.train, epochs=epochs))
+        found, reasons = follow(few, base, {"epochs"})
+        assert (found.train.drop_epoch, len(reasons)) == (drop, int(epochs > 1))
+
+
+def test_curves_are_drawn_now_and_then(tmp_path: Path) -> None:
+    drawn: list[Path] = []
+    often, always = _now_and_then(drawn.append, pause=1000), _now_and_then(drawn.append, pause=0)
+    for _ in range(3):
+        often(tmp_path)
+    assert len(drawn) == 1
+    for _ in range(3):
+        always(tmp_path)
+    assert len(drawn) == 4
+
+
+def test_overfitting_says_nothing_of_a_drop() -> None:
+    chosen, reasons = _followed(replace(recipe("coco"), data=DataConfig(overfit=8),
+                                        train=replace(recipe("coco").train, epochs=20)),
+                                recipe("coco"), ["--overfit", "8", "--epochs", "20"])  # fmt: skip
+    assert chosen.train.schedule == "constant"
+    assert not any("drops" in reason for reason in reasons)
 
 
 def test_what_is_seldom_meant_is_said() -> None:

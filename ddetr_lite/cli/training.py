@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,6 +98,8 @@ def _followed(chosen: Recipe, base: Recipe, words: list[str]) -> tuple[Recipe, l
     from ddetr_lite.engine.scaling import follow
 
     named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    if chosen.data.overfit and "schedule" not in named:
+        chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, schedule="constant"))
     chosen, reasons = follow(chosen, base, named)
     if chosen.data.overfit:
         chosen = as_overfitting(chosen, named)
@@ -113,16 +118,30 @@ def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
     from ddetr_lite.plots.training import save_curves
 
     _say(f"Training {chosen.name} in {folder}; stop with Ctrl-C, go on with --resume.")
-    metrics = run(chosen, folder, resume=resume, after_epoch=save_curves)
+    metrics = run(chosen, folder, resume=resume, after_epoch=_now_and_then(save_curves))
     if not metrics and resume:
         _say("Nothing was left to do: this run is finished. `ddetr-lite report` draws it anew.")
     if metrics:
         if is_main():
+            save_curves(folder)
             write_report(folder)
         _say(table(metrics))
     if metrics and chosen.data.overfit:
         _say(verdict(metrics, chosen.data.overfit))
     _say(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png, report.html")
+
+
+def _now_and_then(draw: Callable[[Path], None], pause: float = 10.0) -> Callable[[Path], None]:
+    """At most once in `pause` seconds: an epoch of a few pictures takes less time than its curves."""
+    last = -math.inf
+
+    def call(folder: Path) -> None:
+        nonlocal last
+        if time.monotonic() - last >= pause:
+            draw(folder)
+            last = time.monotonic()
+
+    return call
 
 
 def _say(text: str) -> None:

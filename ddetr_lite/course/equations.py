@@ -5,7 +5,7 @@ from typing import Literal
 
 from ddetr_lite.course.tables import Table
 
-Paper = Literal["Attention Is All You Need", "DETR", "Deformable DETR"]
+Paper = Literal["Attention Is All You Need", "DETR", "Deformable DETR", "Roofline"]
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,42 @@ EQUATIONS: tuple[Equation, ...] = (
         {"p̂_i, l_i": "level_shapes", "tokens": "memory"},
         "ddetr_lite.models.deformable_detr:DeformableDetr.proposals",
         "tests/test_models.py::test_proposals_and_the_queries_made_from_them",
+    ),
+    Equation(
+        "DETR",
+        "section 3.1, normalisation of L_box",
+        "11",
+        "(Σ_i L_box(b_i, b̂_σ̂(i))) / (number of objects in the batch), the batch of all processes",
+        {"objects of this process": "targets"},
+        "ddetr_lite.set_prediction.losses:count",
+        "tests/test_distributed.py::test_two_processes_or_two_pieces_equal_one",
+    ),
+    Equation(
+        "Roofline",
+        "the model: what bounds an operation",
+        "12",
+        "t ≥ max(bytes / bandwidth, multiply-adds / multiply-adds a second); here the bytes",
+        {"bandwidth": "bandwidth", "bytes, from the shapes": "setting"},
+        "ddetr_lite.benchmarks.msda:floors",
+        "tests/test_benchmarks.py::test_floor_counts_every_byte_once",
+    ),
+    Equation(
+        "Deformable DETR",
+        "equation 3, as a sparse product",
+        "12",
+        "output = S V; row q of S: A_mlqk times four bilinear shares for each l, k",
+        {"V": "value", "where S is not zero": "locations", "A_mlqk": "weights"},
+        "ddetr_lite.kernels.cpu:embedding_bag",
+        "tests/test_kernels.py::test_forward",
+    ),
+    Equation(
+        "Deformable DETR",
+        "equation 3, gradient of the values",
+        "12",
+        "∂loss/∂V = Sᵀ ∂loss/∂output",
+        {"∂loss/∂output": "grad_bags", "where S is not zero": "corners", "S": "shares"},
+        "ddetr_lite.kernels.cpu:_grad_table",
+        "tests/test_kernels.py::test_gradients",
     ),
 )
 

@@ -30,6 +30,8 @@ SYMBOLS: dict[str, str] = {
     "Δp": "a sampling offset: cells from the reference point, as (x, y); Δ alone: what the box head adds",
     "W_m": "the output matrix of head m, (d, D); W'_m, (D, d): its value matrix. W alone is a width",
     "σ": "the sigmoid, 1 / (1 + e^−x); in DETR's equations: a match, the query of each object",
+    "R": "rows of a table of values, in which every level has a frame of zeros",
+    "S": "a sparse matrix, a row for each query and head: the shares of the rows that it sums",
 }
 
 

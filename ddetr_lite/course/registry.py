@@ -15,6 +15,9 @@ from ddetr_lite.course import (
     checks_07,
     checks_08,
     checks_09,
+    checks_10,
+    checks_11,
+    checks_12,
 )
 from ddetr_lite.course.exercises import Exercise
 
@@ -29,6 +32,9 @@ NOTEBOOKS = (
     checks_07.EXERCISES,
     checks_08.EXERCISES,
     checks_09.EXERCISES,
+    checks_10.EXERCISES,
+    checks_11.EXERCISES,
+    checks_12.EXERCISES,
 )
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercises in NOTEBOOKS for exercise in exercises}
 

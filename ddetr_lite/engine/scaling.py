@@ -30,8 +30,8 @@ def follow(chosen: Recipe, base: Recipe, named: Collection[str]) -> tuple[Recipe
             "(AdamW's goes with the root of the batch); --lr sets another."
         )
     shortened = train.epochs != before.epochs and train.schedule == "step" and "drop_epoch" not in named
-    if shortened and before.epochs > before.drop_epoch:
-        drop = max(1, round(train.epochs * before.drop_epoch / before.epochs))
+    if shortened and before.epochs > before.drop_epoch and train.epochs > 1:  # within one epoch nothing can drop
+        drop = min(max(1, round(train.epochs * before.drop_epoch / before.epochs)), train.epochs - 1)
         train = replace(train, drop_epoch=drop)
         reasons.append(
             f"The learning rate drops to a tenth after epoch {drop}, where the recipe has it after {before.drop_epoch} of "

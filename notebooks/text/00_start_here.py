@@ -537,13 +537,10 @@ for height, width in ((96, 96), (800, 1066)):
 # | **[07 · Deformable attention](07_deformable_attention.ipynb)** | a few points instead of all cells: sampling between pixels, offsets, linear cost |
 # | **[08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb)** | fine and coarse maps together; our query, followed through all of them |
 # | **[09 · Deformable DETR](09_deformable_detr.ipynb)** | the whole model; boxes that are corrected layer by layer; the detector of this notebook, on your own functions |
-# | **10 · Convergence and ablations** | which part brings how much, at equal budget; how AP is computed; where detections go wrong |
-# | **11 · Train on COCO** | training on photos and on your own data, with one GPU or several, or with none |
-# | **12 · Fast kernels** | the same operation, many times as fast, and what the hardware allows |
+# | **[10 · Convergence and ablations](10_convergence_and_ablations.ipynb)** | which part brings how much, at equal budget; how AP is computed; where detections go wrong |
+# | **[11 · Train on COCO](11_train_on_coco.ipynb)** | training on photos and on your own data, with one GPU or several, or with none |
+# | **[12 · Fast kernels](12_fast_kernels.ipynb)** | the same operation, many times as fast, and what the hardware allows |
 #
-# Notebooks without a link are in preparation, and links to them in the text will work when they are there.
-
-# %% [markdown]
 # You may go straight through. If attention is no news to you, you may begin with [05](05_hungarian_loss.ipynb). And what returns again
 # and again is the course's picture, and the query that finds its ring.
 

@@ -11,7 +11,7 @@ from ddetr_lite.benchmarks.studies.plan import Row, Study
 from ddetr_lite.benchmarks.studies.results import Outcome, spread
 from ddetr_lite.plots.style import COLOURS, STYLE, panels
 
-PANELS = {"AP": "AP", "AP_small": "AP of small objects"}
+PANELS = {"AP": "AP at the end (thin: on the way)", "AP_small": "AP of small objects"}
 
 
 def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any] | None = None) -> Figure:

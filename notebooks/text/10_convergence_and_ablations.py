@@ -1,0 +1,1337 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10 · Convergence and ablations: how good, how fast, and why
+#
+# "Deformable DETR reaches the AP of DETR in a tenth of the epochs." Three things in this sentence need care: what AP is, to the last rule; how two detectors are compared so that neither is favoured; and what
+# of the difference comes from which part. This notebook takes them one after the other, from the detections of one picture to the two tables of the paper, at a size that can be trained again by anyone.
+
+# %% [markdown]
+# | | |
+# |:--|:--|
+# | **You will be able to** | compute COCO's AP from nothing, with its rules for sizes and crowds, and get what pycocotools gets; say what AP rewards and what it does not see; sort a detector's mistakes into kinds, and say what each kind costs; judge whether a comparison is fair; show how a new DETR looks and learns, and how a new Deformable DETR does; read the paper's tables beside those of a small study, and train every row of it again |
+# | **You need first** | precision, recall and AP in [05 · The Hungarian loss](05_hungarian_loss.ipynb), [06 · DETR](06_detr.ipynb), and [09 · Deformable DETR](09_deformable_detr.ipynb) |
+# | **Time** | 90 minutes to read and run, 60 for the exercises |
+# | **Device** | any CPU; less than a minute of computing in all. Nothing is trained here and nothing is downloaded: the long runs are committed |
+
+# %%
+import copy
+import json
+import math
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from IPython.display import Markdown
+from matplotlib.patches import Rectangle
+
+# %%
+import ddetr_lite
+from ddetr_lite import course, plots
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, collate
+from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
+from ddetr_lite.engine.errors import ERRORS, KINDS, best_threshold, find_errors
+from ddetr_lite.engine.evaluate import ap_of, detect
+from ddetr_lite.plots.style import STYLE
+from ddetr_lite.set_prediction import matching
+from ddetr_lite.set_prediction.boxes import box_iou, cxcywh_to_xyxy
+
+torch.manual_seed(0)
+torch.set_printoptions(precision=3, sci_mode=False)
+scene = course.picture()
+
+# %% [markdown]
+# ## 1. COCO's AP, to the last rule
+#
+# 05 went from detections to a curve, and from the curve to AP: one class, one threshold, no exceptions. What everybody reports is a mean of many such numbers, with a few rules that decide what counts. We write all of it, in some sixty lines, and get the numbers of `pycocotools`.
+#
+# We judge two detectors that ship with the course, a Deformable DETR (that of 00) and a DETR (that of 06), on 100 pictures which neither was trained on.
+
+# %%
+config = ShapesConfig(train_images=1, val_images=100)  # of the training set nothing is needed
+folder = write_shapes(Path(tempfile.mkdtemp()) / "shapes", config, progress=False)
+validation = CocoDetection(CocoFolder.find(folder, "val"), cache=True)
+detectors = {"Deformable DETR": course.detector("shapes"), "DETR": course.detector("detr")}
+found = {name: dict(detect(loaded.model, validation)) for name, loaded in detectors.items()}
+print(len(validation), "pictures with", sum(map(len, validation.annotations)), "objects")
+for name, detections in found.items():
+    print(f"{name}: {sum(len(d['scores']) for d in detections.values()):,} detections")
+
+# %% [markdown]
+# Thousands of detections for a few hundred objects: every query always says something (and a query of Deformable DETR says something for each class). AP takes them all, and trusts that the scores put them into a good order.
+#
+# ### 1.1 Who gets which object
+#
+# The picture of the course (number 40 of this set) has two stars. What DETR calls a star there, the surest first, and the IoU of each box with each of the two:
+
+# %%
+STAR = validation.classes.index("star")
+said = found["DETR"][40]
+stars = scene.boxes[[name == "star" for name in scene.names]]
+of_class = said["labels"] == STAR
+overlap = box_iou(said["boxes"][of_class][:4, None], stars)  # (4, T)
+rows = [f"score {score:.2f}" for score in said["scores"][of_class][:4]]
+ax = plots.matrix(overlap, rows, ["star 0", "star 1"], title="IoU of DETR's stars with the stars")
+plots.show(
+    ax,
+    alt="A table of four detections and two stars. The first fits star 0, the second and the third both fit star 1, "
+    "the last fits neither.",
+)
+
+# %% [markdown]
+# The rule is greedy: the surest detection chooses first, and takes the object that it fits best among those that are still free, if the IoU is at least the threshold. The next one chooses from what is left.
+
+
+# %%
+def match(overlap, threshold):
+    """The object of each detection, or −1. overlap: (n, T), IoU, rows from the surest to the least sure."""
+    owner = []
+    for row in overlap.tolist():
+        free = [t for t in range(len(row)) if t not in owner and row[t] >= threshold]
+        owner.append(max(free, key=lambda t: row[t], default=-1))
+    return owner
+
+
+for threshold in (0.5, 0.95):
+    print(f"threshold {threshold}: objects {match(overlap, threshold)}")
+
+# %% [markdown]
+# At 0.5 both stars are found, and the third detection, which fits star 1 as well, is wrong: a duplicate. At 0.95 star 1 is not found at all. Each threshold has its own match and its own AP.
+#
+# > **Claim:** greedy is a simplification; the best match, as in 05, would judge the same.
+# >
+# > **Measurement:** two detections, two objects, an IoU of at least 0.5 needed.
+
+# %%
+from scipy.optimize import linear_sum_assignment
+
+two = torch.tensor([[0.7, 0.6], [0.65, 0.2]])
+best = linear_sum_assignment(-(two * (two >= 0.5)))[1].tolist()
+print("greedy:", match(two, 0.5), " the best match:", best)
+
+# %% [markdown]
+# The best match would find both objects. Greedy lets the first detection take object 0, since that is its best, and the second is left with nothing, hence wrong. It is a rule of the game, and it means: a judge does not help you to look good.
+#
+# ### 1.2 From right and wrong to one number
+#
+# As in 05, but in the very steps of pycocotools, and in float64. Recall grows down the list. *Precision at this recall or beyond* is a running maximum from the end, the **envelope**. And for each of the 101 recalls the first detection that reaches it is found by bisection; where none does, precision is 0.
+
+# %%
+RECALLS = np.linspace(0, 1, 101)
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+
+
+def average_precision(right, objects):
+    """right: (n,), boolean, the surest first; objects: how many there are."""
+    hits = np.cumsum(right)  # so many objects are found after each detection
+    precision, recall = hits / np.arange(1, len(right) + 1), hits / objects
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(recall, RECALLS)  # the first detection that reaches it; n where none does
+    return np.append(envelope, 0)[at].mean()
+
+
+# %% [markdown]
+# By hand: four detections of two objects, right, wrong, wrong, right. Precision is 1, 1/2, 1/3, 2/4, and its envelope 1, 1/2, 1/2, 1/2. Recall is 1/2, 1/2, 1/2, 1. The recalls 0 to 0.5, 51 of them, are reached with precision 1; the other 50 with 1/2. AP = (51 + 25) / 101.
+
+# %%
+print(f"{average_precision(np.array([True, False, False, True]), 2):.3f}, by hand {(51 + 25) / 101:.3f}")
+
+# %% [markdown]
+# ### 1.3 What is not judged
+#
+# AP is also reported for small, medium and large objects. For the small ones alone: is a detection on a large object wrong? No. It is **left out**, and so are the large objects. A detection that lies on nothing? It is wrong if its own box is small, and left out otherwise, for then it belongs to another band.
+#
+# The other exception is the **crowd**. In COCO a crowd of people may be one annotation: *many, not counted*. Every detection that lies in it is left out, however many there are. One person's box can never fill the crowd, so instead of the IoU the share of the *detection* counts that lies in it.
+#
+# So there are three verdicts. An object that is judged goes before one that is left out, even where the latter fits better.
+
+
+# %%
+def verdicts(overlap, left_out, crowd, outside, threshold):
+    """1 right, 0 wrong, −1 left out, for each detection, the surest first.
+
+    overlap: (n, T); left_out, crowd: (T,), of objects; outside: (n,), whether its size is beyond the band.
+    """
+    taken, said = set(), []
+    for row, other_band in zip(overlap.tolist(), outside):
+        fits = [t for t in range(len(row)) if t not in taken and row[t] >= threshold]
+        best = max(fits, key=lambda t: (not left_out[t], row[t]), default=None)
+        if best is None:
+            said.append(-1 if other_band else 0)
+            continue
+        said.append(-1 if left_out[best] else 1)
+        if not crowd[best]:
+            taken.add(best)
+    return said
+
+
+# %% [markdown]
+# Five detections, and three objects: a small one, a large one, a crowd; judged are small objects.
+
+# %%
+overlap = torch.tensor([[0.8, 0, 0], [0.7, 0, 0], [0, 0.9, 0], [0, 0, 1], [0, 0, 0.9]])
+flags = {"left_out": [False, True, True], "crowd": [False, False, True], "outside": [False] * 5}
+print(verdicts(overlap, **flags, threshold=0.5))
+
+# %% [markdown]
+# Right; a duplicate, wrong; on the large object, left out; and both in the crowd, left out.
+#
+# ### 1.4 All together
+#
+# One picture and one class are a small question of their own; first its overlaps. The area of what two boxes share is divided by the area of both, or, with a crowd, by that of the detection alone.
+
+
+# %%
+def corners(notes):
+    """(T, 4), from COCO's x, y, width, height."""
+    boxes = torch.tensor([note["bbox"] for note in notes], dtype=torch.float64).reshape(-1, 4)
+    return torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1)
+
+
+def overlaps(boxes, objects, crowd):
+    """(n, 4), (T, 4), (T,) → (n, T)."""
+    begin = torch.maximum(boxes[:, None, :2], objects[:, :2])
+    end = torch.minimum(boxes[:, None, 2:], objects[:, 2:])
+    shared = (end - begin).clamp(min=0).prod(-1)
+    own, theirs = (boxes[:, 2:] - boxes[:, :2]).prod(-1), (objects[:, 2:] - objects[:, :2]).prod(-1)
+    return shared / torch.where(crowd, own[:, None], own[:, None] + theirs - shared).clamp(min=1e-12)
+
+
+# %% [markdown]
+# Then its flags. Two details. The list is cut after the 100 surest, in each picture *and each class*. And the size of a detection is that of its box, while the size of an object is its `area` in the annotations, which on COCO is that of its outline, not of its box.
+
+
+# %%
+def facts(detections, notes, label, category, band):
+    """Of one picture and class: scores, overlaps and flags, as `verdicts` wants them."""
+    mine = (detections["labels"] == label).nonzero()[:, 0]
+    mine = mine[detections["scores"][mine].argsort(descending=True, stable=True)[:100]]
+    boxes, notes = detections["boxes"][mine].double(), [n for n in notes if n["category_id"] == category]
+    crowd = torch.tensor([bool(n["iscrowd"]) for n in notes], dtype=torch.bool)
+    area = torch.tensor([n["area"] for n in notes], dtype=torch.float64)
+    own_area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    left_out = crowd | (area < band[0]) | (area > band[1])
+    outside = (own_area < band[0]) | (own_area > band[1])
+    flags = {"left_out": left_out.tolist(), "crowd": crowd.tolist(), "outside": outside.tolist()}
+    return detections["scores"][mine], overlaps(boxes, corners(notes), crowd), flags
+
+
+# %% [markdown]
+# And two steps, which in pycocotools are called `evaluate` and `accumulate`. The first judges every picture and class by itself, at each of the ten thresholds:
+
+
+# %%
+def judge(detections, dataset, band=(0, math.inf)):
+    """For each class, for each picture: scores (n,), verdicts (10, n), and how many objects are judged."""
+    judged = {}
+    for category, label in dataset.label_of_category.items():
+        judged[category] = []
+        for image, notes in zip(dataset.images, dataset.annotations):
+            scores, overlap, flags = facts(detections[image["id"]], notes, label, category, band)
+            said = np.array([verdicts(overlap, **flags, threshold=t) for t in THRESHOLDS]).reshape(10, -1)
+            judged[category].append((scores.numpy(), said, flags["left_out"].count(False)))
+    return judged
+
+
+# %% [markdown]
+# The second lays the verdicts of all pictures into one order, by score, for each class. AP is the mean of this table:
+
+
+# %%
+def ap_table(judged, pictures=None):
+    """AP of each class that has objects, at each threshold, (C, 10); of all pictures, or of those given."""
+    rows = []
+    for answers in judged.values():
+        scores, said, objects = zip(*(answers if pictures is None else [answers[i] for i in pictures]))
+        order = np.argsort(-np.concatenate(scores), kind="stable")
+        said = np.concatenate(said, axis=1)[:, order]
+        if sum(objects):
+            rows.append([average_precision(row[row >= 0] == 1, sum(objects)) for row in said])
+    return np.array(rows)
+
+
+# %% [markdown]
+# Now against `pycocotools`, for both detectors. (On our pictures small ends at 20 % of the side and large begins at 40 %; on COCO at 32 and 96 pixels.)
+
+# %%
+SHARES = (0.2, 0.4)
+small, large = ((96 * share) ** 2 for share in SHARES)  # areas in square pixels
+limits = {
+    "AP": (0, math.inf),
+    "AP_small": (0, small),
+    "AP_medium": (small, large),
+    "AP_large": (large, math.inf),
+}
+judged = {}
+for name, detections in found.items():
+    theirs = ap_of(detections, validation, SHARES)  # this is pycocotools
+    for metric, band in limits.items():
+        judged[name, metric] = judge(detections, validation, band)
+        same = abs(ap_table(judged[name, metric]).mean() - theirs[metric]) < 1e-9
+        print(f"{name}, {metric}: {theirs[metric]:.2f}, pycocotools within 1e-9: {same}")
+
+# %% [markdown]
+# The pictures have no crowds. Let every seventh object be one, so that this rule is put to the test as well.
+
+# %%
+crowded = copy.copy(validation)
+crowded.annotations = [
+    [{**note, "iscrowd": int(note["id"] % 7 == 0)} for note in notes] for notes in validation.annotations
+]
+for name, detections in found.items():
+    ours, theirs = ap_table(judge(detections, crowded)).mean(), ap_of(detections, crowded, SHARES)["AP"]
+    print(f"{name}: pycocotools within 1e-9: {abs(ours - theirs) < 1e-9}")
+
+# %% [markdown]
+# And the detail with the sizes is no trifle. Our annotations count an object's visible pixels. How many objects would be in another band if the area of their box were taken?
+
+
+# %%
+def band_of(area):
+    return (area > small) + (area > large)
+
+
+notes = [note for notes in validation.annotations for note in notes]
+moved = sum(band_of(note["area"]) != band_of(note["bbox"][2] * note["bbox"][3]) for note in notes)
+print(f"{moved} of {len(notes)} objects")
+
+# %% [markdown]
+# So AP_small of two papers can be compared only if both took the same areas. (Where a file has no areas, this package takes the boxes'.)
+
+# %% [markdown]
+# ## 2. What AP rewards, and what it does not see
+#
+# With the rules in hand, some measurements.
+#
+# > **Claim:** a detector with a high AP says few wrong things.
+# >
+# > **Measurement:** add 100 boxes of chance to every picture, once with scores below all others, once with any scores between 0 and 1.
+
+
+# %%
+def with_junk(detections, low, high, label=None):
+    """A hundred more boxes in every picture, with scores from low to high, of any class or of one."""
+    generator, result = torch.Generator().manual_seed(0), {}
+    for image_id, one in detections.items():
+        boxes = 96 * torch.rand(100, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
+        scores = low + (high - low) * torch.rand(100, generator=generator)
+        labels = torch.randint(8, (100,), generator=generator) if label is None else torch.full((100,), label)
+        junk = {"boxes": boxes, "scores": scores, "labels": labels}
+        result[image_id] = {key: torch.cat((one[key], junk[key])) for key in one}
+    return result
+
+
+plain = {name: ap_of(detections, validation, SHARES) for name, detections in found.items()}
+for name, detections in found.items():
+    before, least = plain[name]["AP"], min(one["scores"].min() for one in detections.values())
+    unsure, sure = (ap_of(with_junk(detections, 0, high), validation)["AP"] for high in (least, 1))
+    print(f"{name}: with unsure junk AP changes by less than 0.001: {abs(unsure - before) < 0.001}")
+    print(f"{name}: with surer junk it loses more than 0.1: {before - sure > 0.1}")
+
+# %% [markdown]
+# What comes at the end of the list costs nothing: precision there is low anyhow, and the envelope looks only at recalls that have been reached. So AP says nothing about how many wrong boxes a user sees. What AP does punish is being *sure* and wrong.
+#
+# By the way, so one sees that the list is cut after 100 detections in each picture *and class*: a hundred circles in every picture, surer than anything else, do not touch the AP of stars. (A cut after 100 in each picture would have left no stars.)
+
+# %%
+CIRCLE = validation.classes.index("circle")
+circles = ap_of(with_junk(found["DETR"], 1, 2, CIRCLE), validation)
+print("AP of circles as before:", abs(circles["AP/circle"] - plain["DETR"]["AP/circle"]) < 1e-9)
+print("AP of stars as before:  ", abs(circles["AP/star"] - plain["DETR"]["AP/star"]) < 1e-9)
+
+# %% [markdown]
+# > **Claim:** a score is a probability, and AP sees whether it is a good one.
+# >
+# > **Measurement:** replace every score by its fourth power.
+
+# %%
+for name, detections in found.items():
+    changed = {i: {**one, "scores": one["scores"].double() ** 4} for i, one in detections.items()}
+    again = ap_of(changed, validation)["AP"]
+    counts = [sum((one["scores"] > 0.5).sum().item() for one in d.values()) for d in (detections, changed)]
+    print(f"{name}: the same AP: {abs(again - plain[name]['AP']) < 1e-6}")
+    print(f"{name}: surer than 0.5 are fewer than before: {counts[1] < 0.9 * counts[0]}")
+
+# %% [markdown]
+# AP looks at the order alone. So a threshold, "show what is surer than 0.5", cannot be carried from one detector to another; it has to be chosen for each. A good one is where **F1** is highest, the harmonic mean of precision and recall:
+
+# %%
+errors = {name: find_errors(detections, validation) for name, detections in found.items()}
+thresholds = {name: best_threshold(one) for name, one in errors.items()}
+print({name: round(threshold, 1) for name, threshold in thresholds.items()})
+
+# %% [markdown]
+# > **Claim:** of two detectors, the one that finds more objects has the higher AP.
+# >
+# > **Measurement:** AP at each of the ten thresholds.
+
+# %%
+by_threshold = {name: ap_table(judged[name, "AP"]).mean(axis=0).tolist() for name in found}
+at = [round(float(t), 2) for t in THRESHOLDS]
+ax = plots.curves(at, by_threshold, "AP at each threshold of IoU", "IoU at least", "AP")
+plots.show(
+    ax,
+    alt="AP against the threshold of IoU for both detectors. DETR begins higher; both fall; Deformable DETR falls later, "
+    "and the lines cross between 0.75 and 0.85.",
+)
+ahead = [max(found, key=lambda name: by_threshold[name][i]) for i in (0, 5, 8, 9)]
+print("ahead at 0.5, 0.75, 0.9 and 0.95:", ahead)
+print("ahead in the mean of all ten:    ", max(found, key=lambda name: plain[name]["AP"]))
+
+# %% [markdown]
+# DETR finds more objects; Deformable DETR draws better boxes. The mean decides for the second. A single threshold would have hidden that, and so does the single number AP. (These two were trained for different times and with different extras; a comparison comes in section 4.)
+#
+# ### How sure is an AP?
+#
+# A hundred pictures are a sample; another hundred would have given another AP. How far off? One can ask the pictures at hand: draw 100 of them *with* repetition, compute AP, and do so again and again (the **bootstrap**). The spread of these APs is about what chance does.
+
+# %%
+draws = np.random.default_rng(0).integers(100, size=(100, 100))  # 100 times 100 pictures
+drawn = {name: np.array([ap_table(judged[name, "AP"], rows).mean() for rows in draws]) for name in found}
+for name, values in drawn.items():
+    print(f"{name}: the standard deviation is between 0.01 and 0.02: {0.01 < values.std() < 0.02}")
+lead = drawn["Deformable DETR"] - drawn["DETR"]
+print("Deformable DETR is ahead in more than 95 of 100 draws:", (lead > 0).sum() > 95)
+
+# %%
+_, (ax,) = plots.panels(1, height=3.0)
+ends = [min(map(np.min, drawn.values())), max(map(np.max, drawn.values()))]
+with mpl.rc_context(STYLE):
+    ax.plot(ends, ends, "--", color=plots.INK, linewidth=1)
+    ax.plot(drawn["DETR"], drawn["Deformable DETR"], ".", color=plots.COLOURS[0])
+    ax.set(xlabel="AP of DETR", ylabel="AP of Deformable DETR", title="100 draws", aspect="equal")
+plots.show(
+    ax,
+    alt="A cloud of 100 dots, one for each draw, all above the dashed line where both APs are equal; it stretches along "
+    "the line.",
+)
+
+# %% [markdown]
+# Hard pictures are hard for both: the cloud stretches along the line, and the difference of two detectors on the same pictures varies less than one might fear. Still, keep this in mind for all that follows: on a few hundred pictures a difference of 0.01 in AP is no difference. (The studies below are judged on 300 pictures and more; the spread shrinks with the square root of their number. What chance does to *training* comes on top; for this there are several seeds.)
+
+# %% [markdown]
+# ## 3. Where detections go wrong
+#
+# An AP says how good, not what is bad. TIDE ([Bolya et al. 2020](https://arxiv.org/abs/2008.08115)) sorts every detection that is not right into one of five kinds, by its IoU with the objects, and adds a sixth, the objects that nothing found:
+
+# %%
+from ddetr_lite.course.tables import Table
+from ddetr_lite.plots.run_pictures import KIND_MEANINGS, picture_with_errors
+
+Table(("kind", "meaning"), [(kind, KIND_MEANINGS[kind]) for kind in KINDS])
+
+# %% [markdown]
+# Two thresholds do it: with an IoU of 0.5 or more a box *covers* an object, below 0.1 it is at no object at all. The order of the questions matters: a box that is off from an object of its class and covers one of another class is of kind "place", for that is asked first. (Exercise 3 is this rule.)
+#
+# Among what the detectors are surest of, above their thresholds of section 2:
+
+# %%
+surest = {name: find_errors(found[name], validation, thresholds[name]) for name in found}
+drawn, axes = plots.panels(2, height=2.8, sharey=True)
+for ax, (name, one) in zip(axes, surest.items()):
+    counts = [one.counts[kind] for kind in ("missed", *ERRORS)]
+    plots.bars(counts, ["missed", *ERRORS], name, form="{:.0f}", ax=ax)
+    ax.tick_params(axis="x", labelsize=7.5)
+plots.show(
+    drawn,
+    alt="Two bar charts with the numbers of missed objects and of the five kinds of wrong detections. In both, "
+    "missed objects are most, then duplicates and wrong classes.",
+)
+
+# %% [markdown]
+# Nearly never does one of them see something where nothing is. Its mistakes are objects that are not found, or found twice, or taken for another kind. The worst pictures of Deformable DETR (true boxes dashed, what is wrong in the colour of its kind):
+
+# %%
+drawn, axes = plots.panels(3, height=2.9)
+for ax, one in zip(axes, surest["Deformable DETR"].worst(3)):
+    picture = picture_with_errors(validation.read_image(one.image_id), one, validation.classes, width=2.3)
+    picture.canvas.draw()
+    pixels = torch.from_numpy(np.array(picture.canvas.buffer_rgba())[..., :3])  # (H, W, 3)
+    told = ", ".join(f"{n} {kind}" for kind, n in one.counts.items() if n and kind != "correct")
+    plots.picture(pixels.permute(2, 0, 1), told, ax=ax)
+plots.show(
+    drawn,
+    alt="Three pictures with dashed true boxes, of which some bear the word missed, and wrong detections in the colours of "
+    "their kinds.",
+)
+
+# %% [markdown]
+# ### What each kind costs
+#
+# Counting is not weighing: a duplicate that nobody is sure of costs no AP. TIDE therefore **mends** all mistakes of one kind, and looks how much AP (at IoU 0.5) that gains. A box in the wrong place is put onto its object; a wrong class is put right; what cannot be put right is removed. If an object then has two detections, the surer one stays.
+
+
+# %%
+def mend(one, kind):
+    """The detections of a picture with its mistakes of one kind put right, and which of them to keep."""
+    boxes, labels = one.boxes.clone(), one.labels.clone()
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    for i in [i for i, of in enumerate(one.kinds) if of == kind]:
+        in_class = one.true_labels == labels[i]
+        fit = box_iou(boxes[i], one.true_boxes)  # (T,)
+        if kind == "place":
+            boxes[i] = one.true_boxes[(fit * in_class).argmax()]
+        elif kind == "class":
+            labels[i] = one.true_labels[(fit * ~in_class).argmax()]
+        else:
+            keep[i] = False
+    return {"boxes": boxes, "scores": one.scores, "labels": labels}, keep
+
+
+# %%
+def mended(errors, kind):
+    """All detections after that, without those that have become duplicates by it."""
+    changed = {one.image_id: mend(one, kind) for one in errors.pictures}
+    again = find_errors({i: detections for i, (detections, _) in changed.items()}, validation)
+    result = {}
+    for before, after in zip(errors.pictures, again.pictures):
+        detections, keep = changed[before.image_id]
+        became = [b == "duplicate" != a for a, b in zip(before.kinds, after.kinds)]
+        keep &= ~torch.tensor(became, dtype=torch.bool)
+        result[before.image_id] = {key: values[keep] for key, values in detections.items()}
+    return result
+
+
+# %% [markdown]
+# For missed objects there is nothing to mend but the annotations: they are taken out of them.
+
+
+# %%
+def gains(errors):
+    """What AP50 would gain if all mistakes of a kind were mended, kind by kind."""
+    now = {
+        one.image_id: {k: getattr(one, k) for k in ("boxes", "scores", "labels")} for one in errors.pictures
+    }
+    before = ap_of(now, validation)["AP50"]
+    fewer = copy.copy(validation)
+    fewer.annotations = [
+        [note for t, note in enumerate(notes) if t not in one.missed]
+        for notes, one in zip(validation.annotations, errors.pictures)
+    ]
+    result = {"missed": ap_of(now, fewer)["AP50"] - before}
+    return result | {kind: ap_of(mended(errors, kind), validation)["AP50"] - before for kind in ERRORS}
+
+
+gained = {name: gains(one) for name, one in errors.items()}  # of all detections, however unsure
+
+# %%
+ax = plots.grouped_bars(
+    {kind: {name: gain[kind] for name, gain in gained.items()} for kind in ("missed", *ERRORS)},
+    "AP50 gained by mending one kind (all detections)",
+)
+plots.show(
+    ax,
+    alt="Lying bars of the AP50 that each detector would gain, kind by kind. Wrong classes cost most, then wrong places and "
+    "duplicates; background nearly nothing, missed objects nothing.",
+)
+for name, gain in gained.items():
+    print(
+        f"{name}: costs most: {max(gain, key=gain.get)}; missed objects cost nothing: {gain['missed'] == 0}"
+    )
+
+# %% [markdown]
+# > **Claim:** both charts say the same about what should be mended first.
+# >
+# > **Measurement:** the same gains, but of the detections above the threshold, those that were counted.
+
+# %%
+for name, one in surest.items():
+    gain = gains(one)
+    print(f"{name}: above its threshold costs most: {max(gain, key=gain.get)}")
+
+# %% [markdown]
+# AP with all detections never says "missed": there is always some unsure box near an object that is counted as "wrong class" or "wrong place". What a user sees at a threshold is the opposite: the object is missed. Both are the same fact, the detector is unsure there; which number helps depends on how the detector is used.
+
+# %% [markdown]
+# ## 4. How much faster?
+#
+# Now the sentence of the beginning. Its experiment is small here, but whole: `ddetr-lite bench convergence` trains all runs on a CPU, and their logs are committed. The method was written down before the first run, and says itself what was changed on the way:
+
+# %%
+from ddetr_lite.benchmarks.studies import STUDIES
+from ddetr_lite.benchmarks.studies.results import outcomes
+
+RESULTS = Path(ddetr_lite.__file__).parents[1] / "data" / "results"
+
+
+def read_study(name, folder=""):
+    """A study with its finished runs, and its costs if measured; None, and a sentence, without runs."""
+    study, place = STUDIES[name], RESULTS / (folder or name)
+    runs, wanted = outcomes(study, place), study.seeds * sum(len(row.epochs) for row in study.rows)
+    if not runs:
+        print(f"{name}: not run yet; `ddetr-lite bench {name}` does it.")
+        return None
+    costs = json.loads((place / "cost.json").read_text())["rows"] if (place / "cost.json").exists() else None
+    print(f"{name}: {len(runs)} of {wanted} runs are here.")
+    return SimpleNamespace(study=study, place=place, runs=runs, costs=costs)
+
+
+convergence = read_study("convergence")
+
+# %%
+Markdown(convergence.study.method)
+
+# %% [markdown]
+# ### 4.1 The learning rate
+#
+# > **Claim:** a comparison is fair if both are trained with the same learning rate.
+# >
+# > **Measurement:** the runs of the search. × 1 is the same rate for both, and so are × 0.5 and × 2.
+
+# %%
+from ddetr_lite.benchmarks.studies.results import searched
+
+search = {row.name: {} for row in convergence.study.rows}  # multiple → AP at the end
+for run, ap in searched(convergence.study, convergence.place):
+    search[run.row.name][run.rate] = ap
+bars = {
+    row.label: {f"× {rate:g}": ap for rate, ap in search[row.name].items()} for row in convergence.study.rows
+}
+title = f"AP after {convergence.study.search_epochs} epochs, by multiple of the learning rates"
+ax = plots.grouped_bars(bars, title)
+plots.show(
+    ax,
+    alt="Lying bars of AP for both models, one for each multiple of the learning rates that was tried. For each model one "
+    "multiple is best, with lower bars on both sides of it.",
+)
+
+# %%
+detr_at, deformable_at = search["detr"], search["deformable-detr"]
+pairs = {"each at its best": (max(deformable_at.values()), max(detr_at.values()))}
+for rate in sorted(detr_at.keys() & deformable_at.keys()):
+    pairs[f"both × {rate:g}"] = deformable_at[rate], detr_at[rate]
+lines = [(rates, *(f"{value:.3f}" for value in (a, b, a - b))) for rates, (a, b) in pairs.items()]
+Table(("learning rates", "Deformable DETR", "DETR", "lead"), lines)
+
+# %% [markdown]
+# Compare the leads. The same rate for both is not the same chance for both: depending on which rate one happens to take, the lead comes out smaller or much larger than when each model has its own best. With a baseline that was not tuned, the lead is nearly what one likes it to be. Hence the rule of the study: the same *search* for both, with as many runs as it takes until the best multiple has a worse one on either side.
+#
+# ### 4.2 The curves
+#
+# As in figure 3 of the paper. Every dot is the end of a schedule of its own, whose learning rate has fallen to zero there: a long run looked at half-way is not a short run, for its rate is still high. (Thin lines are the runs on their way; they show how much that matters.)
+
+# %%
+from ddetr_lite.benchmarks.studies.figure import study_figure
+
+plots.show(
+    study_figure(convergence.study, convergence.runs, convergence.costs),
+    alt="AP, and AP of small objects, against epochs on a logarithmic axis, for DETR and Deformable DETR (and "
+    "against time, where that was measured). Thick lines join ends of schedules, thin ones are single runs.",
+)
+
+# %%
+from ddetr_lite.benchmarks.studies.table import scores_table
+
+head, *lines = scores_table(convergence.study, convergence.runs)
+Table(head, lines)
+
+# %% [markdown]
+# (Mean over the seeds, and the lowest and the highest.)
+#
+# ### 4.3 The factor
+#
+# "Ten times as fast" is a distance from left to right: take the AP at the end of a DETR schedule, go left to the other curve, and read off the epochs there. Between two dots AP is taken as a line over the *logarithm* of the epochs, as in the figure; each seed is compared with the same seed. (Exercise 4 is this step.) Where Deformable DETR was better already after its shortest schedule, the factor is a lower bound.
+
+# %%
+from ddetr_lite.benchmarks.studies.results import factors, spread
+
+
+def say_factors(one, metric):
+    """How many times as many epochs the baseline takes for the same score, for each of its schedules."""
+    base, other = (one.study.row(name) for name in ("detr", "deformable-detr"))
+    known = factors(one.study, one.runs, other, metric)
+    if not known:
+        print(f"{metric}: not yet; it takes all schedules of {other.label}.")
+    for factor in known:
+        start = f"{metric} {factor.target:.3f} of {base.label} after {factor.baseline_epochs} epochs: "
+        bound = "at least " * factor.at_most
+        if factor.factor is None:
+            print(f"{start}{other.label} does not reach it with every seed.")
+        else:
+            print(f"{start}{bound}{factor.factor:.1f} times the epochs of {other.label}.")
+    return known
+
+
+overall, small_objects = (say_factors(convergence, metric) for metric in ("AP", "AP_small"))
+
+# %% [markdown]
+# Look at three things: whether the factor is the same at the low and at the high end (in general it is not, so "the" factor does not exist); how far the seeds differ; and whether small objects differ, where the paper's gain in AP is largest.
+#
+# An epoch of one model is not an epoch of the other. Steps of both, measured in turns on the same idle machine, give the price:
+
+
+# %%
+def say_time(one):
+    """What an epoch costs, relative to the baseline's."""
+    if one.costs is None:
+        print("Not measured yet: `ddetr-lite bench convergence --cost` does it.")
+        return
+    base, other = (one.costs[name] for name in ("detr", "deformable-detr"))
+    ratio = other["step_seconds"] / other["batch"] / (base["step_seconds"] / base["batch"])
+    print(f"An epoch of Deformable DETR takes {ratio:.2f} times as long as one of DETR.")
+    for factor in overall:
+        if factor.factor is not None:
+            print(f"In time the {factor.factor.mean:.1f} becomes {factor.factor.mean / ratio:.1f}.")
+
+
+say_time(convergence)
+
+# %% [markdown]
+# ### 4.4 Beside the paper
+#
+# Both papers train on COCO with its 118,000 photos, and drop the learning rate once, at two thirds or four fifths of the schedule. From table 1 of Deformable DETR, in percent:
+
+# %%
+PAPER = {"DETR-DC5": {50: 35.3, 500: 43.3}, "Deformable DETR": {50: 43.8}}  # epochs → AP
+for name, ends in PAPER.items():
+    print(f"{name}: " + ", ".join(f"{ap} after {epochs} epochs" for epochs, ap in ends.items()))
+print(f"so in the paper a factor of at least {500 / 50:.0f}")
+
+# %% [markdown]
+# What differs here, and may move the factor in either direction:
+#
+# - **The task**: 96 pixels, at most five objects of eight classes, known by their outline; nothing has been seen before, while the papers start from ImageNet's features.
+# - **DETR's map**: at stride 8 instead of 32, since nine cells would be too few. So here DETR does not suffer from coarse maps as on COCO, least of all for small objects.
+# - **The optimizer**: Muon for matrices, which neither paper had. How much of the factor is its doing?
+
+# %%
+adamw = read_study("convergence-adamw")
+if adamw:
+    _ = say_factors(adamw, "AP")
+
+# %% [markdown]
+# And what do both still get wrong at the end of their longest schedules? By the kinds of section 3, for a hundred objects:
+
+# %%
+from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
+
+
+def show_mistakes(one):
+    path = one.place / "mistakes.json"
+    if not path.exists():
+        return print("Not counted yet.")
+    known = json.loads(path.read_text())
+    head, *lines = mistakes_table({row.name: row.label for row in one.study.rows}, known)
+    return Table(head, lines)
+
+
+show_mistakes(convergence)
+
+# %% [markdown]
+# ### 4.5 What it says
+
+
+# %%
+def conclude(overall, small_objects):
+    """The factors in a few sentences."""
+    pairs = [(a.factor, b.factor) for a, b in zip(overall, small_objects) if a.factor and b.factor]
+    if not pairs:
+        print("Nothing yet: not all of its runs are here.")
+        return
+    values = [value for factor, _ in pairs for value in factor.values]
+    print(f"For the same AP DETR takes {min(values):.1f} to {max(values):.1f} times the epochs.")
+    print("At least as many as in the paper at every height:", min(values) >= 10)
+    larger = sum(small.mean > factor.mean for factor, small in pairs)
+    print(f"For small objects the factor is larger at {larger} of {len(pairs)} heights.")
+    widest = max((max(factor.values) - min(factor.values)) / factor.mean for factor, _ in pairs)
+    print(f"Between seeds a factor differs by {widest:.0%} at most.")
+
+
+conclude(overall, small_objects)
+
+# %% [markdown]
+# ## 5. Why is DETR slow? Look at the start
+#
+# Two reasons were named before: the match moves while DETR trains, and a new cross-attention looks everywhere (both in [06](06_detr.ipynb)). The second is the one that Deformable DETR removes, and what it means for learning can be measured before the first step. We take both models of section 4 as they are when they are new, and the two shipped ones, which are trained.
+
+# %%
+from ddetr_lite.models.presets import build
+
+torch.manual_seed(0)
+new = {row.label: build(row.recipe.model, classes=8).eval() for row in convergence.study.rows}
+trained = {name: loaded.model for name, loaded in detectors.items()}
+images, targets = collate([validation[i] for i in range(20)])
+
+# %% [markdown]
+# ### 5.1 How wide it looks
+#
+# The **entropy** of weights, −Σ w log w, says how spread they are: 0 if all weight lies on one cell, log N if N cells share it evenly. Its exponential is easier to read: *as if it looked at so many cells evenly*.
+
+# %%
+from ddetr_lite.layers.attention import record_attention
+
+
+def cells_looked_at(weights):
+    """exp of the entropy over the last dimension, averaged over the others."""
+    return (-(weights * weights.clamp(min=1e-12).log()).sum(-1)).exp().mean().item()
+
+
+print(f"even over 144 cells: {cells_looked_at(torch.full((144,), 1 / 144)):.0f}")
+looked = {}
+for state, model in (("new", new["DETR"]), ("trained", trained["DETR"])):
+    with record_attention(model) as weights, torch.no_grad():
+        model.outputs(model.batch(images))
+    layers = [w for place, w in weights.items() if place.endswith("multihead_attn")]  # (B, M, N_q, N) each
+    looked |= {f"{state},\nlayer {k + 1}": cells_looked_at(w) for k, w in enumerate(layers)}
+
+# %%
+title = "Cells that a head of a DETR query looks at, of 144"
+ax = plots.bars(list(looked.values()), list(looked), title, form="{:.0f}")
+plots.show(
+    ax,
+    alt="Six bars. In all three decoder layers a new DETR looks at nearly all of the 144 cells, the trained "
+    "one at half to two thirds of them.",
+)
+cells = {state: [n for name, n in looked.items() if name.startswith(state)] for state in ("new", "trained")}
+print("new: more than nine tenths of 144 in every layer:", min(cells["new"]) > 0.9 * 144)
+print("trained: fewer than eight tenths in every layer: ", max(cells["trained"]) < 0.8 * 144)
+
+# %% [markdown]
+# On a photo of 800 × 1333 pixels at stride 32 the 144 would be 1,050. A head of a new Deformable DETR looks at P points on each of L maps, whatever the size of the picture. Both for the ring of our picture; the query is the one that the match gives to it:
+
+# %%
+RING = scene.names.index("ring")
+labels = torch.tensor([validation.classes.index(name) for name in scene.names])
+target = {"boxes": scene.boxes, "labels": labels}
+
+
+def query_for(model, t):
+    """The query that the match gives to object t of our picture."""
+    batch, kind = model.batch([scene.pixels]), model.loss.kind
+    with torch.no_grad():
+        outputs = model.outputs(batch)
+    wanted = model.normalise_targets([target], batch.sizes)
+    pairs = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind)
+    return pairs.query[pairs.target == t].item()
+
+
+# %%
+from ddetr_lite.layers.deformable_attention import record_samples
+
+dense, deformable = new["DETR"], new["Deformable DETR"]
+with record_attention(dense) as seen, record_samples(deformable) as sampled, torch.no_grad():
+    dense([scene.pixels])
+    deformable([scene.pixels])
+looks = seen["transformer.decoder.layers.0.multihead_attn"][0, :, query_for(dense, RING)]  # (M, N)
+at, weights = sampled["transformer.decoder.layers.0.cross_attn"]
+at, weights = (x[0, query_for(deformable, RING)] for x in (at, weights))  # (M, L, P, 2), (M, L, P)
+middle = at.mean(dim=(0, 2), keepdim=True)  # the heads look in all directions: this is the reference point
+away = (at - middle).abs() * torch.tensor([12.0, 6, 3])[:, None, None]  # in cells of each map
+print(f"points of a head: {weights[0].numel()}, at most {away.max():.0f} cells away")
+print("with even weights:", weights.std().item() < 1e-6)
+
+# %%
+from ddetr_lite.plots.detection import sampling_points
+
+drawn, axes = plots.panels(2, height=3.3)
+box, title = scene.boxes[RING], f"DETR: no cell above {looks.mean(0).max() * 144:.1f}× the mean"
+plots.attention_over_picture(scene.pixels, looks.mean(dim=0).view(12, 12), title=title, ax=axes[0])
+frame = {"fill": False, "edgecolor": "white", "linewidth": 2}
+axes[0].add_patch(Rectangle(box[:2].tolist(), *(box[2:] - box[:2]).tolist(), **frame))
+sampling_points(scene.pixels, at, weights, box=box, title="Deformable DETR: all its points", ax=axes[1])
+plots.show(
+    drawn,
+    alt="Where a query of each new model looks that is matched with the ring, whose box is drawn. Left, DETR: all over the "
+    "picture. Right, Deformable DETR: sixteen points of each map around one place in the ring's box, some over one another.",
+)
+
+# %% [markdown]
+# (Two cells of the coarsest map are two thirds of this small picture. On a photo they are little.)
+#
+# ### 5.2 Where the gradient goes
+#
+# What follows from looking everywhere? A query is matched with an object, and its class loss sends a gradient back, through the cross-attention, to the cells that it looked at: *change, so that this class is seen in you*. Only the object's own cells can show its class. What share of the gradient reaches them?
+
+
+# %%
+def gradient_on_cells(model, image, target, other=0):
+    """For each object its class loss's gradient on each cell of the memory, in shares, (N,), and its box."""
+    kept = []
+    handle = model.transformer.encoder.register_forward_hook(lambda *call: kept.append(call[-1]))
+    batch, kind = model.batch([image]), model.loss.kind
+    outputs, wanted = model.outputs(batch), model.normalise_targets([target], batch.sizes)
+    handle.remove()
+    pairs = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind)
+    for query, t in sorted(zip(pairs.query.tolist(), pairs.target.tolist()), key=lambda pair: pair[1]):
+        logits, label = outputs.logits[-1, 0, (query + other) % 20], wanted[0]["labels"][t]
+        p = logits.softmax(-1)[label] if kind == "softmax" else logits[label].sigmoid()
+        (pull,) = torch.autograd.grad(-p.log(), kept[0], retain_graph=True)  # (1, N, d)
+        size = pull[0].norm(dim=-1)
+        yield size / size.sum(), wanted[0]["boxes"][t]
+
+
+# %% [markdown]
+# For the ring again. (The three maps of Deformable DETR are laid over one another. The title says how much the strongest cell gets, as a multiple of an even share.)
+
+
+# %%
+def on_one_map(shares, sides):
+    """(N,) of all maps → (12, 12): a coarse cell's share is spread over the fine ones that it covers."""
+    result = torch.zeros(12, 12)
+    for part, side in zip(shares.split([side * side for side in sides]), sides):
+        fine = 12 // side  # so many cells a side does a cell of this map cover
+        result += torch.kron(part.view(side, side), torch.full((fine, fine), 1 / fine**2))
+    return result
+
+
+SIDES = {"DETR": [12], "Deformable DETR": [12, 6, 3]}  # cells a side of each map
+pulls = {name: list(gradient_on_cells(model, scene.pixels, target))[RING][0] for name, model in new.items()}
+
+# %%
+drawn, axes = plots.panels(2, height=3.3)
+for ax, (name, shares) in zip(axes, pulls.items()):
+    table = on_one_map(shares, SIDES[name])
+    title = f"{name}: up to {table.max() * 144:.1f}×"
+    plots.attention_over_picture(scene.pixels, table, title=title, ax=ax)
+    ax.add_patch(Rectangle(box[:2].tolist(), *(box[2:] - box[:2]).tolist(), **frame))
+plots.show(
+    drawn,
+    alt="Two maps of the gradient over the picture, with the ring's box. That of a new DETR goes to all cells nearly alike; "
+    "that of a new Deformable DETR goes to cells in and around the box.",
+)
+
+# %% [markdown]
+# One picture is an example. For the objects of 20 pictures: the share of the gradient that reaches the cells inside the object's box, against the share of all cells that lie there, which is what an even spread would give.
+
+
+# %%
+def inside_boxes(model, sides, other=0):
+    """The share of the gradient inside the objects' boxes, as a multiple of the share of cells there."""
+    steps = [(torch.arange(side) + 0.5) / side for side in sides]
+    centres = torch.cat([torch.cartesian_prod(step, step).flip(-1) for step in steps])  # (N, 2), (x, y)
+    inside, cells = [], []
+    for image, target in zip(images, targets):
+        for shares, box in gradient_on_cells(model, image, target, other):
+            x0, y0, x1, y1 = cxcywh_to_xyxy(box)
+            within = (centres > torch.stack((x0, y0))).all(-1) & (centres < torch.stack((x1, y1))).all(-1)
+            inside.append(shares[within].sum().item())
+            cells.append(within.float().mean().item())
+    return sum(inside) / sum(cells)
+
+
+# %%
+measured = {
+    f"{name}, {state}": inside_boxes(models[name], SIDES[name], other)
+    for name in SIDES
+    for state, models, other in (("new", new, 0), ("another query", new, 7), ("trained", trained, 0))
+}
+title = "Gradient on the object's cells, as a multiple of an even spread"
+ax = plots.bars(
+    list(measured.values()), [name.replace(", ", ",\n") for name in measured], title, form="{:.1f}"
+)
+ax.axhline(1, color=plots.INK, linestyle="--", linewidth=1)
+plots.show(
+    ax,
+    alt="Six bars. A new DETR is at 1.0, an even spread, with the matched query and with another one. A new "
+    "Deformable DETR is above 2 with the matched query, and at 1.3 with another. Both trained ones are at 5.",
+)
+
+# %%
+print("new DETR, between 0.9 and 1.1:         ", 0.9 < measured["DETR, new"] < 1.1)
+print("new Deformable DETR, more than 2:      ", measured["Deformable DETR, new"] > 2)
+print("the same with another query, below 1.5:", measured["Deformable DETR, another query"] < 1.5)
+
+# %% [markdown]
+# In a new DETR every cell of the picture is told to show the class of every object: what the object's own cells are told, all others are told as well. In a new Deformable DETR the right cells already get more than twice their share, though it has learned nothing. That is so because the matched query stands near the object: with another query, seven numbers on, most of it is gone. DETR has to *learn* where to look before its gradient goes there, as the trained one's does.
+#
+# ### 5.3 How slowly a weight moves
+#
+# And it learns that slowly, for a reason that one can calculate. A weight a comes out of a softmax; when its score rises a little, the weight rises a(1 − a) times as much. With N even weights, a = 1/N:
+
+# %%
+for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 25 * 42)):
+    scores = torch.zeros(n, requires_grad=True)
+    scores.softmax(0)[0].backward()
+    print(f"{name:>22}: {scores.grad[0]:.4f}, by hand {1 / n * (1 - 1 / n):.4f}")
+
+# %% [markdown]
+# So at the start one step moves the weight of a cell the less, the more cells there are, and all of them start alike. That is how the authors of Deformable DETR explain DETR's long training, too.
+#
+# What has been shown: how both models begin, and that their gradients go to other places. What has *not* been shown: that this alone makes the factor of section 4. The two models differ in more than their attention (loss, number of maps). For that, one thing at a time has to be changed: ablations.
+
+# %% [markdown]
+# ## 6. The two tables of the paper, at small scale
+#
+# Table 1 of Deformable DETR compares models, table 2 takes one model apart. Both are studies here, each in two sizes: `table1` and `table2` on pictures of 256 pixels for a GPU, `table1-cpu` and `table2-cpu` on 192 pixels for a CPU. A cell below shows what has been run.
+#
+# What counts in a small study is not the height of an AP but an **ordering**: is this row ahead of that one? We write down the orderings of the paper, and let a function decide: *confirmed* if every run of the one ends above every run of the other; *reversed* if it is the other way round; *open* in between, and, where a row has a single seed, if the difference is below 0.02, which may be chance (section 2).
+
+
+# %%
+def verdict(ahead, behind):
+    """APs of the runs of two rows."""
+    if not ahead or not behind:
+        return "not run"
+    difference = sum(ahead) / len(ahead) - sum(behind) / len(behind)
+    if min(len(ahead), len(behind)) == 1 and abs(difference) < 0.02:
+        return "open"
+    return "confirmed" if min(ahead) > max(behind) else "reversed" if max(ahead) < min(behind) else "open"
+
+
+# %% [markdown]
+# The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a "short" one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, in percent: AP 35.3, of small objects 15.2.)
+
+# %%
+TABLE_1 = (  # ahead, behind, score
+    ("deformable-detr", "detr-dc5 short", "AP"),
+    ("deformable-detr", "detr", "AP"),
+    ("deformable-detr", "detr", "AP_small"),
+    ("faster-rcnn", "detr", "AP_small"),
+    ("detr", "faster-rcnn", "AP_large"),
+    ("detr-dc5", "detr", "AP"),
+    ("deformable-detr-single-scale-dc5", "deformable-detr-single-scale", "AP"),
+    ("deformable-detr", "deformable-detr-single-scale-dc5", "AP"),
+    ("deformable-detr-refine", "deformable-detr", "AP"),
+    ("deformable-detr-two-stage", "deformable-detr-refine", "AP"),
+)
+PAPER_SHORT = {"detr-dc5 short": {"AP": 35.3, "AP_small": 15.2}}  # after 50 epochs
+TABLE_2 = (
+    ("full", "own-level", "AP"),
+    ("own-level", "own-level-one-point", "AP"),
+    ("own-level-one-point", "single-map", "AP"),
+)
+
+
+# %%
+def side_of(one, which, metric):
+    """A row in words, the APs of its runs, and what the paper has, in percent."""
+    name, _, short = which.partition(" ")
+    row = one.study.row(name)
+    epochs = row.epochs[0 if short else -1]
+    known = spread(one.runs, row, epochs, metric)
+    paper = PAPER_SHORT.get(which, row.paper).get(metric)
+    words = f"{known:.3f}" if known else "–"
+    return f"{row.label}, {epochs} epochs", known.values if known else (), words, f"{paper}" if paper else "–"
+
+
+# %%
+def orderings(one, pairs):
+    """A table of the pairs, with the verdict on each."""
+    lines = []
+    for *rows, metric in pairs:
+        (first, second), aps, here, paper = zip(*(side_of(one, which, metric) for which in rows))
+        lines.append((first, second, metric, " / ".join(paper), " / ".join(here), verdict(*aps)))
+    return Table(("ahead", "behind", "score", "the paper", "here", ""), lines)
+
+
+# %% [markdown]
+# And a chart of the rows of a study: AP here, of all and of small objects, and AP in the paper.
+
+
+# %%
+def rows_chart(one):
+    """A lying bar for each row and length of schedule; lines from the lowest to the highest seed."""
+    shown = [(row, e) for row in one.study.rows for e in row.epochs if spread(one.runs, row, e, "AP")]
+    paper = [row.paper.get("AP", 0) * (epochs == row.epochs[-1]) for row, epochs in shown]
+    drawn, axes = plots.panels(3 if any(paper) else 2, height=0.8 + 0.28 * len(shown), sharey=True)
+    for ax, metric in zip(axes, ("AP", "AP_small")):
+        for i, (row, epochs) in enumerate(shown):
+            values = known.values if (known := spread(one.runs, row, epochs, metric)) else (0,)
+            ax.barh(i, sum(values) / len(values), color=plots.COLOURS[0])
+            ax.plot([min(values), max(values)], [i, i], color=plots.INK, linewidth=2)
+    if any(paper):
+        axes[2].barh(range(len(shown)), paper, color=plots.COLOURS[1])
+    with mpl.rc_context(STYLE):
+        for ax, title in zip(axes, ("AP here", "AP_small here", "the paper's AP, %")):
+            ax.set_title(title)
+    axes[0].set_yticks(range(len(shown)), [f"{row.label}, {epochs}" for row, epochs in shown], fontsize=7)
+    axes[0].invert_yaxis()
+    return drawn
+
+
+# %%
+def show_study(name, pairs, folder=""):
+    """Chart, scores and orderings of a study, as far as it has been run."""
+    if (one := read_study(name, folder)) is None:
+        return
+    alt = "Lying bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
+    plots.show(rows_chart(one), alt=alt)
+    head, *lines = scores_table(one.study, one.runs)
+    display(Table(head, lines))
+    compared = orderings(one, pairs)
+    display(compared)
+    said = [line[-1] for line in compared.rows]
+    print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
+
+
+show_study("table1-cpu", TABLE_1)
+
+# %%
+show_study("table1", TABLE_1)
+
+# %% [markdown]
+# Read the last column. Where it says *reversed*, think of what differs: with pictures of 192 or 256 pixels and a few epochs, a row that needs long to learn cannot show what it can do in the end.
+#
+# Table 2 changes one thing at a time in the multi-scale model (without refinement): attention across the maps or within each (a token of the encoder looks at its own map only), and the number of points. Two rows of ours are not in the paper: one point with attention across maps, and offsets that start anywhere instead of at the compass.
+
+# %%
+show_study("table2-cpu", TABLE_2)
+
+# %%
+show_study("table2", TABLE_2)
+
+# %% [markdown]
+# And four of the detectors on real pictures, a small part of COCO, at one budget:
+
+# %%
+REAL = (("deformable-detr", "detr", "AP"), ("deformable-detr-two-stage", "deformable-detr", "AP"))
+show_study("coco-mini-cpu", REAL)
+show_study("coco-mini", REAL, folder="coco-mini-four")
+
+# %% [markdown]
+# ## 7. The command behind every number
+#
+# Each run above is one command, which its study can tell; the log says with which versions and on what device it ran. Those of seed 0 in section 4:
+
+# %%
+import textwrap
+
+from ddetr_lite.benchmarks.studies.training import command_of
+
+for outcome in convergence.runs:
+    if outcome.run.seed == 0:
+        words = f"AP {outcome.last['AP']:.3f}: {command_of(outcome.run, Path('runs'))}"
+        print(textwrap.fill(words, 110, subsequent_indent="    ", break_on_hyphens=False))
+
+# %% [markdown]
+# And all at once, two runs at a time, for as long as you have; the same command goes on where it was stopped, and writes tables and curves of what is finished:
+#
+# ```
+# ddetr-lite bench convergence --jobs 2 --threads 1 --minutes 60
+# ```
+
+# %%
+starts = [outcome.results.start for outcome in convergence.runs]
+print(sorted({f"torch {start['versions']['torch']}, {start['device']}" for start in starts}))
+
+# %% [markdown]
+# ## Summary
+#
+# - COCO's AP: a greedy match for each picture, class and threshold, the surest first; the envelope at 101 recalls; the mean over ten thresholds and all classes. Objects of another size and crowds are left out, and so are detections on them.
+# - AP sees the order of the scores, not their values; unsure junk costs nothing, a sure mistake much. A single threshold hides the quality of boxes. On a few hundred pictures a hundredth of AP may be chance.
+# - Mistakes are of kinds, and mending one kind says what it costs. With all detections nothing is missed; above a threshold, missing is the main mistake.
+# - A fair comparison searches both learning rates in the same way, and lets every schedule end. How many times faster depends on the height at which one asks.
+# - A new DETR looks at all cells, and its gradient goes to all cells alike; a new Deformable DETR looks at a few points, and the object's cells get more than twice their share.
+# - An ordering of a table is confirmed or not; in a small study it is better not to ask for more.
+
+# %% [markdown]
+# ## Exercises
+
+# %% [markdown]
+# ### Exercise 1 · `match_detections`
+#
+# Difficulty ●●○○○ · Importance ●●●●● · about 15 minutes
+#
+# The greedy rule of section 1, for detections in any order.
+
+
+# %% tags=["exercise"]
+def match_detections(scores, overlap, threshold):
+    """scores: (n,), any order; overlap: (n, T), IoU. Returns (n,), in the order given: an object, or −1."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# `scores.argsort(descending=True).tolist()` is the order in which they choose. An answer that begins as all −1 keeps the order given.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("match_detections", match_detections)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def match_detections(scores, overlap, threshold):
+#     """scores: (n,), any order; overlap: (n, T), IoU. Returns (n,), in the order given: an object, or −1."""
+#     owner = [-1] * len(scores)
+#     for i in scores.argsort(descending=True).tolist():
+#         free = [t for t in range(overlap.shape[1]) if t not in owner and overlap[i, t] >= threshold]
+#         owner[i] = max(free, key=lambda t: overlap[i, t].item(), default=-1)
+#     return torch.tensor(owner)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2 · `ap_over_thresholds`
+#
+# Difficulty ●●●○○ · Importance ●●●●● · about 15 minutes
+#
+# What 05 did for one threshold, with verdicts at several (a row for each): 1 is right, 0 wrong, −1 left out. `objects` says how many there are.
+
+
+# %% tags=["exercise"]
+def ap_over_thresholds(scores, verdicts, objects):
+    """scores: (n,), any order; verdicts: (thresholds, n), 1, 0, or −1 for left out. Returns a scalar."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# For each row: sort, drop what is −1, then cumsum, precision, recall, and the best precision at each of 101 recalls or beyond.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("ap_over_thresholds", ap_over_thresholds)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def ap_over_thresholds(scores, verdicts, objects):
+#     """scores: (n,), any order; verdicts: (thresholds, n), 1, 0, or −1 for left out. Returns a scalar."""
+#     values = []
+#     for row in verdicts[:, scores.argsort(descending=True)]:
+#         found = (row[row >= 0] == 1).double().cumsum(0)
+#         precision, recall = found / torch.arange(1, len(found) + 1), found / objects
+#         best = torch.zeros(101, dtype=torch.float64)
+#         for i in range(101):
+#             beyond = precision[recall >= i / 100]
+#             if len(beyond):
+#                 best[i] = beyond.max()
+#         values.append(best.mean())
+#     return torch.stack(values).mean()
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3 · `kind_of_mistake`
+#
+# Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
+#
+# Of which kind is a detection that is not right? Asked in this order: *place*, if its largest IoU with objects of its class is at least 0.1 and below 0.5; *class*, if that with objects of other classes is at least 0.5; *duplicate*, if that with its class is at least 0.5; *background*, if none is above 0.1; *both* otherwise.
+
+
+# %% tags=["exercise"]
+def kind_of_mistake(overlap, same_class, low=0.1, high=0.5):
+    """overlap: (T,), IoU with each object; same_class: (T,), boolean. Returns one of the five words."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# `(overlap * same_class).max()`, and the same for the others. What if the picture has no objects?
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("kind_of_mistake", kind_of_mistake)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def kind_of_mistake(overlap, same_class, low=0.1, high=0.5):
+#     """overlap: (T,), IoU with each object; same_class: (T,), boolean. Returns one of the five words."""
+#     if len(overlap) == 0:
+#         return "background"
+#     own, other = (overlap * same_class).max(), (overlap * ~same_class).max()
+#     if low <= own < high:
+#         return "place"
+#     if other >= high:
+#         return "class"
+#     if own >= high:
+#         return "duplicate"
+#     return "background" if max(own, other) <= low else "both"
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 4 · `epochs_for`
+#
+# Difficulty ●●●○○ · Importance ●●●●○ · about 20 minutes
+#
+# The step behind "so many times faster" in section 4. Where the target lies between two schedules, AP is a line over the logarithm of the epochs; the first crossing counts. A target that the shortest schedule already reaches gives its length, one that none reaches gives None.
+
+
+# %% tags=["exercise"]
+def epochs_for(ends, target):
+    """ends: [(epochs, AP at the end), ...], the shortest schedule first. Returns a float, or None."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# <details>
+# <summary>Hint</summary>
+#
+# Deal with the two ends first. Then find the first pair of neighbours with `low < target <= high`; `share = (target - low) / (high - low)`
+# of the way from log(before) to log(after).
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+course.check("epochs_for", epochs_for)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def epochs_for(ends, target):
+#     """ends: [(epochs, AP at the end), ...], the shortest schedule first. Returns a float, or None."""
+#     if target > max(score for _, score in ends):
+#         return None
+#     if target <= ends[0][1]:
+#         return float(ends[0][0])
+#     for (before, low), (after, high) in zip(ends, ends[1:]):
+#         if low < target <= high:
+#             share = (target - low) / (high - low)
+#             return before * (after / before) ** share
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## Your own code in the package
+#
+# The package needs one of these functions itself: the factors of section 4 are made with `epochs_for`. Now with yours:
+
+# %% tags=["nbval-ignore-output"]
+course.restore()
+course.use(epochs_for)
+
+# %%
+other = convergence.study.row("deformable-detr")
+again = factors(convergence.study, convergence.runs, other)
+before = [value for factor in overall for value in factor.needed]
+after = [value for factor in again for value in factor.needed]
+course.reset()
+print("the same epochs:", all(a == b or abs(a - b) < 1e-9 for a, b in zip(before, after, strict=True)))
+
+# %% [markdown]
+# ## Symbols
+
+# %%
+course.symbols("T", "C", "N", "N_q", "M", "L", "P", "B", "K")
+
+# %% [markdown]
+# **Next:** real photos, a real GPU, and your own pictures. [11 · Train on COCO](11_train_on_coco.ipynb). Back to
+# [09 · Deformable DETR](09_deformable_detr.ipynb).
