@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from ddetr_lite.benchmarks.studies.plan import Row, Study
 from ddetr_lite.benchmarks.studies.results import Outcome, spread
-from ddetr_lite.plots.style import COLOURS, STYLE, panels
+from ddetr_lite.plots.style import COLOURS, MUTED, STYLE, panels
 
-PANELS = {"AP": "AP at the end (thin: on the way)", "AP_small": "AP of small objects"}
+FORMS = ("o-", "s--")  # of the first rows, and where colours begin again
+PANELS = {"AP": "AP", "AP_small": "AP of small objects"}
 
 
 def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any] | None = None) -> Figure:
@@ -24,12 +25,12 @@ def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any
     drawn, axes = panels(3 if timed else 2, height=3.2)
     with mpl.rc_context(STYLE):
         for i, row in enumerate(study.rows):
-            colour = COLOURS[i % len(COLOURS)]
+            colour, form = COLOURS[i % len(COLOURS)], FORMS[i // len(COLOURS) % len(FORMS)]
             for ax, metric in zip(axes, PANELS, strict=False):
-                _row(ax, row, found, metric, colour, 1.0)
+                _row(ax, row, found, metric, colour, form, 1.0)
             if timed:
                 assert costs is not None
-                _row(axes[2], row, found, "AP", colour, _epoch(costs, row.name) / _epoch(costs, study.baseline))
+                _row(axes[2], row, found, "AP", colour, form, _epoch(costs, row.name) / _epoch(costs, study.baseline))
         for ax, title in zip(axes, PANELS.values(), strict=False):
             ax.set(title=title, xlabel="epochs")
         if timed:
@@ -41,6 +42,7 @@ def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any
             ax.minorticks_off()
             ax.set_ylim(0, None)
             ax.grid(axis="y")
+        axes[0].plot([], [], color=MUTED, linewidth=0.8, label="a run on its way")
         handles, labels = axes[0].get_legend_handles_labels()
         drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
     return drawn
@@ -50,7 +52,7 @@ def _epoch(costs: Mapping[str, Any], row: str) -> float:
     return float(costs[row]["step_seconds"] / costs[row]["batch"])
 
 
-def _row(ax: Axes, row: Row, found: Sequence[Outcome], metric: str, colour: str, scale: float) -> None:
+def _row(ax: Axes, row: Row, found: Sequence[Outcome], metric: str, colour: str, form: str, scale: float) -> None:
     """One row's lines in one panel; `scale` stretches the epochs."""
     for outcome in found:
         if outcome.run.row.name == row.name:
@@ -67,7 +69,7 @@ def _row(ax: Axes, row: Row, found: Sequence[Outcome], metric: str, colour: str,
         [scale * epochs for epochs, _ in ends],
         means,
         yerr=[below, above],
-        fmt="o-",
+        fmt=form,
         color=colour,
         capsize=3,
         label=row.label,
