@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | compute COCO's AP from nothing, with its rules for sizes and crowds, and get what pycocotools gets; say what AP rewards and what it does not see; sort a detector's mistakes into kinds, and say what each kind costs; judge whether a comparison is fair; show how a new DETR looks and learns, and how a new Deformable DETR does; read the paper's tables beside those of a small study, and train every row of it again |
 # | **You need first** | precision, recall and AP in [05 · The Hungarian loss](05_hungarian_loss.ipynb), [06 · DETR](06_detr.ipynb), and [09 · Deformable DETR](09_deformable_detr.ipynb) |
-# | **Time** | 90 minutes to read and run, 60 for the exercises |
+# | **Time** | 140 minutes to read and run, 60 for the exercises |
 # | **Device** | any CPU; less than a minute of computing in all. Nothing is trained here and nothing is downloaded: the long runs are committed |
 
 # %%
@@ -318,7 +318,7 @@ print(f"{moved} of {len(notes)} objects")
 #
 # > **Claim:** a detector with a high AP says few wrong things.
 # >
-# > **Measurement:** add 100 boxes of chance to every picture, once with scores below all others, once with any scores between 0 and 1.
+# > **Measurement:** add 100 random boxes to every picture, once with scores below all others, once with any scores between 0 and 1.
 
 
 # %%
@@ -344,7 +344,7 @@ for name, detections in found.items():
 # %% [markdown]
 # What comes at the end of the list costs nothing: precision there is low anyhow, and the envelope looks only at recalls that have been reached. So AP says nothing about how many wrong boxes a user sees. What AP does punish is being *sure* and wrong.
 #
-# By the way, so one sees that the list is cut after 100 detections in each picture *and class*: a hundred circles in every picture, surer than anything else, do not touch the AP of stars. (A cut after 100 in each picture would have left no stars.)
+# This also shows that the list is cut after 100 detections in each picture *and class*: a hundred circles in every picture, surer than anything else, do not touch the AP of stars. (A cut after 100 in each picture would have left no stars.)
 
 # %%
 CIRCLE = validation.classes.index("circle")
@@ -374,7 +374,7 @@ thresholds = {name: best_threshold(one) for name, one in errors.items()}
 print({name: round(threshold, 1) for name, threshold in thresholds.items()})
 
 # %% [markdown]
-# > **Claim:** of two detectors, the one that finds more objects has the higher AP.
+# > **Claim:** of two detectors, the one that is ahead at an IoU of 0.5 is ahead in AP.
 # >
 # > **Measurement:** AP at each of the ten thresholds.
 
@@ -392,7 +392,7 @@ print("ahead at 0.5, 0.75, 0.9 and 0.95:", ahead)
 print("ahead in the mean of all ten:    ", max(found, key=lambda name: plain[name]["AP"]))
 
 # %% [markdown]
-# DETR finds more objects; Deformable DETR draws better boxes. The mean decides for the second. A single threshold would have hidden that, and so does the single number AP. (These two were trained for different times and with different extras; a comparison comes in section 4.)
+# With boxes judged loosely DETR is ahead; with boxes judged strictly, Deformable DETR. The mean decides for the second. A single threshold would have hidden that, and so does the single number AP. (These two were trained for different times and with different extras; a comparison comes in section 4.)
 #
 # ### How sure is an AP?
 #
@@ -404,6 +404,7 @@ drawn = {name: np.array([ap_table(judged[name, "AP"], rows).mean() for rows in d
 for name, values in drawn.items():
     print(f"{name}: the standard deviation is between 0.01 and 0.02: {0.01 < values.std() < 0.02}")
 lead = drawn["Deformable DETR"] - drawn["DETR"]
+print(f"the standard deviation of the lead of one over the other: {lead.std():.2f}")
 print("Deformable DETR is ahead in more than 95 of 100 draws:", (lead > 0).sum() > 95)
 
 # %%
@@ -420,7 +421,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Hard pictures are hard for both: the cloud stretches along the line, and the difference of two detectors on the same pictures varies less than one might fear. Still, keep this in mind for all that follows: on a few hundred pictures a difference of 0.01 in AP is no difference. (The studies below are judged on 300 pictures and more; the spread shrinks with the square root of their number. What chance does to *training* comes on top; for this there are several seeds.)
+# Hard pictures are hard for both: the cloud stretches along the line, and the difference of two detectors on the same pictures varies less than one might fear. So a difference has to be compared with the spread of the *difference*, printed above, and not with that of an AP. (The studies below are judged on 300 pictures and more; the spread shrinks with the square root of their number. What chance does to *training* comes on top; for this there are several seeds.)
 
 # %% [markdown]
 # ## 3. Where detections go wrong
@@ -434,7 +435,7 @@ from ddetr_lite.plots.run_pictures import KIND_MEANINGS, picture_with_errors
 Table(("kind", "meaning"), [(kind, KIND_MEANINGS[kind]) for kind in KINDS])
 
 # %% [markdown]
-# Two thresholds do it: with an IoU of 0.5 or more a box *covers* an object, below 0.1 it is at no object at all. The order of the questions matters: a box that is off from an object of its class and covers one of another class is of kind "place", for that is asked first. (Exercise 3 is this rule.)
+# Two thresholds do it: with an IoU of 0.5 or more a box *covers* an object, up to 0.1 it is at no object at all. The order of the questions matters: a box that is off from an object of its class and covers one of another class is of kind "place", for that is asked first. (Exercise 3 is this rule.)
 #
 # Among what the detectors are surest of, above their thresholds of section 2:
 
@@ -452,7 +453,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Nearly never does one of them see something where nothing is. Its mistakes are objects that are not found, or found twice, or taken for another kind. The worst pictures of Deformable DETR (true boxes dashed, what is wrong in the colour of its kind):
+# Above its threshold neither reports anything where nothing is. Mistakes are objects that are not found, or found twice, or taken for another kind. The worst pictures of Deformable DETR (true boxes dashed, what is wrong in the colour of its kind):
 
 # %%
 drawn, axes = plots.panels(3, height=2.9)
@@ -553,7 +554,7 @@ for name, one in surest.items():
     print(f"{name}: above its threshold costs most: {max(gain, key=gain.get)}")
 
 # %% [markdown]
-# AP with all detections never says "missed": there is always some unsure box near an object that is counted as "wrong class" or "wrong place". What a user sees at a threshold is the opposite: the object is missed. Both are the same fact, the detector is unsure there; which number helps depends on how the detector is used.
+# With all detections nothing of these two counts as "missed": there was always some unsure box near an object that is counted as "wrong class" or "wrong place". What a user sees at a threshold is the opposite: the object is missed. Both are the same fact, the detector is unsure there; which number helps depends on how the detector is used.
 
 # %% [markdown]
 # ## 4. How much faster?
@@ -617,7 +618,7 @@ lines = [(rates, *(f"{value:.3f}" for value in (a, b, a - b))) for rates, (a, b)
 Table(("learning rates", "Deformable DETR", "DETR", "lead"), lines)
 
 # %% [markdown]
-# Compare the leads. The same rate for both is not the same chance for both: depending on which rate one happens to take, the lead comes out smaller or much larger than when each model has its own best. With a baseline that was not tuned, the lead is nearly what one likes it to be. Hence the rule of the study: the same *search* for both, with as many runs as it takes until the best multiple has a worse one on either side.
+# Compare the leads. The same rate for both is not the same chance for both: depending on which rate one happens to take, the lead comes out smaller or much larger than when each model has its own best. Against an untuned baseline one can get nearly any lead. Hence the rule of the study: the same *search* for both, with as many runs as it takes until the best multiple has a worse one on either side.
 #
 # ### 4.2 The curves
 #
@@ -668,7 +669,7 @@ def say_factors(one, metric):
 overall, small_objects = (say_factors(convergence, metric) for metric in ("AP", "AP_small"))
 
 # %% [markdown]
-# Look at three things: whether the factor is the same at the low and at the high end (in general it is not, so "the" factor does not exist); how far the seeds differ; and whether small objects differ, where the paper's gain in AP is largest.
+# Look at three things: whether the factor is the same at the low and at the high end (where it is not, there is no "the" factor); how far the seeds differ; and whether small objects differ, where the paper's gain in AP is largest.
 #
 # An epoch of one model is not an epoch of the other. Steps of both, measured in turns on the same idle machine, give the price:
 
@@ -793,7 +794,7 @@ ax = plots.bars(list(looked.values()), list(looked), title, form="{:.0f}")
 plots.show(
     ax,
     alt="Six bars. In all three decoder layers a new DETR looks at nearly all of the 144 cells, the trained "
-    "one at half to two thirds of them.",
+    "one at roughly half to 70 percent of them.",
 )
 cells = {state: [n for name, n in looked.items() if name.startswith(state)] for state in ("new", "trained")}
 print("new: more than nine tenths of 144 in every layer:", min(cells["new"]) > 0.9 * 144)
@@ -841,7 +842,7 @@ box, title = scene.boxes[RING], f"DETR: no cell above {looks.mean(0).max() * 144
 plots.attention_over_picture(scene.pixels, looks.mean(dim=0).view(12, 12), title=title, ax=axes[0])
 frame = {"fill": False, "edgecolor": "white", "linewidth": 2}
 axes[0].add_patch(Rectangle(box[:2].tolist(), *(box[2:] - box[:2]).tolist(), **frame))
-sampling_points(scene.pixels, at, weights, box=box, title="Deformable DETR: all its points", ax=axes[1])
+sampling_points(scene.pixels, at, weights, box=box, title="Deformable DETR: its points", ax=axes[1])
 plots.show(
     drawn,
     alt="Where a query of each new model looks that is matched with the ring, whose box is drawn. Left, DETR: all over the "
@@ -945,11 +946,11 @@ print("new Deformable DETR, more than 2:      ", measured["Deformable DETR, new"
 print("the same with another query, below 1.5:", measured["Deformable DETR, another query"] < 1.5)
 
 # %% [markdown]
-# In a new DETR every cell of the picture is told to show the class of every object: what the object's own cells are told, all others are told as well. In a new Deformable DETR the right cells already get more than twice their share, though it has learned nothing. That is so because the matched query stands near the object: with another query, seven numbers on, most of it is gone. DETR has to *learn* where to look before its gradient goes there, as the trained one's does.
+# In a new DETR every cell of the picture is told to show the class of every object: each cell's gradient is about equally long, wherever the object is. (One new model of each kind; directions were not compared.) In a new Deformable DETR the right cells already get more than twice their share, though it has learned nothing. That is so because the matched query stands near the object: with another query, seven numbers on, most of it is gone. DETR has to *learn* where to look before its gradient goes there, as the trained one's does.
 #
-# ### 5.3 How slowly a weight moves
+# ### 5.3 How little a score changes a weight
 #
-# And it learns that slowly, for a reason that one can calculate. A weight a comes out of a softmax; when its score rises a little, the weight rises a(1 − a) times as much. With N even weights, a = 1/N:
+# The gradient of a single score is small as well. A weight a comes out of a softmax; when its score rises a little, the weight rises a(1 − a) times as much. With N even weights, a = 1/N:
 
 # %%
 for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 25 * 42)):
@@ -958,7 +959,7 @@ for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 
     print(f"{name:>22}: {scores.grad[0]:.4f}, by hand {1 / n * (1 - 1 / n):.4f}")
 
 # %% [markdown]
-# So at the start one step moves the weight of a cell the less, the more cells there are, and all of them start alike. That is how the authors of Deformable DETR explain DETR's long training, too.
+# An optimizer that divides by the gradient's size makes up for a factor that all scores share, so this alone does not show slow learning. The authors' reason is that of section 5.2: with even weights, the gradient does not say where to look.
 #
 # What has been shown: how both models begin, and that their gradients go to other places. What has *not* been shown: that this alone makes the factor of section 4. The two models differ in more than their attention (loss, number of maps). For that, one thing at a time has to be changed: ablations.
 
@@ -967,7 +968,7 @@ for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 
 #
 # Table 1 of Deformable DETR compares models, table 2 takes one model apart. Both are studies here, each in two sizes: `table1` and `table2` on pictures of 256 pixels for a GPU, `table1-cpu` and `table2-cpu` on 192 pixels for a CPU. A cell below shows what has been run.
 #
-# What counts in a small study is not the height of an AP but an **ordering**: is this row ahead of that one? We write down the orderings of the paper, and let a function decide: *confirmed* if every run of the one ends above every run of the other; *reversed* if it is the other way round; *open* in between, and, where a row has a single seed, if the difference is below 0.02, which may be chance (section 2).
+# What counts in a small study is not the height of an AP but an **ordering**: is this row ahead of that one? We write down the orderings of the paper, and let a function decide: *confirmed* if every run of the one ends above every run of the other; *reversed* if it is the other way round; *open* in between, and, where a row has a single seed, if the difference is below 0.02 (two seeds can differ by nearly as much). With one seed each, a word in the last column is an observation and not a proof.
 
 
 # %%
@@ -1122,8 +1123,8 @@ print(sorted({f"torch {start['versions']['torch']}, {start['device']}" for start
 #
 # - COCO's AP: a greedy match for each picture, class and threshold, the surest first; the envelope at 101 recalls; the mean over ten thresholds and all classes. Objects of another size and crowds are left out, and so are detections on them.
 # - AP sees the order of the scores, not their values; unsure junk costs nothing, a sure mistake much. A single threshold hides the quality of boxes. On a few hundred pictures a hundredth of AP may be chance.
-# - Mistakes are of kinds, and mending one kind says what it costs. With all detections nothing is missed; above a threshold, missing is the main mistake.
-# - A fair comparison searches both learning rates in the same way, and lets every schedule end. How many times faster depends on the height at which one asks.
+# - Mistakes are of kinds, and mending one kind says what it costs. For our two detectors nothing is missed when all detections count; above a threshold, missing is the main mistake.
+# - A fair comparison searches both learning rates in the same way, and lets every schedule end. Ask for the factor at more than one height.
 # - A new DETR looks at all cells, and its gradient goes to all cells alike; a new Deformable DETR looks at a few points, and the object's cells get more than twice their share.
 # - An ordering of a table is confirmed or not; in a small study it is better not to ask for more.
 
@@ -1321,6 +1322,7 @@ course.use(epochs_for)
 # %%
 other = convergence.study.row("deformable-detr")
 again = factors(convergence.study, convergence.runs, other)
+assert again  # there is something to compare
 before = [value for factor in overall for value in factor.needed]
 after = [value for factor in again for value in factor.needed]
 course.reset()

@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | read COCO's annotation files, and cause and recognise the usual confusions; choose a part of COCO, download it and look at it; say what batch, learning rate, schedule and epochs mean in steps, and how much of a batch is padding; say what bfloat16 loses, and where it must not; pass the first gate; stop a run and go on with the same bits; divide a batch among GPUs; read curves; ask why AP is low; fine-tune a detector and use it on your own photos |
 # | **You need first** | [05 · The Hungarian loss](05_hungarian_loss.ipynb), [06 · DETR](06_detr.ipynb) and [09 · Deformable DETR](09_deformable_detr.ipynb) |
-# | **Time** | 100 minutes to read and run, 40 for the exercises |
+# | **Time** | 115 minutes to read and run, 40 for the exercises |
 # | **Device** | any CPU; some cells train for a few seconds each, all together take about two minutes, and nothing is downloaded from elsewhere. For a GPU: section 10 |
 
 # %%
@@ -214,7 +214,7 @@ print("---")
 command(f"data coco --site {address} --images 240 --val-images 48")
 
 # %% [markdown]
-# A slip is answered before anything is fetched:
+# A slip is answered before any picture is fetched:
 
 # %%
 command(f"data coco --site {address} --images 240 --val-images 48 --classes circle,arow")
@@ -375,7 +375,7 @@ plots.show(
 )
 
 # %% [markdown]
-# What can be meant but seldom is, is said before the first step:
+# Settings that are possible but seldom meant are named before the first step:
 
 # %%
 short = replace(base, train=replace(train, epochs=2, warmup_steps=500))
@@ -707,7 +707,7 @@ print("with the mean number within 1e-4:", ((right - wanted).norm() / wanted.nor
 print(f"each by its own number, off by {(wrong - wanted).norm() / wanted.norm():.0%} of its length")
 
 # %% [markdown]
-# No error message comes with it, and the run learns. It is only another run for each number of GPUs. (Pictures here have no padding. In a padded batch the small backbone's norm sees some, so a share differs a little for that reason.) The same number makes `--accumulate 4` exact, which takes a batch in four pieces where memory is short.
+# No error message comes with it, and the run learns. It merely becomes another run for every number of GPUs. (Pictures here have no padding. In a padded batch the small backbone's norm sees some, so a share differs a little for that reason.) The same number makes `--accumulate 4` exact, which takes a batch in four pieces where memory is short.
 #
 # The command lines, for four GPUs in one machine, and for two machines with eight each (typed on both; HOST is one of them):
 #
@@ -764,9 +764,9 @@ for name, part in (("first", real.train[:20]), ("last", real.train[-20:])):
     print(f"{name:>5} 200 steps: loss {loss:.2f}, so a mean GIoU of {1 - loss / weight:.2f}")
 
 # %% [markdown]
-# So matched boxes lie roughly where their objects are. A box counts from an IoU of 0.5 (the GIoU is never above the IoU): many do not count yet.
+# So matched boxes lie roughly where their objects are. A box counts from an IoU of 0.5, and the IoU is at least the GIoU; so the mean alone does not tell how many count.
 #
-# An AP of 0.047 after 50 minutes. Is that bad? Compare with a run of which we know the end, the DETR of 06:
+# An AP of 0.047 at the end of 50 minutes. And on the way? Compare with another run of which we know the end, the DETR of 06:
 
 # %%
 for name in ("coco-mini", "shapes-detr"):
@@ -775,7 +775,7 @@ for name in ("coco-mini", "shapes-detr"):
     print(f"{name:>11}: AP {', '.join(early)}, ... {run.last['AP']:.3f} (epoch {run.last['epoch']})")
 
 # %% [markdown]
-# The DETR stood at 0.002 when it had seen every picture twice, and ended at 0.720. **Early on, an AP near zero is normal**: a detection counts only if the box fits *and* the class is right. The losses show sooner than AP whether anything is learned.
+# The DETR stood at 0.002 when it had seen every picture twice, and ended at 0.720. **Early on, an AP near zero says nothing**: a detection counts only if the box fits *and* the class is right. (The 0.047 is another matter: that schedule has ended, and only a longer run would tell what more there is.) The losses show sooner than AP whether anything is learned.
 #
 # > **Claim:** a gradient a hundred times as long as the clipping allows is a sign of trouble.
 # >
@@ -790,7 +790,7 @@ for name in ("shapes", "shapes-detr", "coco-mini"):
     )
 
 # %% [markdown]
-# Here that is how it always is. AdamW and Muon divide the gradient by its own size, so a factor that stays does no harm; clipping only tames single steps that stick out.
+# Here that is how it always is. AdamW and Muon divide the gradient by its own size, so a factor that stays does no harm; and where every gradient is cut to one length, its direction alone reaches the optimizer.
 #
 # Nor should one read too much into single classes. With 198 validation pictures some classes have a few objects only, and their AP jumps between two evaluations, two epochs apart:
 
@@ -865,7 +865,7 @@ print("from scratch, AP below 0.10:", scratch.best["AP"] < 0.10)
 print("the new class is learned too:", tuned.best["AP/arrow"] > 0.05)
 
 # %% [markdown]
-# Same model, same pictures, same number of steps. Most of what a detector has to learn has little to do with the classes: even the arrow, whose head began anew, is found. (This is a friendly case, for the detector had learned on pictures of the same kind. The less yours look like those it knows, the more steps it takes.)
+# Same model, same pictures, same number of steps. Here most of what was learned carries over: even the arrow, whose head began anew, is found. (This is a friendly case, for the detector had learned on pictures of the same kind. The less yours look like those it knows, the more steps it takes.)
 #
 # A run's folder holds the model with the best AP. `evaluate` measures it again, on any folder in COCO's format:
 
@@ -1070,7 +1070,7 @@ course.check("model_boxes", model_boxes)
 #
 # Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
 #
-# Section 3 in one function. The warm-up is linear over `warmup` steps, and its first step is not zero; the schedule counts from step 0 as well, and both factors are multiplied. Schedules: "constant", "linear" and "cosine" (to zero at `steps`), "step" (a tenth from `drop_step` on).
+# Section 3 in one function. The warm-up is linear over `warmup` steps (which may be 0), and its first step is not zero; the schedule counts from step 0 as well, and both factors are multiplied. Schedules: "constant", "linear" (1 − step/steps), "cosine" (½ + ½ cos(π · step/steps)), "step" (a tenth from `drop_step` on).
 
 
 # %% tags=["exercise"]
@@ -1116,7 +1116,7 @@ course.check("learning_rate_at", learning_rate_at)
 #
 # Difficulty ●●●○○ · Importance ●●●●○ · about 10 minutes
 #
-# Section 7: what one process returns, so that the mean over all processes is the loss of the whole batch. Remember pictures without any object.
+# Section 7: what one process returns, so that the mean over all processes is the loss of the whole batch. As in the official code the divisor is never below 1: a batch with fewer objects than processes counts for less, and one without any gives 0.
 
 
 # %% tags=["exercise"]

@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | count the bytes and multiplications of an operation, and say how fast it can be at best; find where a form made of tensor operations spends its time; write deformable attention as a sparse matrix times a table, and its gradient as the transposed product; read and write a small Triton kernel, and say which program computes what; say why sums in another order have other last bits, and which numbers may be halves |
 # | **You need first** | [08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb) |
-# | **Time** | 70 minutes to read and run, 65 for the exercises |
+# | **Time** | 120 minutes to read and run, 65 for the exercises |
 # | **Device** | any CPU; nothing is downloaded. The interpreter needs Triton, which comes with PyTorch on Linux; elsewhere its cells say so and go on |
 
 # %%
@@ -116,7 +116,7 @@ plots.show(
 #
 # $$t \;\ge\; \max\left(\frac{\text{bytes}}{\text{bandwidth}},\ \frac{\text{multiply-adds}}{\text{multiply-adds a second}}\right)$$
 #
-# Which of the two it is, is told by the multiply-adds for each byte, the **intensity**:
+# Which of the two it is depends on the multiply-adds for each byte, the **intensity**:
 
 # %%
 layer = N * 256 * 256 / (4 * (2 * N * 256 + 256 * 256))  # tokens in, tokens out, and the matrix
@@ -170,7 +170,7 @@ print(f"arithmetic {encoder['multiply-adds'] / arithmetic * 1e6:3.0f} µs")
 print(f"caches     {gather / caches * 1e6:3.0f} µs")
 
 # %% [markdown]
-# So on that chip the *gather* is the floor of the forward pass. (All of it calculated. Section 11 says what has been measured.)
+# So for code that fetches each corner by itself, the *gather* is the floor of the forward pass on that chip. (All of it calculated. Section 11 says what has been measured.)
 
 # %% [markdown]
 # ## 3. Where the plain form spends its time
@@ -257,7 +257,7 @@ took, speed = entry["peers"]["grid_sample"]["forward"], log["machine"]["copy ban
 print(f"grid_sample, two pictures: {2 * total / speed * 1e3:.1f} ms to move its bytes, {took:.1f} ms taken")
 
 # %% [markdown]
-# They do not. Memory is not read byte by byte, but in **lines** of 64 bytes, and one number costs its whole line. `grid_sample` wants maps as (B·M, D, H, W), a *plane* for each channel: the D channels of one cell lie far apart, each in a line of its own. Our values come as (B, N, M, D): a *row* for each cell and head, its channels side by side. Which lines does one sample touch, on a map of 16 × 16 cells with 32 channels, one head?
+# They do not. One reason that one can count: memory is not read byte by byte, but in **lines** of 64 bytes, and one number costs its whole line. `grid_sample` wants maps as (B·M, D, H, W), a *plane* for each channel: the D channels of one cell lie far apart, each in a line of its own. Our values come as (B, N, M, D): a *row* for each cell and head, its channels side by side. Which lines does one sample touch, on a map of 16 × 16 cells with 32 channels, one head?
 
 # %%
 cells = [(6, 4), (6, 5), (7, 4), (7, 5)]  # row and column of the four corners
@@ -338,7 +338,7 @@ print("embedding_bag is S V:", torch.allclose(output, S @ V))
 # %% [markdown]
 # ### A frame of zeros instead of masks
 #
-# Samples may lie outside of the map, where all is zero. One can ask for each corner whether it is inside, and mask it. Or one stores the map with a **frame** of one cell of zeros; then a corner outside is a row like any other. What is farther away is held at the frame: it reads zeros there as well. Each line of the framed map is W + 2 cells long, and each cell is a row of the table: cell (0, 0) of the map is row W + 3.
+# Samples may lie outside of the map, where all is zero. One can ask for each corner whether it is inside, and mask it. Or one stores the map with a **frame** of one cell of zeros; then a corner outside is a row like any other. What is farther away is first moved to the frame (x to −1 or to W, y likewise), so that its share of any cell inside is 0. Each line of the framed map is W + 2 cells long, and each cell is a row of the table: cell (0, 0) of the map is row W + 3.
 
 # %%
 x, y = -0.25, 1.75  # left of the map's first column
@@ -516,7 +516,7 @@ plots.show(
 )
 
 # %% [markdown]
-# The claim is wrong, in both directions: at the shape of the encoder (a quarter of the paper's area) the gain of 9.82 forward becomes 5.77 with backward; for 8 channels a head (`small-64`) 1.12 becomes 1.53. And the gain forward grows with the channels of a head, as one expects from the lines of section 3: 1.12 for 8, 1.73 for 16, 8.06 for 32. Among the others in that log is a form that gathers rows, too, and is compiled:
+# The claim is wrong, in both directions: at the shape of the encoder (a quarter of the paper's area) the gain of 9.82 forward becomes 5.77 with backward; for 8 channels a head (`small-64`) 1.12 becomes 1.53. And the gain forward grows with the channels of a head: 1.12 for 8, 1.73 for 16, 8.06 for 32. The lines of section 3 alone would not give that jump from 16 to 32; perhaps the tensor of samples no longer fits into a cache there. That was not tested. Among the others in that log is a form that gathers rows, too, and is compiled:
 
 # %%
 for row in log["rows"]:
@@ -528,7 +528,7 @@ for row in log["rows"]:
         print(f"encoder-quarter, forward: the package takes {ratio:.0f} times the floor of the memory")
 
 # %% [markdown]
-# With rows, the compiled form is nearly as fast forward. Its backward, which has to add gradients to rows wherever they fall, is not: **forward is a matter of layout, backward one of sums.** (What `auto` takes on a CPU: the package's form from 8 channels a head on, else `grid_sample`.)
+# At the small shape the compiled form, which gathers rows too, is nearly as fast forward; at the encoder's it is not, so rows alone do not explain it, and we have not looked further. Its backward, which has to add gradients to rows wherever they fall, is slower at both. (What `auto` takes on a CPU: the package's form from 8 channels a head on, else `grid_sample`.)
 #
 # And 21 times the floor of memory is a lot. Memory is not the only bound of a CPU, but twenty operations are not one either. Which brings us to kernels.
 
@@ -774,7 +774,7 @@ ax = plots.bars(per_cell, labels, "Additions to each cell of a level, one head",
 plots.show(ax, alt="Additions to a cell grow from 20 on the finest level to 917 on the coarsest.")
 
 # %% [markdown]
-# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. All corners of a layer are 2.3 GB of additions, where the whole forward pass has to move 0.13 GB. In the package's backward kernel they are one line. (Gradients of locations and weights need no such line: each belongs to one query, and so to one program.)
+# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. That is as many additions as the forward pass reads corners, 2.3 GB of them; but a read can be shared in a cache, and an addition has to be carried out. In the package's backward kernel they are one line. (Gradients of locations and weights need no such line: each belongs to one query, and so to one program.)
 
 # %%
 additions = 4 * encoder["samples"] * 32
@@ -816,7 +816,7 @@ print("different results, as they come:", len(as_they_come), "· sorted by query
 print(f"largest difference: {max(as_they_come) - min(as_they_come):.0e}")
 
 # %% [markdown]
-# A float32 holds 24 binary digits; 1e8 + 1 has more, so the 1 is lost, unless the two large numbers meet first. The differences are tiny, but they are there: two runs of one training part ways, and a bug that shows in one run may not show in the next. Who needs the same bits in every run *sorts* the additions by cell first, and adds in that order. That costs a sort, and gives up the atomics. The package's kernel does so when asked, and has to give the same gradient:
+# A float32 holds 24 binary digits; 1e8 + 1 has more, so the 1 is lost, unless the two large numbers meet first. The differences are tiny, but they are there: two runs of one training part ways, and a bug that shows in one run may not show in the next. Whoever needs the same bits in every run *sorts* the additions by cell first, and adds in that order. That costs a sort, and gives up the atomics. The package's kernel does so when asked, and has to give the same gradient:
 
 # %%
 gradients = []
@@ -890,7 +890,7 @@ for name, (v, at_rounded, w) in rounded.items():
     print(f"bfloat16 {name:>9}: mean error {error:.1%}")
 
 # %% [markdown]
-# At 256 the sum stands still: 257 has no bfloat16. So **sums are float32**, too, and rounded once, at the end. *Values* may be halves: each is wrong by a fraction of a percent, and so is the result. Offsets may be as well: they count cells from the reference point, and from 1 to 2 cells a bfloat16 has steps of 1/128. What is left of the bytes of a forward pass:
+# At 256 the sum stands still: 257 has no bfloat16. So **sums are float32**, too, and rounded once, at the end. *Values* may be halves: each is wrong by a fraction of a percent, and so is the result. Offsets should do as well (not measured here): they count cells from the reference point, and from 1 to 2 cells a bfloat16 has steps of 1/128. What is left of the bytes of a forward pass:
 
 # %%
 halves = work(value_shape, locations_shape, size=2)
@@ -924,10 +924,10 @@ course.equation_map("12")
 # ## Summary
 #
 # - Count first: bytes that must move, multiply-adds, and what a machine does of each in a second. The longer of the two is the floor.
-# - The plain form makes a tensor of all samples and walks over it six times; and it reads planes, where each number lies in a line of its own.
+# - The plain form makes a tensor of all samples and walks over it six times; and it reads planes, where the channels of a cell lie in lines of their own.
 # - Deformable attention is S V, a sparse matrix times a table of rows: one `embedding_bag`. A frame of zeros takes the place of masks.
 # - The gradient of the values is Sᵀ times that of the output; locations and weights need four dot products for each sample.
-# - A kernel is the code of one program: it asks for its number, loads a block, masks what does not exist, and stores. Fused, it touches inputs and output once.
+# - A kernel is the code of one program: it asks for its number, loads a block, masks what does not exist, and stores. Fused, no other tensor goes through memory.
 # - Many programs add to one cell: atomically, in any order, with other last bits each time; or sorted, always the same.
 # - Values may be halves. Locations and sums may not.
 
@@ -939,7 +939,7 @@ course.equation_map("12")
 #
 # Difficulty ●●●○○ · Importance ●●●●○ · about 15 minutes
 #
-# The floor of sections 1 and 2, for the backward pass. It reads values, locations, weights and the gradient of the output, and writes three gradients. Values, output and its gradient have `size` bytes a number; all else is float32, also the gradient of the values, since it is a sum. For each corner and channel it makes *two* multiply-adds: one of a dot product (section 5), one that hands a gradient back.
+# The floor of sections 1 and 2, for the backward pass. It reads values, locations, weights and the gradient of the output, and writes three gradients. Values and the output's gradient have `size` bytes a number (the output itself is not needed); all else is float32, also the gradient of the values, since it is a sum. For each corner and channel it makes *two* multiply-adds: one of a dot product (section 5), one that hands a gradient back.
 
 
 # %% tags=["exercise"]
@@ -1028,7 +1028,7 @@ course.check("corner_rows", corner_rows)
 
 # %% tags=["exercise"]
 def weighted_rows(table, rows, shares):
-    """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares likewise. Returns (N_q, M·D)."""
+    """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape. Returns (N_q, M·D)."""
     raise NotImplementedError
 
 
@@ -1049,7 +1049,7 @@ course.check("weighted_rows", weighted_rows)
 #
 # ```python
 # def weighted_rows(table, rows, shares):
-#     """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares likewise. Returns (N_q, M·D)."""
+#     """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape. Returns (N_q, M·D)."""
 #     bags = rows * table.shape[1] + torch.arange(table.shape[1])[:, None]  # rows of the flat table
 #     output = torch.nn.functional.embedding_bag(
 #         bags.flatten(0, 1), table.flatten(0, 1), per_sample_weights=shares.flatten(0, 1), mode="sum"

@@ -160,7 +160,7 @@ def factors(study: Study, found: Sequence[Outcome], row: Row, metric: str = "AP"
         pairs = []
         for seed in seeds:
             target = dict(ends[baseline.name, seed]).get(epochs)
-            if target is not None and len(ends[row.name, seed]) == len(row.epochs):
+            if target is not None and target >= 0 and len(ends[row.name, seed]) == len(row.epochs):
                 pairs.append((target, epochs_for(ends[row.name, seed], target), ends[row.name, seed][0][1] >= target))
         if pairs:
             targets, needed, below = zip(*pairs, strict=True)

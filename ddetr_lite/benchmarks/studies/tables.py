@@ -165,7 +165,8 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "one-point": ("multi-scale attention, 1 point", {"points": 1}, None),
     "own-level": ("four maps, attention within each, 4 points", {"own_level": True}, 42.3),
     "own-level-one-point": ("four maps, attention within each, 1 point", {"own_level": True, "points": 1}, 41.4),
-    "single-map": ("one map (stride 32), 4 points", {"levels": 1}, 39.7),
+    "single-map": ("one map (stride 32), 4 points", {"levels": 1}, None),
+    "single-map-one-point": ("one map (stride 32), 1 point", {"levels": 1, "points": 1}, 39.7),
     "scattered": ("as the first, offsets scattered at the start", {"scattered": True}, None),
 }
 _TABLE_2 = text(
