@@ -1,6 +1,6 @@
 """What a model costs: parameters, multiply-adds, memory and speed, each of all rows of a study under the same conditions.
 
-Parameters, multiply-adds and activations are counts, the same on every machine. Speed is measured in turns, model by model.
+Parameters, multiply-adds and activations are counted, with no clock. Speed is measured in turns, model by model.
 """
 
 import copy
@@ -72,7 +72,7 @@ class _Model:
         self.model.to(device)
         self.step = Step(State(self.model, make_optimizers(self.model, recipe.train), None), recipe.train, place)
         keys = order_of(recipe.train, training).epoch(0).batches[0]
-        self.batch = _on(Batch.of([training[key] for key in keys]), device)
+        self.batch = Batch.of([training[key] for key in keys]).to(device)
         self.picture = _first_picture(validation, device)
 
     def train_step(self) -> None:
@@ -111,20 +111,20 @@ def kept_bytes(work: Callable[[], object], model: nn.Module) -> int:
     return sum(size for _, size in kept.values())
 
 
-def _on(batch: Batch, device: torch.device) -> Batch:
-    return replace(batch, images=RawBatch(batch.images.pixels.to(device), batch.images.sizes))
-
-
 def _first_picture(dataset: CocoDetection, device: torch.device) -> RawBatch:
-    return _on(Batch.of([dataset[0]]), device).images
+    return Batch.of([dataset[0]]).to(device).images
+
+
+def seconds_per_picture(cost: Mapping[str, float]) -> float:
+    """Of training, from what `costs` found for a model."""
+    return cost["step_seconds"] / cost["batch"]
 
 
 @torch.no_grad()
 def multiply_adds(model: Model, picture: Any) -> float:
     """Of finding the objects of `picture`, as papers count them: products of matrices, convolutions, and sampling."""
-    counted = (
-        copy.deepcopy(model).eval().requires_grad_(False)
-    )  # the counter asks parameters for their place in the graph
+    # The counter asks what has a gradient for its place in the graph, where a parameter's view has none.
+    counted = copy.deepcopy(model).eval().requires_grad_(False)
     with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
         counted(picture)
     return counter.get_total_flops() / 2

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from ddetr_lite.batching import RawBatch
 from ddetr_lite.benchmarks.machine import heading, write_result
 from ddetr_lite.datasets.loading import Batch, Order, RunSampler, loader
 from ddetr_lite.engine.data import datasets, order_of
@@ -65,7 +64,9 @@ def run(options: InputOptions, command: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"from files": [], "on the device": []}
     for repeat in range(1, options.repeats + 1):
         seconds["from files"].append(_epoch(step, _take(batches, order), place))
-        ready = [_moved(batch, place) for batch in loader(training, order.epoch(repeat), options.workers, place.device)]
+        ready = [
+            batch.to(place.device) for batch in loader(training, order.epoch(repeat), options.workers, place.device)
+        ]
         seconds["on the device"].append(_epoch(step, ready, place))
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     pictures = order.steps_per_epoch * min(order.batch, order.length)
@@ -96,7 +97,3 @@ def _epoch(step: Step, batches: Iterable[Batch], place: World) -> float:
         step([batch], rate=1e-6)
     step.guard.look(0)
     return place.now() - start
-
-
-def _moved(batch: Batch, place: World) -> Batch:
-    return replace(batch, images=RawBatch(batch.images.pixels.to(place.device), batch.images.sizes))

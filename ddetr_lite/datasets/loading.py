@@ -5,7 +5,7 @@ whatever the number of loading processes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,10 @@ class Batch:
         columns = (self.boxes.split(self.counts), self.labels.split(self.counts), self.image_ids, self.original_sizes)
         names = ("boxes", "labels", "image_id", "original_size")
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its pictures on a device. Objects stay where they are looked at."""
+        return replace(self, images=RawBatch(self.images.pixels.to(device), self.images.sizes))
 
     def pin_memory(self) -> "Batch":
         """For the DataLoader: pictures in memory from which the GPU copies by itself. Objects stay where they are looked at."""

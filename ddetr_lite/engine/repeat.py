@@ -29,25 +29,28 @@ def command(values: dict[str, Any], row: str, out: str = "runs/again") -> str:
 def _words(wanted: Recipe, base: Recipe) -> list[str]:
     """The options that lead from one recipe to another with a model of the same architecture."""
     parts = ("model", "data", "augment", "train")
-    words = [word for part in parts for word in _options(getattr(wanted, part), getattr(base, part), "")]
+    words = [word for part in parts for word in options(getattr(wanted, part), getattr(base, part))]
     named = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     followed, _ = follow(wanted, base, named)
     # What would follow a new batch or length by itself is given too, where this recipe has it otherwise.
-    return words + _options(wanted.train, followed.train, "")
+    return words + options(wanted.train, followed.train)
 
 
 def _same_model(wanted: Recipe, base: Recipe) -> bool:
     return type(wanted.model) is type(base.model)
 
 
-def _options(wanted: Any, base: Any, prefix: str) -> list[str]:
-    """Field by field; nested dataclasses have their names before the point, as in `--backbone.name`."""
+def options(wanted: Any, base: Any, prefix: str = "") -> list[str]:
+    """The options that lead from one dataclass to another of its kind.
+
+    Field by field; nested dataclasses have their names before the point, as in `--backbone.name`.
+    """
     words: list[str] = []
     for field in fields(wanted):
         value, usual = getattr(wanted, field.name), getattr(base, field.name)
         name = prefix + field.name.replace("_", "-")
         if is_dataclass(value):
-            words += _options(value, usual, f"{name}.")
+            words += options(value, usual, f"{name}.")
         elif value == usual:
             continue
         elif usual is not None and isinstance(value, bool | str) and type(value) is not type(usual):

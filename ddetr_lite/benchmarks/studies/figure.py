@@ -7,6 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ddetr_lite.benchmarks.cost import seconds_per_picture
 from ddetr_lite.benchmarks.studies.plan import Row, Study
 from ddetr_lite.benchmarks.studies.results import Outcome, spread
 from ddetr_lite.plots.style import COLOURS, MUTED, STYLE, panels
@@ -30,7 +31,7 @@ def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any
                 _row(ax, row, found, metric, colour, form, 1.0)
             if timed:
                 assert costs is not None
-                _row(axes[2], row, found, "AP", colour, form, _epoch(costs, row.name) / _epoch(costs, study.baseline))
+                _row(axes[2], row, found, "AP", colour, form, _times(costs, row.name, study.baseline))
         for ax, title in zip(axes, PANELS.values(), strict=False):
             ax.set(title=title, xlabel="epochs")
         if timed:
@@ -48,8 +49,9 @@ def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any
     return drawn
 
 
-def _epoch(costs: Mapping[str, Any], row: str) -> float:
-    return float(costs[row]["step_seconds"] / costs[row]["batch"])
+def _times(costs: Mapping[str, Any], row: str, baseline: str) -> float:
+    """How many times as long as the baseline's an epoch of a row takes."""
+    return seconds_per_picture(costs[row]) / seconds_per_picture(costs[baseline])
 
 
 def _row(ax: Axes, row: Row, found: Sequence[Outcome], metric: str, colour: str, form: str, scale: float) -> None:

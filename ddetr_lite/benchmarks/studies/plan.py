@@ -1,7 +1,7 @@
 """What a study is: models that are trained by one method, at several lengths of schedule and seeds, and the list of its runs.
 
 The method is the same for all rows: first a search for the learning rate (`open_runs` asks for it), then the runs that count.
-Everything here is arithmetic on names and scores; `run_study` trains, `study_results` reads what came out.
+Everything here is arithmetic on names and scores; `training` trains, `results` reads what came out.
 """
 
 from collections.abc import Mapping
@@ -122,10 +122,14 @@ def counted_runs(study: Study, scores: Scores) -> list[PlannedRun]:
     ]
 
 
+def searches(study: Study, scores: Scores) -> list[PlannedRun]:
+    """The runs of all searches, row by row, as far as they are known."""
+    return [run for row in study.rows if not row.rate_of for run in search_runs(study, row, scores)]
+
+
 def open_runs(study: Study, scores: Scores) -> list[PlannedRun]:
     """The runs that could be started now, most wanted first: searches, then those that count. Empty when all is done."""
-    searches = [run for row in study.rows if not row.rate_of for run in search_runs(study, row, scores)]
-    wanted = {run.name: run for run in [*searches, *counted_runs(study, scores)]}
+    wanted = {run.name: run for run in [*searches(study, scores), *counted_runs(study, scores)]}
     return [run for name, run in wanted.items() if name not in scores]
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study, chosen_rate, counted_runs, search_runs
+from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study, chosen_rate, counted_runs, open_runs, searches
 from ddetr_lite.engine.recipes import recipe_to_dict
 from ddetr_lite.engine.run import differing
 from ddetr_lite.engine.run_results import Line, RunResults, read_run
@@ -46,11 +46,11 @@ def scores_in(study: Study, folder: Path) -> dict[str, float]:
     """The AP at the end of every finished run, by the run's name."""
     scores: dict[str, float] = {}
     while True:  # which runs there are depends on what the search found, and that on the scores known so far
-        searches = [run for row in study.rows if not row.rate_of for run in search_runs(study, row, scores)]
-        new = {}
-        for run in [*searches, *counted_runs(study, scores)]:
-            if run.name not in scores and (results := finished(run, folder)) is not None and results.last is not None:
-                new[run.name] = float(results.last["AP"])
+        new = {
+            run.name: float(Outcome(run, results).last["AP"])
+            for run in open_runs(study, scores)
+            if (results := finished(run, folder)) is not None
+        }
         if not new:
             return scores
         scores |= new
@@ -65,12 +65,8 @@ def outcomes(study: Study, folder: Path) -> list[Outcome]:
 def searched(study: Study, folder: Path) -> list[tuple[PlannedRun, float]]:
     """The finished runs of all searches, by row and rate, with the AP at their end."""
     scores = scores_in(study, folder)
-    planned = [
-        run
-        for row in study.rows
-        if not row.rate_of
-        for run in sorted(search_runs(study, row, scores), key=lambda run: run.rate)
-    ]
+    place = {row.name: number for number, row in enumerate(study.rows)}
+    planned = sorted(searches(study, scores), key=lambda run: (place[run.row.name], run.rate))
     return [(run, scores[run.name]) for run in planned if run.name in scores]
 
 
@@ -111,9 +107,7 @@ def epochs_for(ends: Sequence[tuple[int, float]], target: float) -> float | None
     ends: (epochs, AP at the end) of schedules, rising. Between two lengths AP is taken as a line over log(epochs). None where
     the target is above all ends; where it is below the first, that first length, which is then an upper bound.
     """
-    if not ends or target > max(score for _, score in ends):
-        return None
-    if target <= ends[0][1]:
+    if ends and target <= ends[0][1]:
         return float(ends[0][0])
     for (before, low), (after, high) in pairwise(ends):
         if low < target <= high:

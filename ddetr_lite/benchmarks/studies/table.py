@@ -1,15 +1,17 @@
 """A study's results in words: a table in Markdown, the factors in epochs, the search, and the command behind each row."""
 
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ddetr_lite.benchmarks.cost import seconds_per_picture
 from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study
 from ddetr_lite.benchmarks.studies.results import Factor, Outcome, Spread, factors, outcomes, rates, searched, spread
 from ddetr_lite.benchmarks.studies.training import command_of
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
+from ddetr_lite.engine.repeat import options
 
 METRICS = {"AP": "AP", "AP50": "AP50", "AP_small": "AP small", "AP_medium": "AP medium", "AP_large": "AP large"}
 NONE = "–"
@@ -70,10 +72,12 @@ def cost_table(study: Study, costs: Mapping[str, Any]) -> list[list[str]]:
     for row in study.rows:
         if row.name in costs:
             cost = costs[row.name]
+            training = seconds_per_picture(base) / seconds_per_picture(cost)
+            finding = base["picture_seconds"] / cost["picture_seconds"]
             lines.append([
                 row.label, f"{cost['parameters'] / 1e6:.2f}M", f"{cost['multiply_adds'] / 1e6:,.0f}M",
                 f"{cost['peak_bytes' if on_gpu else 'activation_bytes'] / 1e6:.0f}",
-                f"{_ratio(base, cost, 'step_seconds'):.2f}×", f"{base['picture_seconds'] / cost['picture_seconds']:.2f}×",
+                f"{training:.2f}×", f"{finding:.2f}×",
             ])  # fmt: skip
     return lines
 
@@ -83,11 +87,6 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     head, *rest = lines
     rule = ["---", *["--:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rest))
-
-
-def _ratio(base: Mapping[str, float], cost: Mapping[str, float], what: str) -> float:
-    """How many times as fast as the baseline, picture for picture."""
-    return (base[what] / base["batch"]) / (cost[what] / cost["batch"])
 
 
 def _factors(
@@ -107,7 +106,7 @@ def _sentence(study: Study, row: Row, factor: Factor, costs: Mapping[str, Any] |
         start + f"needs {bound}{needed:.1f} epochs, a factor of {'at least ' if bound else ''}**{factor.factor:.1f}**"
     )
     if costs and row.name in costs:
-        speed = _ratio(costs[base.name], costs[row.name], "step_seconds")
+        speed = seconds_per_picture(costs[base.name]) / seconds_per_picture(costs[row.name])
         text += f" in epochs and {Spread(tuple(v * speed for v in factor.factor.values)):.1f} in time"
     return text + "."
 
@@ -139,12 +138,8 @@ def _data_command(study: Study) -> str:
     usual = HARD if study.rows[0].recipe.name == "shapes-hard" else ShapesConfig()
     if study.shapes is None or study.shapes == usual:
         return ""
-    options = [
-        f"--{field.name.replace('_', '-')} {getattr(study.shapes, field.name)}"
-        for field in fields(ShapesConfig)
-        if getattr(study.shapes, field.name) != getattr(usual, field.name)
-    ]
-    command = f"ddetr-lite data {study.rows[0].recipe.name} --folder {folder} {' '.join(options)}"
+    words = ["ddetr-lite", "data", study.rows[0].recipe.name, "--folder", folder, *options(study.shapes, usual)]
+    command = shlex.join(words)
     return f"The data first:\n\n```\n{command}\n```"
 
 

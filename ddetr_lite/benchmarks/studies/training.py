@@ -44,8 +44,10 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
     running: list[_Started] = []
     failed: dict[str, str] = {}
     try:
+        wanted = open_runs(study, scores_in(study, folder))
         while time.monotonic() < deadline:
-            for started in [s for s in running if s.process.poll() is not None]:
+            ended = [started for started in running if started.process.poll() is not None]
+            for started in ended:
                 running.remove(started)
                 if started.process.returncode:
                     failed[started.run.name] = _last_line(started.output)
@@ -53,8 +55,10 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
                     print(f"{started.run.name}: {score(results.last, 'AP')} AP", flush=True)
                 else:  # it would be started for ever
                     failed[started.run.name] = "it ended before its last evaluation"
+            if ended:  # nothing else changes what is wanted, and all logs are read for it
+                wanted = open_runs(study, scores_in(study, folder))
             taken = {started.run.name for started in running} | failed.keys()
-            waiting = [run for run in open_runs(study, scores_in(study, folder)) if run.name not in taken]
+            waiting = [run for run in wanted if run.name not in taken]
             if not waiting and not running:
                 break
             for run in waiting[: jobs - len(running)]:
@@ -81,25 +85,18 @@ def prepare(study: Study) -> None:
 
 
 def _start(run: PlannedRun, folder: Path, threads: int) -> _Started:
-    words = shlex.split(command_of(run, folder))
-    words = [sys.executable, "-m", "ddetr_lite", *words[1:]]
     if (folder / run.name / "last.pt").exists():
-        words = [
-            sys.executable,
-            "-m",
-            "ddetr_lite",
-            "train",
-            run.recipe.name,
-            "--out",
-            str(folder / run.name),
-            "--resume",
-        ]
-    elif (log := folder / run.name / "log.jsonl").exists():
-        log.unlink()  # it was stopped between its first line and its first checkpoint
+        words = ["train", run.recipe.name, "--out", str(folder / run.name), "--resume"]
+    else:
+        words = shlex.split(command_of(run, folder))[1:]
+        # It was stopped between its first line and its first checkpoint.
+        (folder / run.name / "log.jsonl").unlink(missing_ok=True)
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     output = folder / f"{run.name}.txt"
     with output.open("ab") as file:
-        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ddetr_lite", *words], stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
     return _Started(run, process, output)
 
 
