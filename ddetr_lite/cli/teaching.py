@@ -1,5 +1,6 @@
 """`ddetr-lite course`: what teachers need."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,6 @@ def course(words: list[str]) -> None:
     from ddetr_lite.course.export import export
 
     written = export(options.folder, options.kind, options.notebooks, options.outputs)
-    print(
-        f"{options.folder} has {len(written)} notebooks ({options.kind}). Open them with: jupyter lab {options.folder}"
-    )
+    line = shlex.join(["jupyter", "lab", str(options.folder)])
+    count = f"{len(written)} notebook{'s' * (len(written) != 1)}"
+    print(f"{options.folder} has {count} ({options.kind}). Open them with: {line}")
