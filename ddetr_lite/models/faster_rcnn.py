@@ -24,6 +24,8 @@ from ddetr_lite.set_prediction.matching import Target
 from ddetr_lite.set_prediction.postprocess import Detections
 
 STRIDES = (4, 8, 16, 32)
+SCORE_AT_LEAST = 1e-3
+"""Of a detection. torchvision's 0.05 would cut off the tail of the precision curve, which the other detectors keep."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class FasterRcnn(FasterRCNN):
             rpn_post_nms_top_n_train=2 * config.proposals,
             rpn_pre_nms_top_n_test=config.proposals,
             rpn_post_nms_top_n_test=config.proposals,
+            box_score_thresh=SCORE_AT_LEAST,
             box_batch_size_per_image=config.sampled,
         )
         self.transform = _NoResize(0, 0, list(IMAGENET_MEAN), list(IMAGENET_STD))

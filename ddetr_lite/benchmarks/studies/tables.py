@@ -75,10 +75,10 @@ def _table_train(lr: float, batch: int, **options: Any) -> TrainConfig:
     return replace(base, lr=lr, muon_lr=1e-2, batch=batch, log_every=50, forecast=False, evaluate_every=2, **options)
 
 
-CPU_SHAPES = ShapesConfig(size=192, max_objects=6, min_size=0.08, max_size=0.5)
+CPU_SHAPES = ShapesConfig(size=128, max_objects=6, min_size=0.08, max_size=0.5)
 _CPU: dict[str, Any] = {
     "name": "shapes",
-    "data": DataConfig("data/shapes-192", cache="memory", size_bands=(0.14, 0.23)),
+    "data": DataConfig("data/shapes-128", cache="memory", size_bands=(0.14, 0.23)),
     "train": _table_train(2e-3, 16),
     "dim": 96, "heads": 8, "hidden": 256, "encoder_layers": 2, "decoder_layers": 3, "queries": 20, "points": 4,
 }  # fmt: skip
@@ -95,7 +95,7 @@ def _tiny(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 _CPU_DATA = (
-    "- **Data**: 4,000 generated pictures of 192 px for training, 300 for validation, with one to six objects of eight "
+    "- **Data**: 4,000 generated pictures of 128 px for training, 300 for validation, with one to six objects of eight "
     "classes, 8 to 50 % of the side long. Small means a √area below 14 % of the side, large above 23 %: a third of the "
     "objects each."
 )
@@ -114,7 +114,7 @@ TABLE_1_CPU = Study(
         END + " DETR and DETR-DC5 also get a schedule four times as long (in the paper ten times).",
         COST,
     ),
-    rows=_tiny(_table_1_rows({"detr": (12, 48), "detr-dc5": (12, 48)}, (12,), **_CPU)),
+    rows=_tiny(_table_1_rows({"detr": (6, 24), "detr-dc5": (6, 24)}, (6,), **_CPU)),
     baseline="detr",
     search_epochs=6,
     seeds=1,
@@ -146,13 +146,13 @@ TABLE_1 = Study(
         _TABLE_1,
         _GPU_SIZES,
         EQUAL,
-        SEARCH.format(epochs="six", shared=_SHARED),
+        SEARCH.format(epochs="twelve", shared=_SHARED),
         END + " DETR and DETR-DC5 also get a schedule four times as long (in the paper ten times).",
         COST,
     ),
     rows=_table_1_rows({"detr": (12, 48), "detr-dc5": (12, 48)}, (12,), **_GPU),
     baseline="detr",
-    search_epochs=6,
+    search_epochs=12,
     shapes=HARD,
 )
 
@@ -198,7 +198,7 @@ TABLE_2_CPU = Study(
     + text(_CPU_DATA)
     + _TABLE_2
     + text(EQUAL, END, COST),
-    rows=_tiny(_table_2_rows(_CPU, 12)),
+    rows=_tiny(_table_2_rows(_CPU, 6)),
     baseline="full",
     search_epochs=6,
     seeds=1,
@@ -214,6 +214,6 @@ TABLE_2 = Study(
     + text(EQUAL, END, COST),
     rows=_table_2_rows(_GPU, 12),
     baseline="full",
-    search_epochs=6,
+    search_epochs=12,
     shapes=HARD,
 )
