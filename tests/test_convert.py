@@ -155,7 +155,10 @@ def test_the_resnet_is_told_by_its_blocks(name: str) -> None:
     configs: list[ModelConfig] = [
         DetrConfig(backbone, stride=16, queries=9, **sizes),
         DeformableDetrConfig(backbone, levels=3, points=2, queries=9, **sizes),
+        DeformableDetrConfig(backbone, levels=4, stride=16, queries=9, **sizes),
     ]
+    if name != "resnet101":  # its first two stages are those of resnet50
+        configs += [DeformableDetrConfig(backbone, levels=1, stride=8, queries=9, **sizes)]
     for config in configs:
         with torch.device("meta"):
             state = to_official(build(config, 5))

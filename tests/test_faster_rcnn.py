@@ -57,6 +57,15 @@ def test_it_finds_what_it_was_trained_on() -> None:
     assert torch.allclose(found["boxes"][sure][order], target["boxes"], atol=8)
 
 
+def test_weak_detections_are_kept() -> None:
+    """A new model is sure of nothing: of 40 classes none gets 0.05, where torchvision would find nothing at all."""
+    torch.manual_seed(0)
+    model = build(SMALL, 40).eval()
+    with torch.no_grad():
+        found = model(pictures())
+    assert all(len(f["scores"]) == 100 and f["scores"].max() < 0.05 for f in found)
+
+
 def test_pictures_are_not_resized_and_may_be_uint8_or_float() -> None:
     model = build(replace(SMALL, sampled=16), 3).eval()
     seen: list[torch.Size] = []

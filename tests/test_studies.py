@@ -2,13 +2,19 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from ddetr_lite.batching import RawBatch
@@ -112,6 +118,13 @@ def test_runs_come_search_first_then_seed_by_seed() -> None:
     ]
 
 
+def test_a_row_can_have_fewer_seeds_than_the_study() -> None:
+    known = scores_of(SLOW, {0.5: 0.1, 1.0: 0.3, 2.0: 0.2})
+    once = replace(STUDY, rows=(replace(SLOW, seeds=1), QUICK), seeds=3)
+    assert [run.seed for run in counted_runs(once, known) if run.row.name == "slow"] == [0, 0]
+    assert [run.seed for run in counted_runs(replace(STUDY, seeds=3), known)] == [0, 0, 1, 1, 2, 2]
+
+
 def test_a_row_can_take_the_rate_of_another() -> None:
     variant = Row("variant", "Variant", QUICK.recipe, (4,), rate_of="slow")
     study = replace(STUDY, rows=(SLOW, variant))
@@ -143,7 +156,7 @@ def test_studies_can_be_trained_and_typed(name: str) -> None:
 
 
 def test_convergence_compares_like_with_like() -> None:
-    first, second = (row.recipe for row in CONVERGENCE.rows)
+    first, second, same_map = (row.recipe for row in CONVERGENCE.rows)
     assert first.train == replace(second.train, epochs=first.train.epochs)
     for field in ("backbone", "dim", "heads", "hidden", "encoder_layers", "decoder_layers", "queries", "dropout"):
         assert getattr(first.model, field) == getattr(second.model, field)
@@ -151,6 +164,13 @@ def test_convergence_compares_like_with_like() -> None:
     backbones = [build(r.model, 8).backbone for r in (first, second)]
     sizes = [sum(p.numel() for p in backbone.parameters()) for backbone in backbones]
     assert all(f"{size:,}" in CONVERGENCE.method for size in sizes)
+    # The third row has DETR's backbone and map, and all else of the second.
+    third = build(same_map.model, 8).backbone
+    assert sum(p.numel() for p in third.parameters()) == sizes[0]
+    one_map: Any = {"levels": 1, "stride": 8}
+    assert same_map == replace(second, model=replace(second.model, **one_map))
+    pixels = torch.zeros(1, 3, 96, 96)
+    assert [m.shape for m in third[0](pixels)] == [m.shape for m in backbones[0][0](pixels)]
     assert set(PAPER) == set(ROWS)
 
 
@@ -175,6 +195,39 @@ def test_a_run_with_another_recipe_is_an_error(tmp_path: Path) -> None:
         ValueError, match=r"slow-4-epochs-rate-1-seed-0.log\.jsonl is not a run of this study: batch was 7"
     ):
         scores_in(STUDY, tmp_path)
+
+
+def test_a_run_on_another_data_set_is_an_error(tmp_path: Path) -> None:
+    """Its recipe may be the same but for the folder, and a folder may lie anywhere: its own name tells."""
+    run = PlannedRun(SLOW, 1.0, 4, 0)
+    path = write_run(tmp_path, run, 0.25)
+    start, *others = path.read_text().splitlines()
+    line = json.loads(start)
+    line["recipe"]["data"]["folder"] = "/elsewhere/shapes"
+    path.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    assert finished(run, tmp_path) is not None
+    line["recipe"]["data"]["folder"] = "data/shapes-128"
+    path.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    with pytest.raises(ValueError, match=r"not a run of this study: folder was shapes-128 and is now shapes"):
+        finished(run, tmp_path)
+    line["recipe"]["name"] = "coco-mini"
+    path.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    with pytest.raises(ValueError, match=r"it was trained on coco-mini, this study on shapes"):
+        finished(run, tmp_path)
+
+
+def test_a_run_that_diverged_has_a_score_of_nothing_and_is_named(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    lost = PlannedRun(SLOW, 2.0, 4, 0)
+    log = tmp_path / lost.name / "log.jsonl"
+    log.write_text(log.read_text() + json.dumps({"kind": "diverged", "step": 60, "reason": "NaN"}) + "\n")
+    assert scores_in(STUDY, tmp_path)[lost.name] == 0.0
+    assert open_runs(STUDY, scores_in(STUDY, tmp_path)) == []  # it is over, and not tried again
+    assert len(outcomes(STUDY, tmp_path)) == 8
+    assert f"Gave up, since no gradient was finite any more: `{lost.name}`." in tables(STUDY, tmp_path)
+    counted = tmp_path / PlannedRun(SLOW, 1.0, 8, 1).name / "log.jsonl"
+    counted.write_text(counted.read_text() + json.dumps({"kind": "diverged", "step": 60, "reason": "NaN"}) + "\n")
+    assert len(outcomes(STUDY, tmp_path)) == 7
 
 
 def test_a_run_of_an_older_version_counts(tmp_path: Path) -> None:
@@ -224,23 +277,40 @@ def test_a_target_that_is_not_reached_gives_no_factor(tmp_path: Path) -> None:
     found = factors(replace(STUDY, baseline="quick", rows=(SLOW, QUICK)), outcomes(STUDY, tmp_path), SLOW)
     assert found[1].factor is None
     assert found[1].needed == (None, None)
+    write_run(tmp_path / "more", PlannedRun(SLOW, 1.0, 8, 1), 0.6)
+    log = Path(PlannedRun(SLOW, 1.0, 8, 1).name) / "log.jsonl"
+    (tmp_path / log).write_text((tmp_path / "more" / log).read_text())
+    page = tables(replace(STUDY, baseline="quick", rows=(SLOW, QUICK)), tmp_path)
+    assert "AP 0.505 (0.500–0.510) of Quick after 4 epochs: Slow reaches it within 8 epochs with 1 of 2 seeds." in page
+
+
+def test_no_factor_where_a_row_has_one_length_alone(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    assert "## How many times as many epochs Slow takes" in tables(STUDY, tmp_path)
+    once = replace(STUDY, rows=(SLOW, replace(QUICK, epochs=(4,))))
+    assert "## How many times" not in tables(once, tmp_path)
 
 
 def test_page_says_everything(tmp_path: Path) -> None:
     write_study(tmp_path)
-    costs = {
+    costs: Any = {
         "slow": {"parameters": 2e6, "multiply_adds": 9e7, "activation_bytes": 5e7, "batch": 16, "step_seconds": 0.1,
                  "picture_seconds": 0.01},
         "quick": {"parameters": 1e6, "multiply_adds": 8e7, "activation_bytes": 4e7, "batch": 8, "step_seconds": 0.1,
                   "picture_seconds": 0.02},
     }  # fmt: skip
-    page = tables(STUDY, tmp_path, costs)
+    machine = {"chip": "A chip", "threads": 1, "torch": "9.9"}
+    page = tables(
+        STUDY, tmp_path, {"rows": costs, "machine": machine, "date": "2026-01-01", "command": "ddetr-lite bench trial"}
+    )
+    assert "Measured on A chip, 1 thread, torch 9.9, 2026-01-01: `ddetr-lite bench trial`." in page
     assert "| Quick | 4 | 2 | 0.505 (0.500–0.510) |" in page
     assert "| Quick | 1.00M | 80M | 40 | 0.50× | 0.50× |" in page
     needed, factor = 2 ** (1 + 2 / 3), 8 / 2 ** (1 + 2 / 3)
     span = f"{needed:.1f} ({needed:.1f}–{needed:.1f}) epochs, a factor of **{factor:.1f} ({factor:.1f}–{factor:.1f})**"
     assert f"AP 0.405 (0.400–0.410) of Slow after 8 epochs: Quick needs {span} in epochs and {factor / 2:.1f}" in page
     assert "Quick needs at most 2.0 (2.0–2.0) epochs, a factor of at least **2.0" in page
+    assert "in epochs and at least 1.0 (1.0–1.0) in time" in page
     assert "| Slow | 0.002, Muon 0.01 | 0.200 | × |" in page
     assert "ddetr-lite train shapes --model detr --epochs 8 --out runs/slow-8-epochs-rate-1-seed-0" in page
     assert "8 runs, on x86, 2 threads; torch 9.9." in page
@@ -373,8 +443,65 @@ def test_a_run_that_fails_is_named_and_the_others_are_trained(
     assert "of 1 finished runs" in said.out
 
 
+def test_two_do_not_train_in_one_folder(tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".lock"):
+        assert main(["bench", "convergence", "--out", str(tmp_path / "runs")]) == 2
+    assert "is being trained in by another process" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/log.jsonl"))
+
+
+def test_a_log_without_a_checkpoint_is_not_lost(
+    tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = PlannedRun(tiny.rows[0], 1.0, 1, 0)
+    log = write_run(tmp_path / "runs", run, 0.25, done=60)
+    before = log.read_text()
+    assert main(["bench", "convergence", "--out", str(tmp_path / "runs")]) == 2
+    assert "has a log but no last.pt to go on from: move the folder away" in capsys.readouterr().err
+    assert log.read_text() == before
+
+
+def test_a_terminated_study_ends_its_runs_and_goes_on(
+    tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process gets the signal while a run is going on; the run is ended with it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def sleeper(run: PlannedRun, folder: Path, threads: int) -> Any:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return training._Started(run, started[-1], folder / "output.txt")
+
+    monkeypatch.setattr(training, "_start", sleeper)
+    with pytest.raises(SystemExit) as ended:
+        training.train_study(tiny, tmp_path / "runs")
+    assert ended.value.code == 143
+    assert [process.poll() is not None for process in started] == [True]
+
+
+def test_broken_files_of_a_study_are_named(tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, PlannedRun(tiny.rows[0], 1.0, 1, 0), 0.25)
+    for name in ("cost.json", "mistakes.json"):
+        (tmp_path / name).write_text("[1, 2")
+        assert main(["bench", "convergence", "--out", str(tmp_path), "--table"]) == 2
+        assert re.search(rf"{name} is broken \(.*\): delete it, and measure again", capsys.readouterr().err)
+        (tmp_path / name).unlink()
+
+
+def test_tables_keep_rows_that_were_not_asked_for(tiny: Study, tmp_path: Path) -> None:
+    for row in tiny.rows:
+        write_run(tmp_path, PlannedRun(row, 1.0, 1, 0), 0.25)
+    assert main(["bench", "convergence", "--out", str(tmp_path), "--rows", "slow"]) == 0
+    assert "| Quick | 1 | 1 | 0.250 |" in (tmp_path / "table.md").read_text()
+
+
 def test_mistakes_are_answered_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "convergence", "--rows", "detr-dc6"]) == 2
     assert "row 'detr-dc6' is unknown in convergence: choose from detr, deformable-detr" in capsys.readouterr().err
     assert main(["bench", "convergence", "--jobs", "0"]) == 2
     assert "--jobs must be at least 1" in capsys.readouterr().err
+    assert main(["bench", "convergence", "--seeds", "-1"]) == 2
+    assert "--seeds must not be negative" in capsys.readouterr().err
+    assert main(["bench", "convergence", "--cost", "--table"]) == 2
+    assert "give one of them" in capsys.readouterr().err

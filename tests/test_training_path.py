@@ -33,6 +33,7 @@ from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.profile import profile
 from ddetr_lite.engine.recipes import DataConfig, recipe
 from ddetr_lite.engine.run import NUMBERS, State
+from ddetr_lite.engine.run_results import read_run
 from ddetr_lite.engine.scaling import follow, oddities
 from ddetr_lite.engine.step import Step, compile_layers
 from ddetr_lite.engine.train import Run, train
@@ -117,6 +118,9 @@ def test_a_skipped_step_changes_nothing(shapes: Path, tmp_path: Path, monkeypatc
             train(stop, tmp_path / "stopped", progress=False)
     a, b = (checkpoint.read(tmp_path / name / "last.pt") for name in ("poisoned", "stopped"))
     assert (a["step"], b["step"]) == (5, 3)
+    runs = [read_run(tmp_path / name) for name in ("poisoned", "stopped")]
+    assert [run.diverged for run in runs] == [False, True]
+    assert "not finite" in runs[1].lines[-1]["reason"]
     assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
     for mine, theirs in zip(a["optimizers"], b["optimizers"], strict=True):
         for key, state in mine["state"].items():

@@ -161,7 +161,7 @@ def write_hugging_face(
 
 def _backbone_settings(model: SetModel, timm: bool) -> dict[str, Any]:
     config, backbone = model.config, model.config.backbone
-    strides = (config.stride,) if isinstance(config, DetrConfig) else (8, 16, 32)[-config.levels :]
+    strides = config.strides
     if timm:
         if strides not in ((32,), (8, 16, 32)):
             raise ValueError(f"transformers takes timm's maps at strides 32, or 8 to 32, not {strides}: use timm=False")

@@ -53,8 +53,8 @@ def infer(
         "decoder_layers": _count(state, decoder),
         "dropout": dropout,
     }
+    deepest = 2048 if RESNETS[name][1] else 512
     if any(".multihead_attn." in k for k in state):
-        deepest = 2048 if RESNETS[name][1] else 512
         detr = DetrConfig(
             **common,
             stride=32 * size("input_proj.weight", 1) // deepest,  # type: ignore[arg-type]
@@ -70,9 +70,13 @@ def infer(
     samples = size(encoder + "0.self_attn.sampling_offsets.weight", 0) // 2
     if samples % (heads * levels):
         raise ValueError(f"{source} does not have heads={heads}: {samples} samples on {levels} levels do not divide")
+    # Of the projections, 3×3 convolutions stand behind the backbone's last map, whose own is the last 1×1 one.
+    projections = [f"input_proj.{level}.0.weight" for level in range(levels)]
+    own = [key for key in projections if size(key, -1) == 1]
     deformable = DeformableDetrConfig(
         **common,
         levels=levels,
+        stride=32 * size(own[-1], 1) // deepest if own else 32,  # type: ignore[arg-type]
         points=samples // (heads * levels),
         queries=queries if two_stage else size("query_embed.weight", 0),
         dim=dim,

@@ -9,7 +9,7 @@ from ddetr_lite.writing import write_bytes
 
 class RunLog:
     """Lines such as {"kind": "train", "step": 40, ...}; kinds are "start", "forecast", "train", "skip",
-    "evaluate" and "watch".
+    "diverged", "evaluate" and "watch".
 
     Every line is flushed at once. A run that goes on from step s first drops the lines beyond s (`rewind`).
     """

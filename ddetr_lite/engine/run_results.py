@@ -59,6 +59,11 @@ class RunResults:
         return [line for line in self.lines if line["kind"] == "skip"]
 
     @property
+    def diverged(self) -> bool:
+        """Whether training gave up, since no gradient was finite any more."""
+        return bool(self.lines) and self.lines[-1]["kind"] == "diverged"
+
+    @property
     def best(self) -> Line | None:
         """The evaluation with the highest AP; of equal ones the last, whose model `best.pt` is."""
         return max(reversed(self.evaluations), key=lambda line: line["AP"], default=None)

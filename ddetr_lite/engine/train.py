@@ -188,6 +188,7 @@ class Run:
             self._write("skip", bad.step + 1, epoch=epoch + 1, pictures=bad.pictures, reason=bad.reason)
         if state.bad_steps >= self.config.max_bad_steps:
             self._save()
+            self._write("diverged", state.step, epoch=epoch + 1, reason=skipped[-1].reason)
             raise FloatingPointError(
                 f"{state.bad_steps} steps in a row had no finite gradient, the last with image ids "
                 f"{', '.join(map(str, skipped[-1].pictures))} ({skipped[-1].reason}). The weights are as before these steps: "

@@ -7,6 +7,7 @@ L levels, P points, K decoder layers.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class DeformableDetrConfig:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     levels: int = 4
-    """Feature levels L: the last of C3, C4, C5; from the fourth on, strided convolutions behind C5."""
+    """Feature levels L: the last of the backbone's maps; where it has fewer, strided convolutions behind its last one."""
     points: int = 4
     """Sampling points P of a head on a level."""
     queries: int = 300
@@ -61,7 +62,14 @@ class DeformableDetrConfig:
     """Ablation (table 2): a token of the encoder looks at its own level only. Queries still look at all."""
     scattered: bool = False
     """Ablation: sampling offsets start anywhere within the compass's reach, instead of at the compass."""
+    stride: Literal[8, 16, 32] = 32
+    """Of the backbone's last map, C3, C4 or C5: later stages are left out. The paper uses C5."""
     loss: SetLoss = DEFORMABLE_DETR_LOSS
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the backbone's maps that are used, rising."""
+        return tuple(s for s in (8, 16, 32) if s <= self.stride)[-self.levels :]
 
 
 class DeformableTransformer(nn.Module):
@@ -113,8 +121,7 @@ class DeformableDetr(Detector):
                 f"dim={config.dim} must be a multiple of 32: the input projections norm 32 groups of channels"
             )
         self.config, self.classes, self.loss = config, classes, config.loss
-        strides = (8, 16, 32)[-config.levels :]
-        backbone = Backbone(config.backbone, strides)
+        backbone = Backbone(config.backbone, config.strides)
         self.backbone = nn.Sequential(backbone)
         self.input_proj = self._projections(backbone.channels)
         self.transformer = DeformableTransformer(config)
@@ -129,7 +136,7 @@ class DeformableDetr(Detector):
         self.bbox_embed = nn.ModuleList(_box_head(config.dim, size) for size in sizes)
 
     def _projections(self, channels: list[int]) -> nn.ModuleList:
-        """To d channels: 1×1 convolutions of the backbone's maps, then strided 3×3 ones from C5 onwards."""
+        """To d channels: 1×1 convolutions of the backbone's maps, then strided 3×3 ones from the last map onwards."""
         dim = self.config.dim
         convolutions = [nn.Conv2d(inputs, dim, 1) for inputs in channels]
         inputs = channels[-1]

@@ -38,6 +38,11 @@ class DetrConfig:
     position: Literal["sine", "learned"] = "sine"
     loss: SetLoss = DETR_LOSS
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the backbone's maps that are used: one."""
+        return (self.stride,)
+
 
 class Detr(Detector):
     """The detector; `classes` is C, the "no object" class comes on top."""
@@ -49,7 +54,7 @@ class Detr(Detector):
         self.config, self.classes, self.loss = config, classes, config.loss
         extra = 1 if config.loss.kind == "softmax" else 0
         # The official model has the encoding of positions at index 1; ours is a function unless it is learned.
-        backbone = Backbone(config.backbone, strides=(config.stride,))
+        backbone = Backbone(config.backbone, config.strides)
         self.backbone = nn.Sequential(backbone)
         if config.position == "learned":
             self.backbone.append(LearnedEncoding2d(config.dim))

@@ -11,29 +11,48 @@ from ddetr_lite.engine.errors import KINDS, best_threshold, detections_from_resu
 
 
 def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]]:
-    """By row: "epochs", the "threshold" of the score at which F1 is best, "objects", and how many there are of each of `KINDS`.
+    """By row: "run", its "epochs" and "step", the "threshold" of the score at which F1 is best, "objects", and how many there
+    are of each of `KINDS`.
 
-    Rows whose detections are not there (`detections.json` of the run) are taken from `mistakes.json` in the study's folder,
-    which is written anew.
+    Runs whose detections are not there (`detections.json` in the run's folder) are taken from `mistakes.json` in the study's
+    folder, which is written anew. Raises ValueError where that file is broken.
     """
     path = folder / "mistakes.json"
-    known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
     sets: dict[Any, CocoDetection] = {}
+    counted: dict[str, dict[str, Any]] = {}
     for outcome in found:
-        run, detections = outcome.run, outcome.results.detections()
-        if run.seed or run.epochs != run.row.epochs[-1] or detections is None:
+        run, detections, step = outcome.run, outcome.results.detections(), outcome.last["step"]
+        if run.seed or run.epochs != run.row.epochs[-1]:
             continue
-        data = run.recipe.data
-        if data not in sets:
-            sets[data] = CocoDetection(CocoFolder.find(data.folder, data.val_split))
-        grouped = detections_from_results(detections["detections"], sets[data])
-        threshold = best_threshold(find_errors(grouped, sets[data]))
-        errors = find_errors(grouped, sets[data], threshold)
-        objects = sum(len(picture.true_labels) for picture in errors.pictures)
-        known[run.row.name] = {"epochs": run.epochs, "threshold": threshold, "objects": objects, **errors.counts}
-    if known:
-        path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    return known
+        about = {"run": run.name, "step": step}
+        if detections is not None and detections.get("step") == step:
+            data = run.recipe.data
+            if data not in sets:
+                sets[data] = CocoDetection(CocoFolder.find(data.folder, data.val_split))
+            grouped = detections_from_results(detections["detections"], sets[data])
+            threshold = best_threshold(find_errors(grouped, sets[data]))
+            errors = find_errors(grouped, sets[data], threshold)
+            objects = sum(len(picture.true_labels) for picture in errors.pictures)
+            counted[run.row.name] = {
+                **about, "epochs": run.epochs, "threshold": threshold, "objects": objects, **errors.counts
+            }  # fmt: skip
+        elif about.items() <= known.get(run.row.name, {}).items():  # counted where the detections were
+            counted[run.row.name] = known[run.row.name]
+    if counted:
+        path.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+    return counted
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a study wrote into its folder. Raises ValueError, with the remedy, where it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}): delete it, and measure again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is broken (a {type(content).__name__}): delete it, and measure again")
+    return content
 
 
 def mistakes_table(labels: dict[str, str], known: dict[str, dict[str, Any]]) -> list[list[str]]:

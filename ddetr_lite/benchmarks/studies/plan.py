@@ -28,6 +28,8 @@ class Row:
     """The lengths of schedule, rising: each a run of its own, whose learning rate falls to nothing at its end."""
     rate_of: str = ""
     """The row whose search decides this row's learning rate; "": its own."""
+    seeds: int = 0
+    """How many seeds it is trained with at most; 0: as many as the study has."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """What the paper reports on COCO, in percent: "AP", "AP_small", ..."""
 
@@ -83,7 +85,7 @@ class Study:
 
 
 Scores = Mapping[str, float]
-"""The AP at the end of each finished run, by the run's name."""
+"""The AP at the end of each run that is over, by the run's name; 0 where it diverged."""
 
 
 def search_runs(study: Study, row: Row, scores: Scores) -> list[PlannedRun]:
@@ -117,7 +119,7 @@ def counted_runs(study: Study, scores: Scores) -> list[PlannedRun]:
         PlannedRun(row, rate, epochs, seed)
         for seed in range(study.seeds)
         for row in study.rows
-        if (rate := rates[row.name]) is not None
+        if (rate := rates[row.name]) is not None and seed < (row.seeds or study.seeds)
         for epochs in row.epochs
     ]
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from statistics import mean
+from typing import Any
 
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study, chosen_rate, counted_runs, open_runs, searches
 from ddetr_lite.engine.recipes import recipe_to_dict
@@ -28,26 +29,38 @@ class Outcome:
 
 
 def finished(run: PlannedRun, folder: Path) -> RunResults | None:
-    """The run as it lies in a study's folder, if it was trained to its end.
+    """The run as it lies in a study's folder, if it was trained to its end, or diverged.
 
-    Raises ValueError where it was trained with another recipe than the one planned, which names the field.
+    Raises ValueError where it was trained with another recipe than the one planned, or on another data set, and says which.
     """
     log = folder / run.name / "log.jsonl"
     if not log.exists() or not log.read_text(encoding="utf-8").endswith("\n"):
         return None
     results = read_run(log)
-    if results.recipe and (other := differing(results.recipe, recipe_to_dict(run.recipe))):
+    if results.recipe and (other := _differing(results.recipe, recipe_to_dict(run.recipe))):
         raise ValueError(f"{log} is not a run of this study: {other}; move its folder away")
+    if results.diverged:
+        return results
     last = results.last
     return results if last is not None and last["step"] == results.start.get("steps_in_all") else None
 
 
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """As `differing`, and also the data set: the name of the recipe and that of the folder, wherever it lies."""
+    if before["name"] != now["name"]:
+        return f"it was trained on {before['name']}, this study on {now['name']}"
+    folders = [PurePath(recipe["data"]["folder"]).name for recipe in (before, now)]
+    if folders[0] != folders[1]:
+        return f"folder was {folders[0]} and is now {folders[1]}"
+    return differing(before, now)
+
+
 def scores_in(study: Study, folder: Path) -> dict[str, float]:
-    """The AP at the end of every finished run, by the run's name."""
+    """The AP at the end of every run that is over, by the run's name; 0 where it diverged."""
     scores: dict[str, float] = {}
     while True:  # which runs there are depends on what the search found, and that on the scores known so far
         new = {
-            run.name: float(Outcome(run, results).last["AP"])
+            run.name: 0.0 if results.diverged else float(Outcome(run, results).last["AP"])
             for run in open_runs(study, scores)
             if (results := finished(run, folder)) is not None
         }
@@ -57,9 +70,18 @@ def scores_in(study: Study, folder: Path) -> dict[str, float]:
 
 
 def outcomes(study: Study, folder: Path) -> list[Outcome]:
-    """The finished runs that count."""
+    """The runs that count and came to their end."""
     planned = counted_runs(study, scores_in(study, folder))
-    return [Outcome(run, results) for run in planned if (results := finished(run, folder)) is not None]
+    runs = [(run, finished(run, folder)) for run in planned]
+    return [Outcome(run, results) for run, results in runs if results is not None and not results.diverged]
+
+
+def diverged(study: Study, folder: Path) -> list[str]:
+    """The names of the runs, of the search or that count, that gave up."""
+    scores = scores_in(study, folder)
+    planned = {run.name: run for run in [*searches(study, scores), *counted_runs(study, scores)]}
+    runs = [(name, finished(run, folder)) for name, run in planned.items()]
+    return [name for name, results in runs if results is not None and results.diverged]
 
 
 def searched(study: Study, folder: Path) -> list[tuple[PlannedRun, float]]:
@@ -130,12 +152,16 @@ class Factor:
     """Whether a seed of the other row was above the target after its shortest schedule: then factors are lower bounds."""
 
     @property
+    def reached(self) -> tuple[float, ...]:
+        """The epochs needed with those seeds that reached the target."""
+        return tuple(epochs for epochs in self.needed if epochs is not None)
+
+    @property
     def factor(self) -> Spread | None:
         """Baseline's epochs over the other row's; None where a seed did not reach the target."""
-        reached = [epochs for epochs in self.needed if epochs is not None]
-        if len(reached) < len(self.needed):
+        if len(self.reached) < len(self.needed):
             return None
-        return Spread(tuple(self.baseline_epochs / epochs for epochs in reached))
+        return Spread(tuple(self.baseline_epochs / epochs for epochs in self.reached))
 
 
 def factors(study: Study, found: Sequence[Outcome], row: Row, metric: str = "AP") -> list[Factor]:

@@ -8,7 +8,17 @@ from typing import Any
 from ddetr_lite.benchmarks.cost import seconds_per_picture
 from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study
-from ddetr_lite.benchmarks.studies.results import Factor, Outcome, Spread, factors, outcomes, rates, searched, spread
+from ddetr_lite.benchmarks.studies.results import (
+    Factor,
+    Outcome,
+    Spread,
+    diverged,
+    factors,
+    outcomes,
+    rates,
+    searched,
+    spread,
+)
 from ddetr_lite.benchmarks.studies.training import command_of
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine.repeat import options
@@ -18,15 +28,18 @@ NONE = "–"
 
 
 def tables(
-    study: Study, folder: Path, costs: Mapping[str, Any] | None = None, known: dict[str, Any] | None = None
+    study: Study, folder: Path, cost: Mapping[str, Any] | None = None, known: dict[str, Any] | None = None
 ) -> str:
-    """The whole page. costs: what `cost.costs` found, known: what `mistakes` found, both by row; None where not measured."""
+    """The whole page. cost: what `bench NAME --cost` wrote, known: what `mistakes` found; None where not measured."""
     found = outcomes(study, folder)
     parts = [f"# {study.title}", study.method, "## Average precision", _circumstances(found)]
     parts += [markdown(scores_table(study, found))]
-    if costs:
-        parts += ["## Cost", markdown(cost_table(study, costs))]
-    others = [row for row in study.rows if row.name != study.baseline]
+    if lost := diverged(study, folder):
+        parts += ["Gave up, since no gradient was finite any more: " + ", ".join(f"`{name}`" for name in lost) + "."]
+    costs = cost["rows"] if cost else None
+    if cost and costs:
+        parts += ["## Cost", _measured_on(cost), markdown(cost_table(study, costs))]
+    others = [row for row in study.rows if row.name != study.baseline and len(row.epochs) > 1]
     lines = [
         sentence
         for row in others
@@ -99,7 +112,8 @@ def _sentence(study: Study, row: Row, factor: Factor, costs: Mapping[str, Any] |
     base = study.row(study.baseline)
     start = f"{METRICS[factor.metric]} {factor.target:.3f} of {base.label} after {factor.baseline_epochs} epochs: {row.label} "
     if factor.factor is None:
-        return start + f"does not reach it in {row.epochs[-1]} epochs with every seed."
+        seeds = f"{len(factor.reached)} of {len(factor.needed)} seeds"
+        return start + f"reaches it within {row.epochs[-1]} epochs with {seeds}."
     needed = Spread(tuple(e for e in factor.needed if e is not None))
     bound = "at most " if factor.at_most else ""
     text = (
@@ -107,7 +121,8 @@ def _sentence(study: Study, row: Row, factor: Factor, costs: Mapping[str, Any] |
     )
     if costs and row.name in costs:
         speed = seconds_per_picture(costs[base.name]) / seconds_per_picture(costs[row.name])
-        text += f" in epochs and {Spread(tuple(v * speed for v in factor.factor.values)):.1f} in time"
+        time = Spread(tuple(v * speed for v in factor.factor.values))
+        text += f" in epochs and {'at least ' if bound else ''}{time:.1f} in time"
     return text + "."
 
 
@@ -130,6 +145,13 @@ def _circumstances(found: Sequence[Outcome]) -> str:
     versions = sorted({f"torch {start['versions']['torch']}" for start in starts if "versions" in start})
     runs = f"{len(found)} run{'s' * (len(found) != 1)}"
     return f"{runs}, on {'; '.join(devices)}; {', '.join(versions) or 'unknown versions'}."
+
+
+def _measured_on(cost: Mapping[str, Any]) -> str:
+    """The machine of the speeds, which need not be that of the runs."""
+    machine = cost["machine"]
+    threads = f", {machine['threads']} thread{'s' * (machine['threads'] != 1)}" if "threads" in machine else ""
+    return f"Measured on {machine['chip']}{threads}, torch {machine['torch']}, {cost['date']}: `{cost['command']}`."
 
 
 def _data_command(study: Study) -> str:

@@ -1,16 +1,23 @@
 """Train the runs of a study, several at a time, each in a process of its own; what is finished is not trained again."""
 
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Study, open_runs
 from ddetr_lite.benchmarks.studies.results import finished, scores_in
 from ddetr_lite.datasets.shapes import write_shapes
+from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import recipe_to_dict
 from ddetr_lite.engine.repeat import command
 from ddetr_lite.engine.run_results import row_of
@@ -36,10 +43,43 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
     """Train what is missing in `folder`, `jobs` runs at a time with `threads` threads each (0: torch's choice).
 
     minutes: stop the runs after so long; the next call goes on with them. Returns whether all is done. A run that fails is
-    named with the last line that it wrote, in a ChildProcessError at the end, after all others had their turn.
+    named with the last line that it wrote, in a ChildProcessError at the end, after all others had their turn. One that
+    diverged did not fail: it is over, with an AP of 0. Raises ValueError where another process trains in this folder.
     """
     prepare(study)
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder), _ended_by_sigterm():
+        return _train_all(study, folder, jobs, threads, minutes)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two processes would train the same runs, and write into the same logs."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{folder} is being trained in by another process: wait for it, or end it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """A termination unwinds the stack, so that the runs are ended too; their checkpoints are there to go on from."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _train_all(study: Study, folder: Path, jobs: int, threads: int, minutes: float) -> bool:
     deadline = time.monotonic() + minutes * 60 if minutes else float("inf")
     running: list[_Started] = []
     failed: dict[str, str] = {}
@@ -49,10 +89,12 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
             ended = [started for started in running if started.process.poll() is not None]
             for started in ended:
                 running.remove(started)
-                if started.process.returncode:
+                results = finished(started.run, folder)
+                if results is not None:
+                    said = "diverged" if results.diverged else f"{score(results.last, 'AP')} AP"
+                    print(f"{started.run.name}: {said}", flush=True)
+                elif started.process.returncode:
                     failed[started.run.name] = _last_line(started.output)
-                elif results := finished(started.run, folder):
-                    print(f"{started.run.name}: {score(results.last, 'AP')} AP", flush=True)
                 else:  # it would be started for ever
                     failed[started.run.name] = "it ended before its last evaluation"
             if ended:  # nothing else changes what is wanted, and all logs are read for it
@@ -85,12 +127,16 @@ def prepare(study: Study) -> None:
 
 
 def _start(run: PlannedRun, folder: Path, threads: int) -> _Started:
+    log = folder / run.name / "log.jsonl"
     if (folder / run.name / "last.pt").exists():
         words = ["train", run.recipe.name, "--out", str(folder / run.name), "--resume"]
     else:
         words = shlex.split(command_of(run, folder))[1:]
-        # It was stopped between its first line and its first checkpoint.
-        (folder / run.name / "log.jsonl").unlink(missing_ok=True)
+        if log.exists() and any(line["step"] for line in read_log(log)):
+            raise ValueError(
+                f"{log.parent} has a log but no last.pt to go on from: move the folder away to train it anew"
+            )
+        log.unlink(missing_ok=True)  # it was stopped between its first line and its first checkpoint
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     output = folder / f"{run.name}.txt"
     with output.open("ab") as file:
