@@ -35,7 +35,10 @@ NUMBER_KEYS = {"shown", "value", "pattern", "ratio_to", "divide_by", "of", *SOUR
 OTHER_KEYS = {"page", "text", "reason", "numbers"}
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-UNIT = r"\s?(?:m?s|seconds?|minutes?|hours?|days?|times|×(?!\s*\d)|pictures/s|pictures per second|epochs?|%|[kMGT]i?B)(?!\w)"
+UNIT = (
+    r"(?:-fold|\s?(?:m?s|seconds?|min|minutes?|h|hours?|days?|times|fold|[x×](?!\s*\d)|pictures/s|pictures per second"
+    r"|fps|epochs?|steps/s|%|percent|[kMGT]i?B))(?!\w)"
+)
 NUMBER = r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)*(?:e[-−+]?\d+)?(?:(?!\w)|(?=(?:m?s|h|x|[kMGT]i?B)\b))"
 COUNTED = re.compile(rf"{NUMBER}|(?i:\b(?:{'|'.join(WORDS)})\b(?={UNIT}))")
 COMMAND = r"(?:\$ |(?:ddetr-lite|git|make|conda|pip|python|jupyter|torchrun|source)\b|--\w|\S+/python\b)"

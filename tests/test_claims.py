@@ -180,6 +180,7 @@ def test_a_table_and_a_quotation_count_as_a_whole(root: Path) -> None:
     [
         ("AP 0.754, AP50 0.9, within 1e-5.", ["0.754", "0.9", "1e-5"]),
         ("171 s, 50 minutes, 22 epochs, 15 %, 840ms, 6 GB, 2× as fast", ["171", "50", "22", "15", "840", "6", "2"]),
+        ("3x, 3 x as fast, 12h, 5 min, 15 percent, 30 fps, 4-fold", ["3", "3", "12", "5", "15", "30", "4"]),
         ("about three minutes; Six epochs; one run, two cores", ["three", "Six"]),
         ("300 pictures of 256 × 256, width 64, float16, ResNet-18, 2026-11-25, 3+3 layers", []),
         ("torch 2.15.0", []),
