@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +283,15 @@ def test_a_target_that_is_not_reached_gives_no_factor(tmp_path: Path) -> None:
     (tmp_path / log).write_text((tmp_path / "more" / log).read_text())
     page = tables(replace(STUDY, baseline="quick", rows=(SLOW, QUICK)), tmp_path)
     assert "AP 0.505 (0.500–0.510) of Quick after 4 epochs: Slow reaches it within 8 epochs with 1 of 2 seeds." in page
+
+
+def test_a_search_that_says_nothing_is_named(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    assert "the choice is chance" not in tables(STUDY, tmp_path)
+    for rate in (0.5, 1.0, 2.0, 4.0):
+        shutil.rmtree(tmp_path / PlannedRun(QUICK, rate, 4, 0).name, ignore_errors=True)
+        write_run(tmp_path, PlannedRun(QUICK, rate, 4, 0), 0.01 * (rate == 1.0))
+    assert "No run of the search reached AP 0.02 for: Quick. There the choice is chance." in tables(STUDY, tmp_path)
 
 
 def test_no_factor_where_a_row_has_one_length_alone(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def tables(
     trial = [[run.row.label, _rates(run), f"{ap:.3f}", "×" if chosen.get(run.row.name) == run.rate else ""]
              for run, ap in searched(study, folder)]  # fmt: skip
     parts += ["## The search for the learning rates", markdown([["model", "learning rates", "AP", "chosen"], *trial])]
+    parts += [_undecided(study, folder)]
     parts += ["## Commands", _data_command(study), *(_commands(found, row) for row in study.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -124,6 +125,21 @@ def _sentence(study: Study, row: Row, factor: Factor, costs: Mapping[str, Any] |
         time = Spread(tuple(v * speed for v in factor.factor.values))
         text += f" in epochs and {'at least ' if bound else ''}{time:.1f} in time"
     return text + "."
+
+
+TELLING = 0.02
+"""An AP below which the order of two runs is chance: on a few hundred pictures a hundredth is."""
+
+
+def _undecided(study: Study, folder: Path) -> str:
+    """Which searches said nothing, since none of their runs learned enough; "" where all did."""
+    best: dict[str, float] = {}
+    for run, ap in searched(study, folder):
+        best[run.row.label] = max(ap, best.get(run.row.label, 0.0))
+    low = [label for label, ap in best.items() if ap < TELLING]
+    return (
+        f"No run of the search reached AP {TELLING} for: {', '.join(low)}. There the choice is chance." if low else ""
+    )
 
 
 def _paper(row: Row) -> str:
