@@ -283,6 +283,7 @@ SIZE = Exercise(
         Case("a square that should become 800 × 800", (500, 500, 800, 1333)),
         Case("a wide one that should become 445 × 1333", (427, 1280, 800, 1333)),
         Case("a tower that should become 1332 × 333", (1600, 400, 800, 1333)),
+        Case("one whose longer side would be 12.8, a little more than allowed: 9 × 11", (25, 32, 10, 12)),
     ],
     part=transforms.resized_size,
     adapt=_adapt_size,
@@ -315,6 +316,10 @@ SIZE = Exercise(
         Mistake(
             "the longer side is rounded; the rule cuts its fraction off with int(...)",
             lambda h, w, s, m: _scaled(h, w, s, m, round),
+        ),
+        Mistake(
+            "the fraction of the longer side is cut off before it is compared with max_side; compare first",
+            lambda h, w, s, m: _scaled(h, w, s, m if int(max(h, w) / min(h, w) * s) > m else 10**9),
         ),
         Mistake(
             "the new short_side of a long picture is cut off; the rule rounds it, round(max_side * shorter / longer)",

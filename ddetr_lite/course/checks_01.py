@@ -79,6 +79,7 @@ def _softmax_cases() -> list[Case]:
             "large scores, whose exponential is too large for a float",
             (torch.tensor([[1000.0, 999, 990]]), 1.0),
         ),
+        Case("one row of large scores, one of small ones", (torch.tensor([[1000.0, 999], [0, 1]]), 2.0)),
     ]
 
 
@@ -113,6 +114,15 @@ SOFTMAX = Exercise(
         Mistake(
             "the exponential overflows: ∞/∞ is NaN. Subtract each row's largest score first; no weight changes by that",
             _naive_softmax,
+        ),
+        Mistake(
+            "the largest score of the whole table is subtracted: in a row of small scores every exponential is then 0, and 0/0 "
+            "is NaN. Take each row's own largest",
+            lambda s, t: _naive_softmax(s - s.amax(), t),
+        ),
+        Mistake(
+            "the largest score is subtracted undivided: subtract it before the division, or take that of scores / temperature",
+            lambda s, t: _naive_softmax(s / t - s.amax(-1, keepdim=True), 1.0),
         ),
     ),
 )

@@ -89,6 +89,10 @@ ATTENTION = Exercise(
         Mistake("the scores are not divided by √D", _variant(scale=lambda q, k: 1.0)),
         Mistake("the scores are divided by D, not by √D", _variant(scale=lambda q, k: q.shape[-1])),
         Mistake(
+            "the root is taken of the values' width; D is that of queries and keys (query.shape[-1])",
+            lambda q, k, v, mask=None: _variant(scale=lambda q, k: v.shape[-1] ** 0.5)(q, k, v, mask),
+        ),
+        Mistake(
             "the square root is taken of the number of keys, not of the number of channels D (query.shape[-1])",
             _variant(scale=lambda q, k: k.shape[-2] ** 0.5),
         ),

@@ -162,6 +162,16 @@ COMBINE_MASKS = Exercise(
             lambda p, m: _both(p, m, lambda p: p[:, None, :]),
         ),
         Mistake(
+            "a pattern alone is given back as it is, (N_q, N_k), which stretches by itself",
+            lambda p, m: (
+                None
+                if m is None and p is None
+                else m[None, None]
+                if p is None and m is not None
+                else _both(p, m, lambda p: p[:, None, None, :])
+            ),
+        ),
+        Mistake(
             "a key is hidden only where both masks hide it: `&` should be `|`",
             lambda p, m: m if p is None else p[:, None, None, :] if m is None else p[:, None, None, :] & m,
         ),

@@ -78,7 +78,7 @@ SINE_ENCODING_OF = Exercise(
             lambda p, d: _interleave(_angles(p, d).cos(), _angles(p, d).sin()),
         ),
         Mistake(
-            "the exponent is i/d, where 2i/d is meant: the wavelengths reach only √10000 = 100",
+            "the exponent is i/d, where 2i/d is meant: the wavelengths reach only 2π · √10000 = 2π · 100",
             lambda p, d: _interleave(_angles(p, d, 100.0).sin(), _angles(p, d, 100.0).cos()),
         ),
         Mistake(
@@ -186,7 +186,7 @@ SHIFT_MATRIX = Exercise(
     ],
     hints=(
         "sin(a + b) = sin a cos b + cos a sin b, and cos(a + b) = cos a cos b − sin a sin b. Here a is the angle of "
-        "position p, and b = step / wavelength.",
+        "position p, and b = step / 10000^(2i/d).",
         "A row times a matrix: the first *column* of a block makes the new sine from (sin a, cos a): it is (cos b, sin b).",
         "Begin with torch.zeros(dim, dim) and fill R[2i, 2i], R[2i + 1, 2i], R[2i, 2i + 1], R[2i + 1, 2i + 1].",
     ),

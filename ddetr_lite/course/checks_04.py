@@ -37,6 +37,7 @@ def _norm_cases() -> list[Case]:
         Case("one word of four channels", (torch.tensor([[1.0, 2, 3, 6]]), torch.ones(4), torch.zeros(4))),
         Case("three words of six channels", (4 * normal(50, 3, 6) + 2, normal(51, 6), normal(52, 6))),
         Case("two sentences of four words", (normal(53, 2, 4, 8) - 5, normal(54, 8), normal(55, 8))),
+        Case("channels that differ little", (torch.tensor([[1.0, 1.01, 1.02, 1.05]]), torch.ones(4), torch.zeros(4))),
         Case("channels that are all equal", (torch.full((2, 4), 3.0), torch.ones(4), torch.zeros(4))),
     ]
 
@@ -70,6 +71,10 @@ LAYER_NORM = Exercise(
             lambda x, w, b: _norm(x, w, b, centre=False),
         ),
         Mistake("weight and bias are not used", lambda x, w, b: _norm(x, torch.ones_like(w), torch.zeros_like(b))),
+        Mistake(
+            "1e-5 is added to the root; it belongs under it, to the variance",
+            lambda x, w, b: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, unbiased=False) + 1e-5) * w + b,
+        ),
         Mistake(
             "without 1e-5 under the root a word whose channels are all equal gives 0/0",
             lambda x, w, b: (x - x.mean(-1, keepdim=True)) / x.var(-1, keepdim=True, unbiased=False) ** 0.5 * w + b,
