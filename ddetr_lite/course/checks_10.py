@@ -354,6 +354,10 @@ def _before_the_start(ends: Ends, target: float) -> float | None:
     return _logarithmic(before, after, (target - low) / (high - low))
 
 
+def _none_by_the_last(ends: Ends, target: float) -> float | None:
+    return _epochs_for(ends, target) if target <= ends[-1][1] else None
+
+
 def _of_the_best(ends: Ends, target: float) -> float | None:
     epochs, score = max(ends, key=lambda end: end[1])
     return None if target > score else float(epochs)
@@ -369,6 +373,7 @@ def _epochs_cases() -> list[Case]:
         Case("less than the shortest schedule reaches", (rising, 0.3)),
         Case("more than any schedule reaches", (rising, 0.75)),
         Case("a curve that goes up, down and up", (wavy, 0.68)),
+        Case("a curve that falls at the end, below the target", ([(3, 0.2), (9, 0.7), (18, 0.6)], 0.65)),
     ]
 
 
@@ -396,6 +401,8 @@ EPOCHS_FOR = Exercise(
         Mistake("the epochs of the best schedule are taken; the first that reaches the target is asked for", _of_the_best),
         Mistake("the last crossing is taken; the first one is asked for", _last_crossing),
         Mistake("a target that no schedule reaches gets the length of one; it should get None", _longest_for_all),
+        Mistake("the longest schedule alone decides whether the target is reached; a shorter one may have reached it",
+                _none_by_the_last),
         Mistake("you go on beyond the longest schedule; nobody knows what is there: None", _beyond_the_end),
         Mistake("you go on before the shortest schedule; take its length, which is then an upper bound",
                 _before_the_start),

@@ -214,6 +214,7 @@ def _share_cases() -> list[Case]:
         Case("one process alone", (normal(112, 5).abs(), torch.tensor([5]))),
         Case("no object here, three elsewhere", (torch.zeros(0), torch.tensor([0, 3]))),
         Case("no object anywhere", (torch.zeros(0), torch.tensor([0, 0, 0]))),
+        Case("four objects here, none in the other process", (normal(113, 4).abs(), torch.tensor([4, 0]))),
         Case("a single object among four processes", (torch.tensor([0.4]), torch.tensor([1, 0, 0, 0]))),
     ]
 
@@ -238,6 +239,8 @@ LOSS_OF_SHARE = Exercise(
         Mistake("the sum is divided by the objects of all processes; they average afterwards, which divides once more",
                 lambda e, o: e.sum() / o.sum().clamp(min=1)),
         Mistake("0 / 0 is NaN: without any object divide by 1, clamp(min=1)", lambda e, o: e.sum() / _mean(o)),
+        Mistake("a process without objects counts as one; the mean counts as 1 at least, not each process",
+                lambda e, o: e.sum() / o.clamp(min=1).float().mean()),
         Mistake("the sum is divided by the number of processes; the objects decide", lambda e, o: e.sum() / len(o)),
         Mistake("the sum is not divided at all: a batch with many objects would take longer steps", lambda e, o: e.sum()),
     ),

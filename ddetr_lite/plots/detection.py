@@ -57,6 +57,7 @@ def boxes(
                 ax.text(
                     x0, y0, " ".join(words), fontsize=7.5, color=PAPER, va="top" if below else "bottom",
                     bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
+                    zorder=3 if scores is None else 3 + scores[i],  # a surer label is never hidden by a less sure one
                 )  # fmt: skip
         ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     return ax

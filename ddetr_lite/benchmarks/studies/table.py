@@ -64,7 +64,7 @@ def tables(
 def scores_table(study: Study, found: Sequence[Outcome]) -> list[list[str]]:
     """A line for each row and length: AP at the end, mean and spread over seeds; and what the paper has."""
     paper = any(row.paper for row in study.rows)
-    lines = [["model", "epochs", "seeds", *METRICS.values(), *(["paper: AP (S / M / L)"] if paper else [])]]
+    lines = [["model", "epochs", "seeds", *METRICS.values(), *(["authors: AP (S / M / L)"] if paper else [])]]
     for row in study.rows:
         for epochs in row.epochs:
             scores = [spread(found, row, epochs, metric) for metric in METRICS]
