@@ -15,7 +15,7 @@ import torch
 from notebook_cells import NOTEBOOKS, ROOT, exercises, read
 
 from ddetr_lite import course
-from ddetr_lite.course import saving
+from ddetr_lite.course import printing, saving
 from ddetr_lite.course.checking import examine
 from ddetr_lite.course.equations import EQUATIONS
 from ddetr_lite.course.exercises import Exercise
@@ -171,6 +171,76 @@ def test_two_mistakes_are_named_one_after_the_other(tmp_path: Path) -> None:
     second = examine(ATTENTION, written(tmp_path, "wrong", text.format(scale=" / query.shape[-1] ** 0.5")))
     assert "it looks as if the mask is inverted" in second.text
     assert "another difference" not in second.text
+
+
+FORMS = {  # slips written as learners write them, not as the exercise's own mistakes do
+    "bilinear_sample": (
+        """def wrong(feature, x, y):
+    column, row = math.floor(x), math.floor(y)
+    result = torch.zeros(feature.shape[2])
+    for i in (row, row + 1):
+        for j in (column, column + 1):
+            if 0 <= i < feature.shape[0] and 0 <= j < feature.shape[1]:
+                result = result + (1 - abs(x - j)) * (1 - abs(y - i)) * feature[i, j]
+    return result""",
+        "NaN is not asked for first",
+    ),
+    "inverse_sigmoid": (
+        """def wrong(x, eps):
+    x = x.clamp(eps, 1 - eps)
+    return torch.log(x / (1 - x))""",
+        "x is kept in eps..1 − eps",
+    ),
+    "matching_cost": (
+        """def wrong(probabilities, boxes, labels, target_boxes):
+    from ddetr_lite.set_prediction.boxes import generalized_box_iou
+    distance = (boxes[:, None] - target_boxes).abs().sum(-1)
+    return 5 * distance - probabilities[:, labels] - 2 * generalized_box_iou(boxes[:, None], target_boxes)""",
+        "the GIoU is taken of (cx, cy, w, h)",
+    ),
+    "average_precision": (
+        """def wrong(scores, right, objects):
+    found, result = 0, 0.0
+    for said, i in enumerate(scores.argsort(descending=True), 1):
+        if right[i]:
+            found += 1
+            result += found / said
+    return torch.tensor(result / objects)""",
+        "the precisions at the right detections are added",
+    ),
+    "multi_scale_attention": (
+        """def wrong(value, level_shapes, locations, weights):
+    from ddetr_lite.kernels.reference import bilinear_sample
+    B, N_q, M, L, P, _ = locations.shape
+    maps = value.split([h * w for h, w in level_shapes], dim=1)
+    result = torch.zeros(B, N_q, M, value.shape[-1])
+    for b, q, m, l, p in torch.cartesian_prod(*map(torch.arange, (B, N_q, M, L, P))).tolist():
+        h, w = level_shapes[l]
+        x, y = locations[b, q, m, l, p].tolist()
+        sample = bilinear_sample(maps[l][b, :, m].reshape(h, w, -1), x * w, y * h)
+        result[b, q, m] += weights[b, q, m, l, p] * sample
+    return result.flatten(2)""",
+        "half a cell is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_slips_are_named_in_a_learners_own_words(name: str, tmp_path: Path) -> None:
+    text, message = FORMS[name]
+    verdict = examine(find(name), written(tmp_path, "wrong", text))
+    assert f"it looks as if {message}" in verdict.text
+    assert "another difference" not in verdict.text
+
+
+def test_numbers_that_differ_never_look_alike() -> None:
+    said = printing.comparison(torch.tensor(0.46667), torch.tensor(0.46733))
+    assert said == ["expected 0.4673", "got      0.4667"]
+    table = torch.linspace(1, 2, 20)
+    assert printing.comparison(table + 2e-5 * (table == 2), table) == [
+        "largest difference at [19]: expected 2.00000, got 2.00002"
+    ]
+    assert printing.comparison(torch.tensor([-1e-9]), torch.tensor([0.0])) == ["expected [0.000]", "got      [0.000]"]
 
 
 def test_changed_inputs_and_cut_gradients_are_found(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ PLANNED = {
     "10_convergence_and_ablations",
     "11_train_on_coco",
     "12_fast_kernels",
+    "13_what_came_next",
 }
 LARGEST = 1_500_000  # bytes of a notebook file
 

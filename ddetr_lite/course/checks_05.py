@@ -10,6 +10,9 @@ from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal
 from ddetr_lite.set_prediction import boxes as package_boxes
 from ddetr_lite.set_prediction import losses, matching
 
+# The package's own, also while a learner's is plugged in.
+_package_giou = package_boxes.generalized_box_iou
+
 # --- box_iou and generalized_box_iou ---------------------------------------------------------------------------
 
 
@@ -166,7 +169,7 @@ def _cost(
 ) -> Tensor:
     distance = (boxes[:, None] - target_boxes).abs() ** power
     to_corners = package_boxes.cxcywh_to_xyxy if corners else torch.Tensor.clone
-    overlap = _giou(to_corners(boxes)[:, None], to_corners(target_boxes))
+    overlap = _package_giou(to_corners(boxes)[:, None], to_corners(target_boxes))
     return -weights[0] * probabilities[:, labels] + weights[1] * distance.sum(-1) - weights[2] * overlap
 
 
@@ -179,11 +182,16 @@ def _boxes(seed: int, count: int) -> Tensor:
 
 def _cost_cases() -> list[Case]:
     two = torch.tensor([[0.3, 0.6, 0.1], [0.2, 0.1, 0.7]])
+    # cx < w and cy < h, so that the four numbers are a box as corners too: the GIoU without conversion is another number,
+    # where other boxes would give 0.
+    large = torch.tensor([[0.2, 0.2, 0.4, 0.4], [0.5, 0.4, 0.7, 0.6]])
+    others = torch.tensor([[0.25, 0.2, 0.5, 0.4], [0.4, 0.45, 0.6, 0.7], [0.1, 0.15, 0.2, 0.3]])
     there = torch.tensor([[0.2, 0.5, 0.2, 0.4], [0.7, 0.4, 0.4, 0.2]])
     truth = torch.tensor([[0.25, 0.55, 0.3, 0.4], [0.65, 0.45, 0.2, 0.3], [0.2, 0.3, 0.1, 0.1]])
     none = torch.tensor([], dtype=torch.int64)
     return [
-        Case("two queries, three objects, two classes", (two, there, torch.tensor([1, 0, 1]), truth)),
+        Case("two queries, three objects, two classes", (two, large, torch.tensor([1, 0, 1]), others)),
+        Case("the same with smaller boxes", (two, there, torch.tensor([1, 0, 1]), truth)),
         Case("six queries, two objects, four classes",
              (normal(70, 6, 5).softmax(-1), _boxes(71, 6), torch.tensor([3, 0]), _boxes(73, 2))),
         Case("a picture without objects", (normal(75, 3, 5).softmax(-1), _boxes(76, 3), none, torch.zeros(0, 4))),
@@ -410,6 +418,15 @@ def _precision(
     return torch.stack(values).mean()
 
 
+def _at_right_ones(scores: Tensor, right: Tensor, envelope: bool = False) -> Tensor:
+    """The precision at each right detection, the surest first; or the best from there on."""
+    hits = right[scores.argsort(descending=True)]
+    precision = hits.float().cumsum(0) / torch.arange(1, len(hits) + 1)
+    if envelope:
+        precision = precision.flip(0).cummax(0).values.flip(0)
+    return precision[hits]
+
+
 def _average_precision(scores: Tensor, right: Tensor, objects: int) -> Tensor:
     return _precision(scores, right, objects)
 
@@ -452,6 +469,20 @@ AVERAGE_PRECISION = Exercise(
         Mistake(
             "at each recall the first precision is taken; the best one at this recall *or beyond* is asked for",
             lambda s, r, n: _precision(s, r, n, envelope=False),
+        ),
+        Mistake(
+            "the precisions at the right detections are added, one step for each object; asked for is the best precision "
+            "at this recall or beyond, for each of the 101 recalls",
+            lambda s, r, n: _at_right_ones(s, r).sum() / n,
+        ),
+        Mistake(
+            "this is the mean of the precision at the right detections; asked for is the best precision at this recall or "
+            "beyond, for each of the 101 recalls",
+            lambda s, r, n: _at_right_ones(s, r).mean(),
+        ),
+        Mistake(
+            "there is one step for each object; the mean goes over the 101 recalls 0, 0.01, ..., 1",
+            lambda s, r, n: _at_right_ones(s, r, envelope=True).sum() / n,
         ),
         Mistake(
             "recalls that are never reached are left out of the mean; they count as 0",

@@ -23,9 +23,10 @@ def _sample(
     mirrored: bool = False,
     clamp: bool = False,
     truncate: bool = False,
+    guarded: bool = True,
 ) -> Tensor:
     """The four cells around (x, y), with one thing done differently."""
-    if not (math.isfinite(x) and math.isfinite(y)):
+    if guarded and not (math.isfinite(x) and math.isfinite(y)):
         return feature.new_full((feature.shape[2],), float("nan"))
     x0, y0 = (int(x), int(y)) if truncate else (math.floor(x), math.floor(y))
     fx, fy = x - x0, y - y0
@@ -42,7 +43,9 @@ def _sample(
 
 
 def _nearest(feature: Tensor, x: float, y: float) -> Tensor:
-    i, j = math.floor(y + 0.5), math.floor(x + 0.5)
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return feature.new_full((feature.shape[2],), float("nan"))
+    i, j = round(y), round(x)
     inside = 0 <= i < feature.shape[0] and 0 <= j < feature.shape[1]
     return feature[i, j] if inside else feature.new_zeros(feature.shape[2])
 
@@ -56,7 +59,7 @@ def _hides_nan(feature: Tensor, x: float, y: float) -> Tensor:
 def _sample_cases() -> list[Case]:
     two = torch.tensor([[[1.0], [3]], [[5], [11]]])
     return [
-        Case("2 × 2 cells of one channel, x = 0.25, y = 0.5", (two, 0.25, 0.5)),
+        Case("2 × 2 cells of one channel, x = 0.25, y = 0.6", (two, 0.25, 0.6)),
         Case("4 × 6 cells of three channels, x = 3.6, y = 1.3", (normal(110, 4, 6, 3), 3.6, 1.3)),
         Case("partly outside on the left, x = −0.4, y = 2.2", (normal(111, 4, 6, 3), -0.4, 2.2)),
         Case("partly outside below, x = 2.5, y = 3.7", (normal(112, 4, 6, 2), 2.5, 3.7)),
@@ -98,6 +101,10 @@ BILINEAR_SAMPLE = Exercise(
         Mistake(
             "half a cell is subtracted: x and y count cells here, and whole numbers are centres already",
             lambda f, x, y: _sample(f, x - 0.5, y - 0.5),
+        ),
+        Mistake(
+            "NaN is not asked for first: math.floor raises an error there, where the result should be NaN",
+            lambda f, x, y: _sample(f, x, y, guarded=False),
         ),
         Mistake("a place that is not a number gives zeros: it should give NaN, so that somebody sees it", _hides_nan),
     ),

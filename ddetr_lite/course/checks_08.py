@@ -157,6 +157,11 @@ def _attend(
     return result.reshape(batch, -1, queries).transpose(1, 2)
 
 
+def _sizes(level_shapes: LevelShapes) -> Tensor:
+    """(W, H) of each level, (L, 1, 2): beside the locations of its points."""
+    return torch.tensor([[[width, height]] for height, width in level_shapes])
+
+
 def _multi_scale_attention(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     return _attend(value, level_shapes, locations, weights)
 
@@ -204,6 +209,10 @@ ATTENTION = Exercise(
     mistakes=(
         Mistake("align_corners=True puts the outer cells' centres at 0 and 1; here their borders are there",
                 lambda v, s, a, w: _attend(v, s, a, w, align_corners=True)),
+        Mistake("half a cell is missing: centres lie between the borders, so a location x is the place x·W − ½ among the cells",
+                lambda v, s, a, w: _attend(v, s, a + 0.5 / _sizes(s), w)),
+        Mistake("height and width are swapped: x goes with the width, x·W − ½, and y with the height",
+                lambda v, s, a, w: _attend(v, s, a * _sizes(s).flip(-1) / _sizes(s), w)),
         Mistake("locations lie in 0..1, but grid_sample counts from −1 to 1: 2 · location − 1",
                 lambda v, s, a, w: _attend(v, s, a, w, scaled=False)),
         Mistake("outside, the border is repeated; there everything is 0",

@@ -34,6 +34,11 @@ INVERSE_SIGMOID = Exercise(
         "torch.log of their quotient.",
     ),
     mistakes=(
+        Mistake("nothing is clamped: 0 and 1 give infinity, and numbers outside 0..1 NaN. x.clamp(0, 1), then clamp(min=eps)",
+                lambda x, eps: torch.log(x / (1 - x))),
+        Mistake("x is kept in eps..1 − eps, as torch.logit does too. The package keeps x and 1 − x each from going below eps: "
+                "0 gives log eps, not log(eps / (1 − eps))",
+                lambda x, eps: torch.logit(x, eps)),
         Mistake("0 and 1 give infinity: keep x and 1 − x away from 0 with clamp(min=eps)",
                 lambda x, eps: torch.log(x.clamp(0, 1) / (1 - x.clamp(0, 1)))),
         Mistake("this is the sigmoid itself; its inverse is asked for", lambda x, eps: x.sigmoid()),
@@ -64,6 +69,11 @@ def _sum_of_shares(delta: Tensor, reference: Tensor) -> Tensor:
 
 def _centre_only(delta: Tensor, reference: Tensor) -> Tensor:
     return torch.cat((delta[..., :2] + _inverse(reference[..., :2]), delta[..., 2:]), dim=-1).sigmoid()
+
+
+def _size_is_not_squashed(delta: Tensor, reference: Tensor) -> Tensor:
+    known = reference.shape[-1]
+    return torch.cat(((delta[..., :known] + _inverse(reference)).sigmoid(), delta[..., known:]), dim=-1)
 
 
 def _boxes_only(delta: Tensor, reference: Tensor) -> Tensor:
@@ -102,6 +112,8 @@ REFINE_BOXES = Exercise(
         Mistake("only the centre is corrected; a reference *box* has a size too, to which the last two numbers are added",
                 _centre_only),
         Mistake("a reference point has two numbers only: add to the first two, and leave the size to the head", _boxes_only),
+        Mistake("with a reference point, the size does not go through the sigmoid: all four numbers have to lie in 0..1",
+                _size_is_not_squashed),
         Mistake("the correction is forgotten: this is the reference again",
                 lambda d, r: _changed(torch.cat((torch.zeros_like(d[..., : r.shape[-1]]), d[..., r.shape[-1] :]), -1), r)),
     ),

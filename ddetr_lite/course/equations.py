@@ -5,7 +5,7 @@ from typing import Literal
 
 from ddetr_lite.course.tables import Table
 
-Paper = Literal["Attention Is All You Need", "DETR", "Deformable DETR", "Roofline"]
+Paper = Literal["Attention Is All You Need", "DETR", "Deformable DETR", "Roofline", "DAB-DETR", "DN-DETR"]
 
 
 @dataclass(frozen=True)
@@ -288,6 +288,42 @@ EQUATIONS: tuple[Equation, ...] = (
         {"∂loss/∂output": "grad_bags", "where S is not zero": "corners", "S": "shares"},
         "ddetr_lite.kernels.cpu:_grad_table",
         "tests/test_kernels.py::test_gradients",
+    ),
+    Equation(
+        "DAB-DETR",
+        "positional query of an anchor box",
+        "13",
+        "P_q = MLP(Cat(PE(x), PE(y), PE(w), PE(h))); here one linear map and a norm, as in Deformable DETR's two stages",
+        {"x, y, w, h": "reference"},
+        "ddetr_lite.models.deformable_detr:DeformableDetr.queries_from",
+        "tests/test_models.py::test_proposals_and_the_queries_made_from_them",
+    ),
+    Equation(
+        "DAB-DETR",
+        "anchor update",
+        "13",
+        "(x, y, w, h)_k = σ(Δ_k + σ⁻¹((x, y, w, h)_(k−1))), layer by layer",
+        {"Δ": "delta", "x, y, w, h": "reference"},
+        "ddetr_lite.layers.deformable_transformer:refine_boxes",
+        "tests/test_deformable_layers.py::test_refine_boxes",
+    ),
+    Equation(
+        "DN-DETR",
+        "box noise",
+        "13",
+        "a true box, moved and scaled by up to λ; here each corner moves by up to λ w/2 and λ h/2, as in DINO",
+        {"λ": "amount", "true box": "boxes"},
+        "ddetr_lite.models.hints:jitter",
+        "tests/test_models.py::test_hints_stand_near_their_objects",
+    ),
+    Equation(
+        "DN-DETR",
+        "attention mask",
+        "13",
+        "a_ij = 1 where i must not see j: hints for queries, and for other groups; here queries for hints, too",
+        {"number of groups": "groups", "queries": "reference"},
+        "ddetr_lite.models.hints:add_hints",
+        "tests/test_models.py::test_hints_are_appended_in_groups_that_do_not_see_one_another",
     ),
 )
 

@@ -32,6 +32,8 @@ SYMBOLS: dict[str, str] = {
     "σ": "the sigmoid, 1 / (1 + e^−x); in DETR's equations: a match, the query of each object",
     "R": "rows of a table of values, in which every level has a frame of zeros",
     "S": "a sparse matrix, a row for each query and head: the shares of the rows that it sums",
+    "λ": "a weight: of a term of a loss; in Conditional DETR, of a channel of the code of a query's place",
+    "G": "groups of hints: queries made from the true boxes, with noise",
 }
 
 

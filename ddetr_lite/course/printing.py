@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 
 FEW = 16  # numbers that a reader can still compare by eye
+DIGITS = range(3, 9)  # decimals: as few as show a difference
 
 
-def number(value: float | bool) -> str:
-    """Three decimals; no minus before a zero."""
+def number(value: float | bool, digits: int = DIGITS[0]) -> str:
+    """So many decimals; no minus before a zero."""
     if isinstance(value, bool | int):
         return str(value)
-    text = f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
-def numbers(tensor: Tensor) -> str:
+def numbers(tensor: Tensor, digits: int = DIGITS[0]) -> str:
     """A tensor in brackets, such as [[0.500, 0.500]]."""
 
     def write(x: Any) -> str:
-        return f"[{', '.join(map(write, x))}]" if isinstance(x, list) else number(x)
+        return f"[{', '.join(map(write, x))}]" if isinstance(x, list) else number(x, digits)
 
     return write(tensor.detach().tolist())
 
@@ -54,8 +55,19 @@ def comparison(got: Any, expected: Any) -> list[str]:
     if got.shape != expected.shape:
         return [f"expected shape {tuple(expected.shape)}", f"got shape      {tuple(got.shape)}"]
     if expected.numel() <= FEW:
-        return [f"expected {numbers(expected)}", f"got      {numbers(got)}"]
+        one, other = _apart(expected, got)
+        return [f"expected {one}", f"got      {other}"]
     difference = (got.detach().double() - expected.double()).abs().nan_to_num(torch.inf)
     place = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
     at = f"largest difference at {list(place)}"
-    return [f"{at}: expected {number(expected[place].item())}, got {number(got[place].item())}"]
+    one, other = _apart(expected[place], got[place])
+    return [f"{at}: expected {one}, got {other}"]
+
+
+def _apart(expected: Tensor, got: Tensor) -> tuple[str, str]:
+    """Both written with as few decimals as tell them apart; where none do, with the fewest."""
+    for digits in DIGITS:
+        one, other = numbers(expected, digits), numbers(got, digits)
+        if one != other:
+            return one, other
+    return numbers(expected), numbers(got)

@@ -18,6 +18,7 @@ from ddetr_lite.course import (
     checks_10,
     checks_11,
     checks_12,
+    checks_13,
 )
 from ddetr_lite.course.exercises import Exercise
 
@@ -35,6 +36,7 @@ NOTEBOOKS = (
     checks_10.EXERCISES,
     checks_11.EXERCISES,
     checks_12.EXERCISES,
+    checks_13.EXERCISES,
 )
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercises in NOTEBOOKS for exercise in exercises}
 

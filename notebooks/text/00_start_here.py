@@ -22,13 +22,13 @@
 # |:--|:--|
 # | **You will be able to** | run a trained detector, from Python and from a terminal; read what it says and measure how right it is; say what a query, its reference point and its sampling points are; solve an exercise, and let the detector run on your solution |
 # | **You need first** | Python, matrix products, and arrays as in NumPy (shape, indexing, broadcasting); nothing about neural networks |
-# | **Time** | 45 minutes to read and run, 30 for the exercises |
+# | **Time** | 50 minutes to read and run, 30 for the exercises |
 # | **Device** | any CPU; all cells together take less than half a minute, and nothing is downloaded |
 
 # %% [markdown]
 # Run the cells from top to bottom: Shift + Enter runs one and goes on to the next. Where a cell prints
 # something, guess first. Change things and run them again: *Kernel → Restart* gives you a fresh start, and
-# `git checkout notebooks` the text of all cells as it was.
+# `git checkout notebooks` the text of all cells as it was (what you have written in them is then gone).
 
 # %% [markdown]
 # Now and then you meet a box with two words in bold. The **claim** is something that one might believe; the
@@ -301,7 +301,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Both, and nothing else. Look closely at the boxes, though: there are *two* for her, nearly the same, and two at the tie. A
+# A person and a tie, the two of the four that it knows, and nothing else. Look closely at the boxes, though: there are *two* for
+# her, nearly the same, and two at the tie. A
 # detector of this kind should name each object once. The first one had learned it; this one is still learning.
 
 # %% [markdown]
@@ -317,8 +318,8 @@ for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
     print(f"{f.label:12} {f.score:.2f}")
 
 # %% [markdown]
-# Be strict with it. The box fits, but a score of a third says that it hardly trusts itself; and of what else it suspects
-# nothing is there. Think also of what it does *not* name: a flag and a cap are not mistakes, for they are not among its
+# Be strict with it. The box fits, but a score of a third says that it hardly trusts itself; and of all that it suspects
+# besides the person and the tie, nothing is there. Think also of what it does *not* name: a flag and a cap are not mistakes, for they are not among its
 # classes.
 
 # %% [markdown]
@@ -540,6 +541,7 @@ for height, width in ((96, 96), (800, 1066)):
 # | **[10 · Convergence and ablations](10_convergence_and_ablations.ipynb)** | which part brings how much, at equal budget; how AP is computed; where detections go wrong |
 # | **[11 · Train on COCO](11_train_on_coco.ipynb)** | training on photos and on your own data, with one GPU or several, or with none |
 # | **[12 · Fast kernels](12_fast_kernels.ipynb)** | the same operation, many times as fast, and what the hardware allows |
+# | **[13 · What came next](13_what_came_next.ipynb)** | five ideas after Deformable DETR, and where each would go in this code |
 #
 # You may go straight through. If attention is no news to you, you may begin with [05](05_hungarian_loss.ipynb). And what returns again
 # and again is the course's picture, and the query that finds its ring.
@@ -575,7 +577,7 @@ course.hint("cxcywh_to_xyxy")
 #
 # **Your own parts.** Some exercises build a part of the detector itself. Once yours is right,
 # `course.use(...)` puts it in the place of the package's, and the detector runs on it. It is kept in a folder
-# `my_parts` beside the notebooks; `course.restore()` fetches all of yours in a later one, `course.reset()`
+# `my_parts` beside the notebooks; `course.restore()` fetches all of yours in a later notebook, `course.reset()`
 # goes back to the package's. What fails its check is never plugged in.
 
 # %% [markdown]

@@ -370,7 +370,8 @@ for factor in (1, 4, 16):
 # %% [markdown]
 # We measure both, for queries with ten keys: the largest of the ten weights, and the gradient of that
 # weight with respect to the scores (its length, to have one number). `backward()` lets torch work out the
-# gradient, and leaves it in `.grad`.
+# gradient, and leaves it in `.grad`. (`einsum` with "rd,rkd->rk" is the dot product, over d, of each query r
+# with each of its keys k.)
 
 
 # %%
@@ -406,8 +407,8 @@ plots.show(
 
 # %% [markdown]
 # Read from left to right. Divided (blue), nothing depends on D. Not divided (orange), the mean over ten
-# words turns into a choice of one, and the gradient fades. (At D = 4 it is the longer one: weights that are
-# still undecided have the longest gradient.) In numbers:
+# words turns into a choice of one, and the gradient fades. (At D = 4 orange is the longer one: p · (1 − p) is
+# largest for a p of one half, and there the orange weight is nearer to that.) In numbers:
 
 # %%
 i64, i1024 = sizes.index(64), sizes.index(1024)
@@ -526,6 +527,7 @@ Q, K, V = (batch @ W for W in real)  # (B, N, D) each
 
 # %% [markdown]
 # Nothing has told attention that three of the words are not there. What share of the weight goes to them?
+# (`package.attention_weights` is the softmax of the scaled scores, as above, for each sentence of the batch.)
 
 # %%
 weights = package.attention_weights(Q, K)  # (B, N, N)

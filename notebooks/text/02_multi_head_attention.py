@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | build multi-head attention from eight single ones, then as four matrix products; split and merge heads without mixing words; say what eight heads cost; train two layers that resolve "it", say why one cannot, and read pictures of heads with due doubt |
 # | **You need first** | [01 · Self-attention](01_self_attention.ipynb) |
-# | **Time** | 70 minutes to read and run, 45 for the exercises |
+# | **Time** | 75 minutes to read and run, 40 for the exercises |
 # | **Device** | any CPU; two cells train for about 10 seconds each, and nothing is downloaded |
 
 # %%
@@ -292,7 +292,8 @@ print(
 
 # %% [markdown]
 # The model: embeddings, then attention layers one on top of the other. `x + layer(x, x, x)` means that a word *keeps*
-# what it was, and adds what it has seen ([04](04_transformer.ipynb) says why that is good). The last layer does not
+# what it was, and adds what it has seen ([04](04_transformer.ipynb) says why that is good). The three x are what queries,
+# keys and values are made from; `layer.weights(x, x)` gives the weights alone. The last layer does not
 # answer with words. Its answer is **where it looks** from "it": the mean of its eight heads' weights.
 
 # %% [markdown]
@@ -321,7 +322,7 @@ class Pointer(torch.nn.Module):
 # %% [markdown]
 # Training needs a number that says how wrong an answer is, the **loss**: here −log of the weight on the right
 # word. It is 0 where all weight lies on it, and grows without limit as the weight goes to 0. `backward()` works
-# out how each parameter changes the loss, and an **optimizer** moves each a little to where it falls. Adam is a common
+# out how each parameter changes the loss, and an **optimizer** moves each a little to where the loss falls. Adam is a common
 # one, `lr` says how large its steps are, and `zero_grad` makes it forget the gradients of the step before.
 
 
@@ -363,7 +364,7 @@ for layers in (1, 2):
     print(f"layers: {layers}   right: {share_right(pointers[layers]):.0%}")
 
 # %% [markdown]
-# One layer is right at most half of the time; two are right. Why can one not do it, with all its eight heads? Look at
+# One layer gets at most half of them right, two get all. Why can one not do it, with all its eight heads? Look at
 # the two sentences that differ in the last word only, and at how much heavier "animal" weighs than "street":
 
 # %%
@@ -417,7 +418,7 @@ for s, weights in zip((tired, wide), mean):
 #
 # > **Claim:** in the first layer "it" looks at the last word; in the second it knows whom to look for.
 # >
-# > **Measurement:** cut that way. In the first layer a mask hides the last word from "it" alone, or from one noun, or
+# > **Measurement:** cut that path. In the first layer a mask hides the last word from "it" alone, or from one noun, or
 # > from both, or from all other words; then count right answers.
 
 
@@ -510,8 +511,8 @@ print("every weight is one twelfth:", torch.allclose(weights, torch.tensor(1 / 1
 print(f"the noun that is meant scores higher than the other: {preferred:.0%}")
 
 # %% [markdown]
-# It cannot look, and it knows. So no picture of its weights could explain its answers: they are the same in every
-# sentence. How does it do it? Exchange the last word, "wide" for "tired", and see how far the score of each noun moves:
+# It cannot look, and it knows. So no picture of its weights could explain its answers: the weights are the same in
+# every sentence. How does it do it? Exchange the last word, "wide" for "tired", and see how far the score of each noun moves:
 
 # %%
 with torch.no_grad():

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say why a bare position number is a poor mark of a place; compute a sine encoding by hand; tell its two layouts apart; turn a step of k positions into a rotation; choose between sines and learned tables knowing what each does beyond the lengths it was trained on; encode the cells of a picture, with padding |
 # | **You need first** | [02 · Multi-head attention](02_multi_head_attention.ipynb); sine and cosine as a point that runs around a circle |
-# | **Time** | 70 minutes to read and run, 50 for the exercises |
+# | **Time** | 75 minutes to read and run, 50 for the exercises |
 # | **Device** | any CPU; two cells train, together for about 20 seconds, and nothing is downloaded |
 
 # %%
@@ -130,7 +130,7 @@ print("digits that change from 7 to 8:", int((digits(8) != digits(7)).sum()))
 # 2i + 1, and turns by 1/10000^(2i/d) with each place (so that it comes around after 2π · 10000^(2i/d) places, its
 # **wavelength**). At place p it points to the angle p / 10000^(2i/d):
 #
-# (PE for positional encoding; p is the place, and the channels 2i and 2i + 1 are a pair:)
+# (PE stands for positional encoding.)
 #
 # $$PE_{p,\,2i} = \sin\frac{p}{10000^{2i/d}} \qquad PE_{p,\,2i+1} = \cos\frac{p}{10000^{2i/d}}$$
 
@@ -476,8 +476,8 @@ for name, model in moved.items():
     )
 
 # %% [markdown]
-# Now sentences of 48 words are mostly answered rightly, though none in training had more than 16; and the table does at least
-# as well as the sines. What counted was **which places were seen**, not how they were written. In this task the claim does
+# Now sentences of 48 words are mostly answered rightly, though none in training had more than 16; and on the whole the table
+# does at least as well as the sines. What counted was **which places were seen**, not how they were written. In this task the claim does
 # not hold. (What remains of it: sines have a value for place 1000, and a table with 64 rows has none.)
 
 # %% [markdown]
@@ -599,7 +599,7 @@ plots.show(
 # %% [markdown]
 # By colour the patch looks at ground in every corner of the picture, most of all on the left, where the ground has just
 # its shade. By place it looks at everything around it, star or ground. By both: at ground of its
-# own shade, and of that the nearer the more.
+# own shade, and the nearer it is, the more.
 #
 # And order now counts: patches that change places, while the places stay, no longer give the same weights.
 

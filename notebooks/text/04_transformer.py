@@ -44,7 +44,8 @@ torch.set_printoptions(precision=3, sci_mode=False)
 #
 # Attention replaces a word by a mean of words. Means are calmer than what they are made of. What happens if a
 # mean of means is taken, and so on? Sixteen layers of attention, 20 random words; after each layer we measure how
-# much the words are alike (the mean cosine of all pairs: 1 means that all point the same way).
+# much the words are alike. The measure is the mean **cosine** of all pairs, the dot product of two vectors that were
+# brought to length 1: a mean of 1 says that all point the same way.
 
 # %%
 d, N = 64, 20
@@ -93,8 +94,8 @@ print(
 
 # %% [markdown]
 # It helps training too. A gradient comes to the first layer through all the others, multiplied on its way by each. Through a
-# sum it passes unchanged as well. Measured: the length of the gradient at the input, when the output of 16
-# layers is nudged.
+# sum it passes unchanged as well. Measured: the length of the gradient at
+# the input of 16 layers, for the part of their output that lies along one random direction.
 
 # %%
 for keep in (False, True):
@@ -347,7 +348,7 @@ class Reader(nn.Module):
 # %% [markdown]
 # **Training** shows the model all words of an answer at once, and asks at each place for the *next* one: after `begin`
 # for *four*, after *four* for *thousand*. One pass trains all places. That is why the causal mask is needed:
-# without it the next word could simply be looked up.
+# without it the next word could simply be looked up. (`ignore_index` leaves padding out of the loss.)
 
 
 # %%
@@ -515,15 +516,15 @@ print("without feed-forward, still more than nine in ten:", shares["feed-forward
 # %% [markdown]
 # Without places the digits are a bag, and 4071 is the same as 1740. (The written words lose their places too.) Without an
 # encoder some numbers go wrong, probably since the digits then do not know their neighbours. And without feed-forward? **In this one training, nothing is lost.** For so small a task the bends of
-# softmax and layer norm suffice. In the encoder layer that we counted it holds two
-# thirds of the parameters; but here we cannot show that it is needed, so we do not claim it.
+# softmax and layer norm suffice. In the encoder layer that we counted, feed-forward
+# holds two thirds of the parameters; but here we cannot show that it is needed, so we do not claim it.
 
 # %% [markdown]
 # ## 9. From words to pictures
 #
 # Cross-attention lets us ask a picture something **from outside**. The patches of our picture are the memory; the query is
 # no patch, but a colour that we name. (As before, colours are taken as differences from the picture's mean, divided by
-# the spread.)
+# the spread. The queries are made ten times as long, so that the weights gather on the best fits.)
 
 # %%
 scene = course.picture()
@@ -687,7 +688,7 @@ course.check("with_position", with_position)
 # Difficulty ●●●○○ · Importance ●●●○○ · about 15 minutes
 #
 # Writing, as in section 6, for one sentence and any model: take the best next word until it is `end`, or until there are
-# `longest` words.
+# `longest` words after `begin`. Return them as a tensor of whole numbers.
 
 
 # %% tags=["exercise"]

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | compute IoU and GIoU by hand; say what anchors, assignment rules and NMS do, and show where each fails; match predictions with objects by brute force and by the Hungarian algorithm; build DETR's loss from its three terms and show that it does not care about order; read a precision–recall curve and compute AP |
 # | **You need first** | [00 · Start here](00_start_here.ipynb) for boxes, the softmax of [01](01_self_attention.ipynb), and decoder layers from [04](04_transformer.ipynb) |
-# | **Time** | 120 minutes to read and run, 65 for the exercises |
+# | **Time** | 135 minutes to read and run, 70 for the exercises |
 # | **Device** | any CPU; the longest cell takes some seconds, and nothing is downloaded |
 
 # %%
@@ -127,7 +127,7 @@ plots.show(
 )
 
 # %% [markdown]
-# At work, this is fine: each object has an anchor that roughly fits, and can be moved the rest. But somebody had to choose sizes, shapes and stride. Square objects of growing size, 100 of each at random
+# On our picture this works: each object has an anchor that roughly fits, and the network can move it the rest of the way. But somebody had to choose sizes, shapes and stride. Square objects of growing size, 100 of each at random
 # places: how well does the best anchor fit? Once with our sizes, once with those that torchvision sets for photos, 32 to 512 pixels (there pictures are first enlarged to 800 pixels; here they are not).
 
 # %%
@@ -227,7 +227,7 @@ print("the same as torchvision's NMS:", same)
 
 
 # %% [markdown]
-# Two pictures with two discs each. In the first they stand apart. In the second one stands half behind the other, as people do in a crowd: their true boxes overlap with an IoU of 32/56 = 0.57. The same detector has found
+# Two pictures with two discs each. In the first they stand apart. In the second one stands half behind the other, as people do in a crowd: their true boxes, 44 pixels wide and 12 apart, overlap with an IoU of 32/56 = 0.57. The same detector has found
 # each disc 12 times, a few pixels off.
 
 
@@ -286,7 +286,7 @@ print("the crowd needs a higher threshold than the others:", best["crowd"] > bes
 print("a threshold that serves nine of ten in both:", any(min(pair) > 0.9 for pair in zip(*shares.values())))
 
 # %% [markdown]
-# Low enough to remove the copies, and neighbours vanish; high enough to keep the neighbours, and copies stay. From the boxes alone NMS cannot tell one from the other: it never looks at the picture.
+# Low enough to remove the copies, and neighbours vanish; high enough to keep the neighbours, and copies stay. From the boxes alone NMS cannot tell a copy from a neighbour: it never looks at the picture.
 #
 # Anchors, a rule, a clean-up: each mends what the one before it caused. DETR removes the cause. **What if each object were learned by exactly
 # one prediction?** Then nobody is taught to say it twice, and nothing has to be cleaned up.
@@ -313,10 +313,12 @@ plots.show(
 )
 
 # %% [markdown]
-# Where the boxes do not touch, IoU is 0 and stays 0: **flat, no gradient, nothing to learn from.** Small objects are often not touched. (Where these two touch, both curves are one, for boxes of one size in a row fill their hull.)
+# Where the boxes do not touch, IoU is 0 and stays 0: **flat, no gradient, nothing to learn from.** Small objects are often not touched.
 # **Generalized IoU** looks at the smallest box that encloses both, the *hull*, and subtracts the share of it that neither fills:
 #
 # $$\text{GIoU} = \text{IoU} - \frac{\text{hull} - \text{union}}{\text{hull}}$$
+#
+# (In the figure both curves are one where the boxes touch, for two boxes of one size in a row fill their hull.)
 #
 # Our two boxes by hand: the hull goes from (0, 0) to (5, 5), an area of 25; the union was 18. GIoU = 0.111 − 7/25 = −0.169.
 
@@ -358,7 +360,7 @@ for name, true in (("large", (0.5, 0.5, 0.8, 0.8)), ("small", (0.5, 0.5, 0.08, 0
 # %% [markdown]
 # Equally wrong to the eye, and in the GIoU. But L1 takes the small object ten times less seriously.
 #
-# And GIoU alone? Let a box walk towards an object that it does not touch, by each loss, and by DETR's sum of both:
+# And GIoU alone? Let a box walk towards an object that it does not touch, by each loss, and by DETR's sum of both, 5 L1 + 2 (1 − GIoU):
 
 # %%
 true, start = torch.tensor([0.7, 0.7, 0.2, 0.2]), torch.tensor([0.25, 0.3, 0.15, 0.1])
@@ -463,7 +465,7 @@ for n, t in ((4, 3), (20, 5), (100, 7)):
 # By hand: star takes query 1 (cost 2). Ring takes query 0 (cost 1). Now the cross. Directly, the cheapest free query is 3, for 8. Through query 0: cross takes it (6), ring gives it
 # up (−1) and moves to query 3 (2): 7 in all. That chain is the cheapest.
 #
-# In the code `price[j]` is the cheapest chain found so far that ends at query j, and `before[j]` the query that it came through. For the cross `price` begins as its own row of costs (8 at query 3), with `before` None. Looking at query 0, held by ring, the chain through it ends at 3 for 7: so `price[3]` becomes 7 and `before[3]` becomes 0.
+# In the code `price[j]` is the cheapest chain found so far that ends at query j, and `before[j]` the query that it came through. For the cross `price` begins as its own column of costs (6 at query 0, 8 at query 3), with `before` None. Looking at query 0, held by ring, the chain through it ends at 3 for 7: so `price[3]` becomes 7 and `before[3]` becomes 0.
 # Then the way is walked back: query 3 takes over what query 0 held (ring), and query 0, which came from nowhere, takes the cross.
 
 
@@ -518,7 +520,7 @@ print("100 queries, 20 objects, the same match:", hungarian(large) == rows[colum
 # $$\text{cost} = -\,p(\text{class}) + 5\,\lVert \text{box} - \text{box}^* \rVert_1 - 2\,\text{GIoU}(\text{box}, \text{box}^*)$$
 #
 # where the star marks what is true. Let us see it on our picture (objects are numbered, since two are stars), with eight predictions as a half-trained model might give them: some near an object, one nowhere, none quite
-# certain; and one that fits the triangle best and calls it a ring.
+# certain; and one that fits the triangle best and calls it a ring. Two checks follow: our costs against the package's, and our match against that of `transformers`, the library of Hugging Face, which has a DETR of its own.
 
 # %%
 KINDS = ["star", "ring", "triangle"]  # the classes of this section; the last logit is "no object"
@@ -603,7 +605,7 @@ for name, costs in (
 # Without the class the triangle goes to the prediction that is sure of a ring. With the class alone boxes may be anywhere, and the loss would drag them across the picture. The match must look
 # at everything that the loss will look at.
 #
-# (Two differences to the loss below. The match takes p, the loss −log p: so the class costs at most 1 here, about as much as the others. And the loss has 1 − GIoU; the 1 is the same for
+# (Two differences from the loss below. The match takes p, the loss −log p: so here the class changes the cost of a pair by at most 1, and cannot drown the other two. And the loss has 1 − GIoU; the 1 is the same for
 # every pair and changes no match.)
 
 # %% [markdown]
@@ -634,7 +636,7 @@ for weight in (1.0, 0.1):
 # %% [markdown]
 # So about half of it, instead of a fourteenth: enough to be heard.
 #
-# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with these two practical weights. All in all:
+# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with two things that it adds in practice: the weight 0.1, and the division by the number of objects. All in all:
 
 
 # %%
@@ -781,7 +783,7 @@ print(
 )
 
 # %% [markdown]
-# Without auxiliary losses only the last layer's answer is ever looked at, and earlier ones need not be answers at all. With them every layer has a first answer that the next one can improve.
+# Without auxiliary losses only the last layer's answer is ever looked at, and earlier ones need not be answers at all. With them every layer gives an answer that the next one can improve.
 
 # %% [markdown]
 # ## 11. Focal loss
@@ -903,7 +905,7 @@ plots.show(
 )
 
 # %% [markdown]
-# **Average precision** (AP) is the area below the line: the mean of the best precision over 101 recalls. COCO's evaluation, `pycocotools`, on the same detections:
+# The line is the best precision at this recall or beyond. **Average precision** (AP) is the area below it: its mean over 101 recalls, evenly spaced from 0 to 1. COCO's evaluation, `pycocotools`, on the same detections:
 
 # %%
 import contextlib
@@ -997,7 +999,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Our query would be told *ring* after both layers. The small star and the triangle change hands between the layers: the second layer's answers are not the first one's, made a little better, but a match of their own.
+# Our query would be told *ring* after both layers. The small star and the triangle change hands between the layers: each layer is matched by itself, and another query may suit an object better after the second layer than after the first.
 
 # %%
 # σ̂ is the match: σ̂(i) is the query of object i; ∅ is "no object"; a hat marks what the model says
@@ -1034,7 +1036,7 @@ def box_iou(a, b):
 # <details>
 # <summary>Hint</summary>
 #
-# `torch.maximum(a[..., :2], b[..., :2])` is the upper left corner of what both share. Sides may come out negative.
+# `torch.maximum(a[..., :2], b[..., :2])` is the upper left corner of what both share. Sides may come out negative, and the union may be 0: `clamp` helps with both.
 #
 # </details>
 
@@ -1202,7 +1204,7 @@ def average_precision(scores, right, objects):
 # <details>
 # <summary>Hint</summary>
 #
-# Sort by score, sum up what is right, divide once by the number said so far and once by the number of objects.
+# Sort by score, sum up what is right, divide once by the number said so far and once by the number of objects. Then for each of the recalls 0, 1/100, ..., 1: the best precision where at least this recall is reached.
 #
 # </details>
 

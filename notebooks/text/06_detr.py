@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say what a convolution, a stride and a feature map are; write DETR, and say what each of its parts is for; train it and see that it learns; draw where an object's query looks; show how slowly DETR learns and how its cost grows; recognise seven ways to get nothing useful out of it |
 # | **You need first** | [01](01_self_attention.ipynb) to [05 · The Hungarian loss](05_hungarian_loss.ipynb) |
-# | **Time** | 120 minutes to read and run, 35 for the exercises |
+# | **Time** | 135 minutes to read and run, 35 for the exercises |
 # | **Device** | any CPU; one cell trains for about two minutes, some others for a few seconds, and nothing is downloaded |
 
 # %%
@@ -101,8 +101,8 @@ print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tup
 
 # %% [markdown]
 # Convolutions behind one another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. The first ones see
-# a few pixels, later ones see answers of answers, and so a larger and larger part of the picture. (The norm here is a *group norm*, a layer norm over some of a picture's channels; a ResNet, the backbone of the paper, has a *batch norm*, whose means were
-# taken over many pictures, and which DETR freezes, that is, never changes.) What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
+# a few pixels, later ones see answers of answers, and so a larger and larger part of the picture. (The norm here is a *group norm*: a layer norm over a group of channels, at all places of a picture together. A ResNet, the backbone of the paper, has a *batch norm*, whose means were
+# taken over many pictures. DETR *freezes* it, that is, never changes it.) What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
 
 # %%
 shipped = course.detector("detr")
@@ -199,7 +199,7 @@ print(f"{sum(p.numel() for p in small.parameters()):,} parameters")
 # ### The package's
 #
 # `models/detr.py` says the same, and knows in addition padding of pictures of different sizes, any backbone of torchvision, and learned positions. Its parameters bear the official code's names, so we
-# need to rename ours.
+# need to rename ours. (`no_object=0.4` is explained in section 4.)
 
 # %%
 small_backbone = BackboneConfig("small", frozen=False)
@@ -312,9 +312,15 @@ plots.show(
 )
 
 # %% [markdown]
-# Pictures and targets in, a dict of losses out, all of them added up; we train the package's class, with fresh weights. Pictures are flipped and turned at random, so that 2000 are worth more. Four helpers are new. The optimizers are two: *AdamW*, Adam with a weight decay of its own ([paper](https://arxiv.org/abs/1711.05101)), and for
-# matrices *Muon*, which makes all directions of a step equally long ([its author's page](https://kellerjordan.github.io/posts/muon/)); each group of parameters has a `factor` by which its learning rate differs. The learning rate begins small (*warm-up*) and then falls to zero. A gradient longer than 0.1 is shortened (*clipping*), so that no step is too long. And "no object" weighs 0.4 instead of 0.1, since there are 10 queries and not
-# 100. While it trains, we keep what it says about a few pictures of the validation set.
+# Pictures and targets in, a dict of losses out, all of them added up; we train the package's class, with fresh weights. Pictures are flipped and turned at random, so that 2000 are worth more. Four things are new:
+#
+# - Two optimizers: *AdamW*, an Adam that in every step also makes the weights a little smaller ([paper](https://arxiv.org/abs/1711.05101)), and for
+#   matrices *Muon*, which makes all directions of a step equally long ([its author's page](https://kellerjordan.github.io/posts/muon/)). Each group of parameters has a `factor` by which its learning rate differs.
+# - The learning rate begins small (*warm-up*) and then falls to zero.
+# - A gradient longer than 0.1 is shortened (*clipping*), so that no step is too long.
+# - "No object" weighs 0.4 instead of 0.1, since there are 10 queries and not 100.
+#
+# While it trains, we keep what it says about a few pictures of the validation set.
 
 # %%
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers
@@ -435,7 +441,7 @@ plots.show(
 )
 
 # %% [markdown]
-# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, though: it still misses some, and says some twice. The queries do not agree yet.
+# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. (Where the row of steps shows no box, no query was surer than 0.5 yet.) Two minutes are short, though: it still misses some, and says some twice. The queries do not agree yet.
 #
 # ### Queries have preferences
 #
@@ -453,7 +459,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Each has a region that it prefers; some share one, and a few hardly ever speak. Nobody told them to; it is how the loss was divided up. In the paper's figure 7 it is the same with 100 queries, on COCO.
+# Each has a region that it prefers; some share one, and a few hardly ever speak. Nobody told them to: the match has divided the work in this way. In the paper's figure 7 it is the same with 100 queries, on COCO.
 
 # %% [markdown]
 # ### The match moves
@@ -560,7 +566,7 @@ print("together more than half of the weight:", inside > 0.5)
 #
 # ### It learns slowly
 #
-# On the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and *augmentation* (pictures changed at random, as by the flips above), over *epochs* (one is a pass over all training pictures), from committed logs: DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00 ("of 00" in the picture; [09](09_deformable_detr.ipynb) says what it has besides).
+# Four trainings, from the logs that come with the course: on the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and *augmentation* (pictures changed at random, as by the flips above). An *epoch* is one pass over all training pictures. They are DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00 ([09](09_deformable_detr.ipynb) says what it has besides).
 
 # %%
 from ddetr_lite.plots.training import training_curves
@@ -581,7 +587,7 @@ plots.show(
 # %%
 for name, lines in logs.items():
     end = [line for line in lines if line["kind"] == "evaluate"][-1]
-    print(f"{name:>17}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
+    print(f"{name:>21}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
 
 # %% [markdown]
 # Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three seeds and the same search for both, is the subject of [10](10_convergence_and_ablations.ipynb). The paper has 500 epochs on COCO for DETR, and 50
@@ -653,7 +659,7 @@ print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30
 # %% [markdown]
 # ## 7. A gallery of failures
 #
-# "DETR learns nothing on my data" is what its authors were asked most. Here are seven ways to get nothing useful out of it, each from real threads, each caused on purpose. The first instrument is the one that the author advises
+# "DETR learns nothing on my data" is what its authors were asked most. Here are seven ways to get nothing useful out of it, each from real threads, each caused on purpose. The first instrument is the one that an author of DETR advises
 # ([detr#311](https://github.com/facebookresearch/detr/issues/311)): **overfit a few pictures.** A healthy model learns four pictures by heart within seconds. The second: **look at what it then says**, for a spoilt run can have a low loss.
 
 
@@ -753,7 +759,7 @@ _ = healthy.eval()
 # %% [markdown]
 # ### 7.3 Too high a learning rate
 #
-# ([detr#48](https://github.com/facebookresearch/detr/issues/48), [#505](https://github.com/facebookresearch/detr/issues/505).) AdamW at a hundredth, a hundred times what the paper takes, without warm-up and without clipping:
+# ([detr#48](https://github.com/facebookresearch/detr/issues/48), [#505](https://github.com/facebookresearch/detr/issues/505).) AdamW with a learning rate of 0.01, a hundred times the paper's, without warm-up and without clipping:
 
 
 # %%
@@ -1052,7 +1058,7 @@ course.check("detections", detections)
 # %% [markdown]
 # ## Your own code in the package
 #
-# From here on a trained detector runs on what you have written: attention and its heads, sines, positions, boxes, masks, tokens, detections. Which parts are yours?
+# From here on a trained detector can run on what you have solved: attention and its heads, sines, positions, boxes, masks, tokens, detections. Which parts are yours?
 
 # %% tags=["nbval-ignore-output"]
 course.restore()

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | sample a map between its cells by hand, and give the gradient with respect to the place; say why rounding would not learn; get from deformable convolution to deformable attention; build deformable attention from a loop and equal the package's; draw where it looks before and after training; show that its cost is linear |
 # | **You need first** | [02 · Multi-head attention](02_multi_head_attention.ipynb) and [06 · DETR](06_detr.ipynb) |
-# | **Time** | 70 minutes to read and run, 50 for the exercises |
+# | **Time** | 85 minutes to read and run, 50 for the exercises |
 # | **Device** | any CPU; two cells train for a few seconds, and nothing is downloaded |
 
 # %%
@@ -188,7 +188,7 @@ print(
 
 # %% [markdown]
 # The kernel has a matrix of its own for each of the nine points, the same for every place. Deformable *attention* has **one** value matrix for all points of a head, and instead a *weight* for each point that the query computes. They meet where the
-# kernel holds the same matrix at each of its points, and the weights of the points come from outside (torchvision calls them `mask`). With a single point, P = 1, deformable attention is a deformable 1 × 1 convolution whose result is weighted. Let us see it for one head, with a kernel of 1 × 3 points, the identity as the matrix, and random weights (no softmax, to be general). The package's function takes values (B, N, heads, channels), the sizes of the maps (here one), and for each query, head, map and point a place in 0..1 and a weight:
+# kernel holds the same matrix at each of its points, and the weights of the points come from outside (torchvision calls them `mask`). With a single point, P = 1, the softmax makes its weight 1, and a head is a deformable 1 × 1 convolution. Let us see it for one head, with a kernel of 1 × 3 points, the identity as the matrix, and random weights (no softmax, to be general). The package's function takes values (B, N, heads, channels), the sizes of the maps (here one), and for each query, head, map and point a place in 0..1 and a weight:
 
 # %%
 height, width, channels, points = 6, 9, 4, 3
@@ -446,7 +446,7 @@ for name, exponent in exponents.items():
     print(f"{name}: N to the power of {exponent:.1f}")
 
 # %% [markdown]
-# Clocks are noisy; products can be counted. Per layer, with d channels: what does each of the two multiply?
+# Clocks are noisy; products can be counted. Per layer, with d channels: how many products does each of the two need?
 
 # %%
 d = 64

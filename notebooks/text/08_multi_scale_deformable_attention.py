@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say why one map is not enough; put several maps into one row of tokens and find a token's place again; say what level embeddings, reference points and valid ratios are for; follow one query through all levels, number by number; write the operation as a loop, and show that other ways give the same; check its gradients |
 # | **You need first** | [07 · Deformable attention](07_deformable_attention.ipynb) |
-# | **Time** | 60 minutes to read and run, 55 for the exercises |
+# | **Time** | 70 minutes to read and run, 55 for the exercises |
 # | **Device** | any CPU; no cell takes more than some seconds, and nothing is downloaded |
 
 # %%
@@ -158,7 +158,7 @@ print("wide picture, 64 of 96 high:\n", ratios[1])
 
 # %% [markdown]
 # 64 of 96 is 2/3, and on the coarsest map two of three rows. But cells are whole: a picture of 50 pixels would fill 2 of 3 coarse columns (0.667), and 6.25, so 7, of 12 fine ones (0.583). So each level has its own ratio. A token's centre is first divided by its own level's ratio, which gives
-# a point of the picture (nearly: a cell that is half padding counts as whole, as in the tall picture above, where 48 pixels fill 1.5 coarse cells and count as 2), and then multiplied by each level's:
+# a point of the picture, and then multiplied by each level's. (The first step is not quite exact, for a cell that is half padding counts as whole: in the tall picture above 48 pixels fill 1.5 coarse cells and count as 2.)
 
 
 # %%
@@ -371,7 +371,7 @@ print(
 )
 
 # %% [markdown]
-# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a leaning is true: the larger the object, the less of it. This is one detector, its last layer, and the boxes that were counted above.
+# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a leaning is true: the larger the object, the smaller that share. This is one detector, its last layer, and the boxes that were counted above.
 
 # %% [markdown]
 # ## 8. Explore

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | put Deformable DETR together from its parts; say what a reference point does for a box; show what refinement and two stages bring; move weights between this code, the authors' and Hugging Face's; draw the paper's figure of sampling points; recognise four failures that only deformable attention has; run a trained detector on your own functions |
 # | **You need first** | [06 · DETR](06_detr.ipynb) to [08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb) |
-# | **Time** | 75 minutes to read and run, 30 for the exercises |
+# | **Time** | 95 minutes to read and run, 30 for the exercises |
 # | **Device** | any CPU; one cell trains three detectors, about two minutes in all, and nothing is downloaded |
 
 # %%
@@ -81,7 +81,7 @@ with torch.no_grad():
 # %% [markdown]
 # ## 2. A box relative to a point
 #
-# In DETR the box head says where the box is, in the whole picture. Here the query stands somewhere, at its reference point p, and the head says how far the box's centre is *from there*. Both are numbers in 0..1, and their sum should be too. So they are added before the sigmoid σ:
+# In DETR the box head says where the box is, in the whole picture. Here the query stands somewhere, at its reference point p, and the head says how far the box's centre is *from there*. The centre has to lie in 0..1, and a plain sum might leave it. So the head's number Δ is added before the sigmoid σ:
 #
 # $$\text{centre} = \sigma\big(\Delta + \sigma^{-1}(p)\big), \qquad \sigma^{-1}(p) = \log\frac{p}{1 - p}$$
 #
@@ -93,7 +93,7 @@ print("by hand:", torch.sigmoid(delta + torch.log(p / (1 - p))))
 print("package:", torch.sigmoid(delta + package.inverse_sigmoid(p)))
 
 # %% [markdown]
-# Where does a query stand? Its learned numbers, 2d of them, are cut into a position and a content; a matrix makes the reference point from the position. Now all together, for the plain model:
+# Where does a query stand? Its learned numbers, 2d of them, are cut into a position and a content; a matrix makes the reference point from the position. Now all together, for the plain model, that is, without refinement (section 5) and two stages (section 6):
 
 
 # %%
@@ -127,7 +127,7 @@ print("logits within 1e-6:", (ours[0] - theirs.logits).abs().max().item() < 1e-6
 print("boxes within 1e-6: ", (ours[1] - theirs.boxes).abs().max().item() < 1e-6)
 
 # %% [markdown]
-# And Hugging Face's, with a ResNet-18 and two stages, and nearly every tensor disturbed, for at the start many are zero and would hide a mistake. (As many queries as there are tokens, so that none is left out, and sorted by their scores, for two of nearly the same may change places.)
+# And Hugging Face's, with a ResNet-18, refinement and two stages, and nearly every tensor disturbed, for at the start many are zero and would hide a mistake. (As many queries as there are tokens, so that none is left out, and sorted by their scores, for two of nearly the same may change places.)
 
 # %%
 from transformers.utils import logging
@@ -154,7 +154,7 @@ print("logits within 1e-4:", (logits - their_logits).abs().max().item() < 1e-4)
 # %% [markdown]
 # ## 3. How a new one begins
 #
-# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights and a bias of −2 for the size: a box begins with its centre at the reference and, where that is only a point, with 12 % of the picture's width and height (σ(−2) = 0.12). Why the bias?
+# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights and a bias of −2 for the size: a box begins with its centre at the reference and, where that is only a point, with 12 % of the picture's width and height (σ(−2) = 0.12). Why the bias of the class heads?
 #
 # > **Claim:** where the bias begins hardly changes the first loss.
 # >
@@ -175,7 +175,7 @@ print(
 )
 
 # %% [markdown]
-# So it does. 300 queries times 80 classes are 24,000 answers, and without the bias all begin at "perhaps": the first steps would probably go into saying no. (Hugging Face's transformers 5.23 does not set it; who trains from its code meets this.)
+# The claim is wrong. 300 queries times 80 classes are 24,000 answers, and without the bias all begin at "perhaps": the first steps would probably go into saying no. (Hugging Face's transformers 5.23 does not set it; who trains from its code meets this.)
 #
 # ## 4. Train it, beside DETR
 #
@@ -272,7 +272,7 @@ plots.show(
 )
 
 # %% [markdown]
-# DETR is sure of nothing yet; the third model finds all three objects, if not every name. (Scores of a focal loss are lower than those of a softmax, hence the threshold of 0.3 for the other two.)
+# DETR is sure of nothing yet; the third model finds all three objects. (Scores of a focal loss are lower than those of a softmax, hence the threshold of 0.3 for the other two.)
 
 # %% [markdown]
 # ## 5. Refinement: each layer mends the box of the one before
@@ -334,14 +334,14 @@ plots.show(
 print("the layers fit better than the proposal:", bool(mean[0] < mean[1]), bool(mean[0] < mean[2]))
 
 # %% [markdown]
-# The proposal is good already; the first layer mends it, the second adds little here. (With six layers, on COCO, the paper reports 0.016 AP more with refinement than without.)
+# The proposal is good already; the first layer mends it, the second adds little here. (The queries are matched by the last layer's answer, which favours the last bar a little. With six layers, on COCO, the paper reports 0.016 AP more with refinement than without.)
 #
-# (The queries are matched by the last layer's answer, which favours the last bar a little.) Between the layers the box is handed on as a plain number (`detach`): no gradient of a later layer's loss reaches the earlier box. The query's vector still carries gradients back through all layers.
+# Between the layers the box is handed on as a plain number (`detach`): no gradient of a later layer's loss reaches the earlier box. The query's vector still carries gradients back through all layers.
 
 # %% [markdown]
 # ## 6. Two stages: queries that come from the picture
 #
-# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level, corrected by a head (one anchor for each token: a size that is chosen by hand is back, in this one place); and says how sure it is that this is an object, of whatever kind. The best N_q become the references of
+# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level, and a head corrects it. (This is one anchor for each token: a size that is chosen by hand is back, in this one place.) The token also says how sure it is that this is an object, of whatever kind. The best N_q become the references of
 # the queries. From the four numbers of its box (sines as in 03, then a matrix and a norm) each query also gets its position and its content: of the picture it knows only this box until it looks.
 
 # %%
@@ -376,7 +376,7 @@ print(f"{covered} of 4 objects have a proposal with an IoU above 0.5")
 # %% [markdown]
 # ## 7. Weights come and go
 #
-# Names of parameters here are the official ones, so that a checkpoint of the authors loads into this model, and this model's weights into theirs; `tests/test_convert.py` holds the names and numbers of all keys. What differs: with two stages the official file holds the heads a second time, below the decoder.
+# Names of parameters here are the official ones, so that a checkpoint of the authors loads into this model, and this model's weights into theirs; `tests/test_convert.py` holds the names and numbers of all keys. What differs: with two stages the official file holds the heads a second time, under the decoder's name.
 
 # %%
 from ddetr_lite.convert.official import from_official, to_official
@@ -497,7 +497,7 @@ print(f"up to {lost:.1f} cells are lost by rounding to bfloat16")
 #
 # ### 9.3 A location that is not a number
 #
-# What `grid_sample` makes of a NaN location is not promised: zeros, by some versions and on some devices. Then the loss stays finite, the gradient of that point is gone, and nobody sees it.
+# What `grid_sample` makes of a NaN location is not promised: some versions, on some devices, make zeros of it. Then the loss stays finite, the gradient of that point is gone, and nobody sees it.
 
 # %%
 from ddetr_lite.kernels import multi_scale_deformable_attention
@@ -513,7 +513,7 @@ for backend in ("loop", "reference", "cpu"):
 # ### 9.4 A compiler is missing
 #
 # The authors' operation is code for NVIDIA's GPUs (CUDA) that has to be compiled for each version of torch; it is a frequent question ([#22](https://github.com/fundamentalvision/Deformable-DETR/issues/22), [#51](https://github.com/fundamentalvision/Deformable-DETR/issues/51), [#157](https://github.com/fundamentalvision/Deformable-DETR/issues/157), ...), and it
-# refuses to run on a CPU. Here nothing has to be compiled beforehand (on a GPU a kernel is translated at its first call). Which way is taken, is said, and a way that does not exist is an error, not a silent detour:
+# refuses to run on a CPU. Here nothing has to be compiled beforehand (on a GPU a kernel is translated at its first call). The package says which way it takes, and a way that does not exist is an error, not a silent detour:
 
 # %%
 from ddetr_lite.kernels import choose_backend
@@ -544,7 +544,7 @@ course.equation_map("09")
 #
 # Difficulty ●●○○○ · Importance ●●●●○ · about 5 minutes
 #
-# σ⁻¹ of section 2, which must survive 0 and 1: x is first kept `eps` away from both ends.
+# σ⁻¹ of section 2, which must survive 0 and 1: x is first brought into 0..1, and then neither x nor 1 − x is taken smaller than `eps`.
 
 
 # %% tags=["exercise"]
@@ -557,7 +557,7 @@ def inverse_sigmoid(x, eps):
 # <details>
 # <summary>Hint</summary>
 #
-# log(x / (1 − x)), where neither x nor 1 − x may be smaller than eps: `clamp(min=eps)`.
+# `x.clamp(0, 1)` first; then log(x / (1 − x)), with a `clamp(min=eps)` for x and another for 1 − x. (`x.clamp(eps, 1 - eps)` gives nearly the same, but not quite: at 0 it is log(eps / (1 − eps)), not log eps.)
 #
 # </details>
 

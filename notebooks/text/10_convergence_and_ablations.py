@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | compute COCO's AP from nothing, with its rules for sizes and crowds, and get what pycocotools gets; say what AP rewards and what it does not see; sort a detector's mistakes into kinds, and say what each kind costs; judge whether a comparison is fair; show how a new DETR looks and learns, and how a new Deformable DETR does; read the paper's tables beside those of a small study, and train every row of it again |
 # | **You need first** | precision, recall and AP in [05 · The Hungarian loss](05_hungarian_loss.ipynb), [06 · DETR](06_detr.ipynb), and [09 · Deformable DETR](09_deformable_detr.ipynb) |
-# | **Time** | 140 minutes to read and run, 60 for the exercises |
+# | **Time** | 150 minutes to read and run, 55 for the exercises |
 # | **Device** | any CPU; less than a minute of computing in all. Nothing is trained here and nothing is downloaded: the long runs are committed |
 
 # %%
@@ -342,9 +342,9 @@ for name, detections in found.items():
     print(f"{name}: with surer junk it loses more than 0.1: {before - sure > 0.1}")
 
 # %% [markdown]
-# What comes at the end of the list costs nothing: precision there is low anyhow, and the envelope looks only at recalls that have been reached. So AP says nothing about how many wrong boxes a user sees. What AP does punish is being *sure* and wrong.
+# What comes at the end of the list costs nothing: at a recall that was reached before it, precision stays what it was. So AP says nothing about how many wrong boxes a user sees. What AP does punish is being *sure* and wrong.
 #
-# This also shows that the list is cut after 100 detections in each picture *and class*: a hundred circles in every picture, surer than anything else, do not touch the AP of stars. (A cut after 100 in each picture would have left no stars.)
+# The next cell shows that the list is cut after 100 detections in each picture *and class*: a hundred circles in every picture, surer than anything else, do not touch the AP of stars. (A cut after 100 in each picture would have left no stars.)
 
 # %%
 CIRCLE = validation.classes.index("circle")
@@ -507,15 +507,13 @@ def mended(errors, kind):
 
 
 # %% [markdown]
-# For missed objects there is nothing to mend but the annotations: they are taken out of them.
+# For a missed object there is no detection to mend. Instead it is taken out of the annotations.
 
 
 # %%
 def gains(errors):
     """What AP50 would gain if all mistakes of a kind were mended, kind by kind."""
-    now = {
-        one.image_id: {k: getattr(one, k) for k in ("boxes", "scores", "labels")} for one in errors.pictures
-    }
+    now = {one.image_id: {k: getattr(one, k) for k in ("boxes", "scores", "labels")} for one in errors.pictures}
     before = ap_of(now, validation)["AP50"]
     fewer = copy.copy(validation)
     fewer.annotations = [
@@ -539,9 +537,7 @@ plots.show(
     "duplicates; background nearly nothing, missed objects nothing.",
 )
 for name, gain in gained.items():
-    print(
-        f"{name}: costs most: {max(gain, key=gain.get)}; missed objects cost nothing: {gain['missed'] == 0}"
-    )
+    print(f"{name}: costs most: {max(gain, key=gain.get)}; missed objects cost nothing: {gain['missed'] == 0}")
 
 # %% [markdown]
 # > **Claim:** both charts say the same about what should be mended first.
@@ -694,7 +690,7 @@ say_time(convergence)
 # %% [markdown]
 # ### 4.4 Beside the paper
 #
-# Both papers train on COCO with its 118,000 photos, and drop the learning rate once, at two thirds or four fifths of the schedule. From table 1 of Deformable DETR, in percent:
+# Both papers train on COCO with its 118,000 photos, and drop the learning rate once, at two thirds or four fifths of the schedule. From table 1 of Deformable DETR, in percent (DC5: the last stage of the backbone is dilated, so that its map has stride 16 instead of 32):
 
 # %%
 PAPER = {"DETR-DC5": {50: 35.3, 500: 43.3}, "Deformable DETR": {50: 43.8}}  # epochs → AP
@@ -864,7 +860,10 @@ plots.show(
 
 # %%
 def gradient_on_cells(model, image, target, other=0):
-    """For each object its class loss's gradient on each cell of the memory, in shares, (N,), and its box."""
+    """For each object its class loss's gradient on each cell of the memory, in shares, (N,), and its box.
+
+    other: so many queries further than the one that the match gives to the object.
+    """
     kept = []
     handle = model.transformer.encoder.register_forward_hook(lambda *call: kept.append(call[-1]))
     batch, kind = model.batch([image]), model.loss.kind
@@ -872,7 +871,7 @@ def gradient_on_cells(model, image, target, other=0):
     handle.remove()
     pairs = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind)
     for query, t in sorted(zip(pairs.query.tolist(), pairs.target.tolist()), key=lambda pair: pair[1]):
-        logits, label = outputs.logits[-1, 0, (query + other) % 20], wanted[0]["labels"][t]
+        logits, label = outputs.logits[-1, 0, (query + other) % outputs.logits.shape[2]], wanted[0]["labels"][t]
         p = logits.softmax(-1)[label] if kind == "softmax" else logits[label].sigmoid()
         (pull,) = torch.autograd.grad(-p.log(), kept[0], retain_graph=True)  # (1, N, d)
         size = pull[0].norm(dim=-1)
@@ -935,9 +934,7 @@ measured = {
     for state, models, other in (("new", new, 0), ("another query", new, 7), ("trained", trained, 0))
 }
 title = "Gradient on the object's cells, as a multiple of an even spread"
-ax = plots.bars(
-    list(measured.values()), [name.replace(", ", ",\n") for name in measured], title, form="{:.1f}"
-)
+ax = plots.bars(list(measured.values()), [name.replace(", ", ",\n") for name in measured], title, form="{:.1f}")
 ax.axhline(1, color=plots.INK, linestyle="--", linewidth=1)
 plots.show(
     ax,
@@ -971,7 +968,7 @@ for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 
 # %% [markdown]
 # ## 6. The two tables of the paper, at small scale
 #
-# Table 1 of Deformable DETR compares models, table 2 takes one model apart. Both are studies here, each in two sizes: `table1` and `table2` on pictures of 256 pixels for a GPU, `table1-cpu` and `table2-cpu` on 128 pixels for a CPU. A cell below shows what has been run.
+# Table 1 of Deformable DETR compares models, a *row* for each (a model with its settings and lengths of schedule); table 2 takes one model apart. Both are studies here, each in two sizes: `table1` and `table2` on pictures of 256 pixels for a GPU, `table1-cpu` and `table2-cpu` on 128 pixels for a CPU. A cell below shows what has been run.
 #
 # What counts in a small study is not the height of an AP but an **ordering**: is this row ahead of that one? We write down the orderings of the paper, and let a function decide: *confirmed* if every run of the one ends above every run of the other; *reversed* if it is the other way round; *open* in between, and, where a row has a single seed, if the difference is below 0.02 (two seeds can differ by nearly as much). With one seed each, a word in the last column is an observation and not a proof.
 
@@ -988,7 +985,7 @@ def verdict(ahead, behind):
 
 
 # %% [markdown]
-# The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a "short" one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, in percent: AP 35.3, of small objects 15.2.)
+# The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a "short" one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, in percent: AP 35.3, of small objects 15.2.) *Single scale* means one map, at stride 32, or at 16 with DC5; Faster R-CNN is the detector with anchors that 06 names. The column "the paper" has for Deformable DETR what the authors' released code reaches, which in table 1 is a little more than the paper says.
 
 # %%
 TABLE_1 = (  # ahead, behind, score
@@ -1007,7 +1004,7 @@ PAPER_SHORT = {"detr-dc5 short": {"AP": 35.3, "AP_small": 15.2}}  # after 50 epo
 TABLE_2 = (
     ("full", "own-level", "AP"),
     ("own-level", "own-level-one-point", "AP"),
-    ("own-level-one-point", "single-map", "AP"),
+    ("own-level-one-point", "single-map-one-point", "AP"),
 )
 
 
@@ -1030,7 +1027,7 @@ def orderings(one, pairs):
     for *rows, metric in pairs:
         (first, second), aps, here, paper = zip(*(side_of(one, which, metric) for which in rows))
         lines.append((first, second, metric, " / ".join(paper), " / ".join(here), verdict(*aps)))
-    return Table(("ahead", "behind", "score", "the paper", "here", ""), lines)
+    return Table(("ahead", "behind", "score", "the authors", "here", ""), lines)
 
 
 # %% [markdown]
@@ -1051,7 +1048,7 @@ def rows_chart(one):
     if any(paper):
         axes[2].barh(range(len(shown)), paper, color=plots.COLOURS[1])
     with mpl.rc_context(STYLE):
-        for ax, title in zip(axes, ("AP here", "AP_small here", "the paper's AP, %")):
+        for ax, title in zip(axes, ("AP here", "AP_small here", "the authors' AP, %")):
             ax.set_title(title)
     axes[0].set_yticks(range(len(shown)), [f"{row.label}, {epochs}" for row, epochs in shown], fontsize=7)
     axes[0].invert_yaxis()
@@ -1081,7 +1078,7 @@ show_study("table1", TABLE_1)
 # %% [markdown]
 # Read the last column. Where it says *reversed*, think of what differs: with pictures of 128 or 256 pixels and a few epochs, a row that needs long to learn cannot show what it can do in the end.
 #
-# Table 2 changes one thing at a time in the multi-scale model (without refinement): attention across the maps or within each (a token of the encoder looks at its own map only), and the number of points. Two rows of ours are not in the paper: one point with attention across maps, and offsets that start anywhere instead of at the compass.
+# Table 2 changes one thing at a time in the multi-scale model (without refinement): attention across the maps or within each (a token of the encoder looks at its own map only), and the number of points. Three rows of ours are not in the paper: one point with attention across maps, four points on a single map, and offsets that start anywhere instead of at the compass (07).
 
 # %%
 show_study("table2-cpu", TABLE_2)
@@ -1288,7 +1285,7 @@ def epochs_for(ends, target):
 # <details>
 # <summary>Hint</summary>
 #
-# Deal with the two ends first. Then find the first pair of neighbours with `low < target <= high`; `share = (target - low) / (high - low)`
+# Deal first with a target that the shortest schedule reaches, and with one that is above *all* ends (the longest need not be the best). Then find the first pair of neighbours with `low < target <= high`; `share = (target - low) / (high - low)`
 # of the way from log(before) to log(after).
 #
 # </details>

@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | read COCO's annotation files, and cause and recognise the usual confusions; choose a part of COCO, download it and look at it; say what batch, learning rate, schedule and epochs mean in steps, and how much of a batch is padding; say what bfloat16 loses, and where it must not; pass the first gate; stop a run and go on with the same bits; divide a batch among GPUs; read curves; ask why AP is low; fine-tune a detector and use it on your own photos |
 # | **You need first** | [05 · The Hungarian loss](05_hungarian_loss.ipynb), [06 · DETR](06_detr.ipynb) and [09 · Deformable DETR](09_deformable_detr.ipynb) |
-# | **Time** | 115 minutes to read and run, 40 for the exercises |
+# | **Time** | 120 minutes to read and run, 35 for the exercises |
 # | **Device** | any CPU; some cells train for a few seconds each, all together take about two minutes, and nothing is downloaded from elsewhere. For a GPU: section 10 |
 
 # %%
@@ -357,7 +357,7 @@ followed, reasons = follow(smaller, base, named={"batch", "epochs"})
 print(*reasons, sep="\n")
 
 # %% [markdown]
-# The **schedule** says how the rate changes while the run goes on. With a *warm-up* it rises at first, since AdamW's first steps are its most uncertain; then it stays and drops near the end (the papers), or falls all the way. Both factors are multiplied.
+# The **schedule** says how the rate changes while the run goes on. With a *warm-up* it rises at first, since AdamW's first steps are its most uncertain; then it stays and drops near the end (the papers), or falls all the way. The factor of the warm-up and that of the schedule are multiplied.
 
 # %%
 from ddetr_lite.engine.optimization import learning_rate
@@ -461,7 +461,7 @@ for dtype in (torch.bfloat16, torch.float16):
     print(f"{dtype!s:14}", *(f"{v:>11.6g}" for v in numbers.to(dtype).tolist()))
 
 # %% [markdown]
-# bfloat16 has float32's range and only eight bits for the digits: two or three decimals. float16 has more digits and a small range: 70,000 is infinite there, and a small gradient zero, so that it needs a *loss scale*. bfloat16 needs none.
+# bfloat16 has float32's range and only eight bits for the digits: two or three decimals. float16 has more digits and a small range: 70,000 is infinite there, and a small gradient zero, so that it needs a *loss scale*: a factor on the loss that makes gradients larger, and is taken out again before the step. bfloat16 needs none.
 #
 # > **Claim:** three decimals are enough to say where an object is.
 # >
@@ -528,7 +528,7 @@ print("the loss differs by less than 3 %:", abs(total / exact - 1).item() < 0.03
 # %% [markdown]
 # ## 5. The first gate: eight pictures by heart
 #
-# Before a long run, a short one that must not fail. `--overfit 8` trains on the first eight pictures, as they are, and evaluates on the same eight. Model, loss and annotations that fit together come to an AP50 of nearly 1. The model is the small one of 00 (its size is what most of these options are about; on a GPU one leaves them out, and takes the recipe's).
+# Before a long run, a short one that must not fail. `--overfit 8` trains on the first eight pictures, as they are, and evaluates on the same eight. Model, loss and annotations that fit together come to an AP50 of nearly 1. The model is the small one of 00 (its size is what most of these options are about; on a GPU one leaves them out, and takes the recipe's). `--hints 4` is not in the paper: in training, each object gets four more queries that start near its box.
 
 # %%
 MODEL = """--model deformable-detr-two-stage --backbone.name small --backbone.weights none --backbone.no-frozen
@@ -602,7 +602,7 @@ more = numbers_in(state["optimizers"]) / numbers_in(state["model"])
 print(f"the optimizers remember {more:.1f} numbers for each weight")
 
 # %% [markdown]
-# Weights alone are not enough: the optimizers have a memory. (AdamW keeps two numbers a weight, the running means of gradient and square; Muon one.) Then the step, the best AP so far, the running average where there is one. What is *not* there: the state of any random generator. Order, augmentation and noise are functions of (seed, epoch, picture) or (seed, step). So the run can begin anywhere:
+# Weights alone are not enough: the optimizers have a memory. (AdamW keeps two numbers a weight, the running means of gradient and square; Muon one.) Then the step, the best AP so far, and the running average of the weights, if one is kept (`--ema`). What is *not* there: the state of any random generator. Order, augmentation and noise are functions of (seed, epoch, picture) or (seed, step). So the run can begin anywhere:
 
 # %%
 from ddetr_lite.datasets.transforms import train_transform
@@ -677,7 +677,7 @@ print(
 #
 # > **Claim:** the average over processes takes care of it.
 # >
-# > **Measurement:** the gradient of a whole batch of eight, and the mean over two shares of four, with and without that number. One share has one object a picture, the other four.
+# > **Measurement:** the gradient of a whole batch of eight, and the mean over two shares of four, with and without that number. One share has one object a picture, the other four. (The hints of section 5 are off here: they are drawn at random.)
 
 # %%
 from ddetr_lite.models.presets import build
@@ -707,7 +707,7 @@ print("with the mean number within 1e-4:", ((right - wanted).norm() / wanted.nor
 print(f"each by its own number, off by {(wrong - wanted).norm() / wanted.norm():.0%} of its length")
 
 # %% [markdown]
-# No error message comes with it, and the run learns. It merely becomes another run for every number of GPUs. (Pictures here have no padding. In a padded batch the small backbone's norm sees some, so a share differs a little for that reason.) The same number makes `--accumulate 4` exact, which takes a batch in four pieces where memory is short.
+# A wrong divisor gives no error message, and the run learns. It merely becomes another run for every number of GPUs. (Pictures here have no padding. In a padded batch the small backbone's norm sees some, so a share differs a little for that reason.) The same number makes `--accumulate 4` exact, which takes a batch in four pieces where memory is short.
 #
 # The command lines, for four GPUs in one machine, and for two machines with eight each (typed on both; HOST is one of them):
 #
@@ -721,7 +721,7 @@ print(f"each by its own number, off by {(wrong - wanted).norm() / wanted.norm():
 # %% [markdown]
 # ## 8. Reading curves
 #
-# A run on real COCO pictures is committed, with its log: MobileNetV2 features, small pictures, on a CPU (`data/results/README.md` has the command).
+# A run on real COCO pictures is committed, with its log: a small backbone with ImageNet's weights (MobileNetV2), small pictures, on a CPU (`data/results/README.md` has the command).
 
 # %%
 from ddetr_lite.engine.run_results import RunResults
@@ -804,7 +804,7 @@ print(f"{'all classes':>14}: {before['AP']:.3f} → {after['AP']:.3f}")
 # %% [markdown]
 # ### Why is AP zero?
 #
-# Two runs of two epochs on our pictures. One has a mistake: the backbone has no weights from ImageNet, and somebody has frozen it, as one does with a good one. **This cell trains**, half a minute.
+# Two runs of two epochs on our pictures. One has a mistake: the backbone has no weights from ImageNet, and somebody has frozen it (`--backbone-lr 0`), as one may do with a trained one. **This cell trains**, half a minute.
 
 # %%
 SIZES = "--short-sides 80 88 96 104 112 --eval-short-side 96 --group-orientations"
@@ -817,7 +817,7 @@ with contextlib.redirect_stdout(io.StringIO()):
 command("compare runs/ill runs/scratch")
 
 # %% [markdown]
-# `compare` shows what came out, and in the last rows in which options the runs differ. Neither AP is much, and from these numbers nobody could tell which run is ill. `explain` looks at the log, the data, the model and what it found:
+# `compare` shows what came out, and in the last rows in which options the runs differ. Neither AP is much, and from these numbers nobody could tell which run is ill. `explain` looks at the log, the data, the model and what it found. Each of its lines is a check: first its verdict (`OK`, `suspicious`, `cause`, or `skipped` where there is nothing to look at), then its name, then what was seen. The likely causes come at the end:
 
 # %% tags=["nbval-ignore-output"]
 command("explain runs/ill --steps 20 --pictures 16")
@@ -831,7 +831,7 @@ with contextlib.chdir(workshop):
         print(f"{run}: {causes[0].name}: {causes[0].remedy}")
 
 # %% [markdown]
-# The frozen backbone is named first. The healthy run has simply had too few steps, and the remedy says what to do with so few pictures: start from a trained detector. (`ddetr-lite report` puts all of this on one page, with the worst pictures; section 9.)
+# The frozen backbone is named first. (*Query collapse*, one of the checks, is the failure of 06, section 7.3: every query gives the same box.) The healthy run has simply had too few steps, and the remedy says what to do with so few pictures: start from a trained detector. (`ddetr-lite report` puts all of this on one page, with the worst pictures; section 9.)
 
 # %% [markdown]
 # ## 9. Fine-tune, evaluate, predict
@@ -926,7 +926,7 @@ print("sections:", ", ".join(re.findall(r"<h2[^>]*>([^<]+)", page)))
 # ddetr-lite predict runs/mine/best.pt holiday/*.jpg
 # ```
 #
-# (The first training downloads ImageNet's weights for the backbone.) `detector.pt` is any trained Deformable DETR, for example the authors', converted once: `ddetr-lite convert r50_deformable_detr-checkpoint.pth detector.pt`. Then all of COCO (0 means all), with the paper's recipe, on four GPUs:
+# (The line with `--resume` is for a run that was interrupted. The first training downloads ImageNet's weights for the backbone.) `detector.pt` is any trained Deformable DETR, for example the authors', converted once: `ddetr-lite convert r50_deformable_detr-checkpoint.pth detector.pt`. Then all of COCO (0 means all), with the paper's recipe, on four GPUs:
 #
 # ```
 # ddetr-lite data coco --images 0 --val-images 0 --min-objects 0

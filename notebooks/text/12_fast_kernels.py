@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | count the bytes and multiplications of an operation, and say how fast it can be at best; find where a form made of tensor operations spends its time; write deformable attention as a sparse matrix times a table, and its gradient as the transposed product; read and write a small Triton kernel, and say which program computes what; say why sums in another order have other last bits, and which numbers may be halves |
 # | **You need first** | [08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb) |
-# | **Time** | 120 minutes to read and run, 65 for the exercises |
+# | **Time** | 130 minutes to read and run, 60 for the exercises |
 # | **Device** | any CPU; nothing is downloaded. The interpreter needs Triton, which comes with PyTorch on Linux; elsewhere its cells say so and go on |
 
 # %%
@@ -43,6 +43,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddetr_lite import course, kernels, plots
 from ddetr_lite.benchmarks import machine, msda
+from ddetr_lite.course.tables import Table
 from ddetr_lite.kernels import cpu, multi_scale_deformable_attention, reference
 
 # %%
@@ -107,7 +108,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Each value is read 64 times on average: 18 million corners for 285,000 rows of values. These reads need not come from memory. A processor keeps what it used last in a **cache**, which is small and fast. That is why the bar on the right is not part of the least; but somebody has to serve it.
+# Each value is read 64 times on average: 18 million corners for 285,000 rows of values (the D channels of one cell and head, in two pictures). These reads need not come from memory. A processor keeps what it used last in a **cache**, which is small and fast. That is why the bar on the right is not part of the least; but the cache has to deliver it.
 
 # %% [markdown]
 # ## 2. The floor
@@ -177,7 +178,7 @@ print(f"caches     {gather / caches * 1e6:3.0f} µs")
 #
 # > **Claim:** deformable attention is slow because it multiplies so much.
 # >
-# > **Measurement:** torch can show us every operation that it runs, with its tensors. We add up the bytes that each takes and gives. (A *view* is the same memory seen in another shape, and moves nothing.)
+# > **Measurement:** torch can show us every operation that it runs, with its tensors. We add up the bytes that each takes and gives, for the plain form of 08, a `grid_sample` for each level. Places are "model-like": each query looks around its own place, at the compass of 07 with some noise; "uniform" ones are anywhere. (A *view* is the same memory seen in another shape, and moves nothing.)
 
 
 # %%
@@ -213,7 +214,7 @@ print(f"in all {total / 1e6:.0f} MB, {total / small_least:.0f} times the least o
 print(f"multiply-adds for each byte moved: {needed['multiply-adds'] / total:.2f}")
 
 # %% [markdown]
-# The claim is wrong: there are seven bytes to move for each multiply-add, far left of every bend of section 2. Where do the bytes come from? The form makes a tensor of **all samples**: D numbers for each of B · N_q · M · L · P. It is written by `grid_sample`, read and written by `stack`, read and written by the multiplication with the weights, and read once more by the sum. *Six passes* over the largest tensor of all, though nobody wants to have it. For the encoder's layer:
+# The claim is wrong: there are about seven bytes to move for each multiply-add, far left of every bend of section 2. Where do the bytes come from? The form makes a tensor of **all samples**: D numbers for each of B · N_q · M · L · P. It is written by `grid_sample`, read and written by `stack`, read and written by the multiplication with the weights, and read once more by the sum. *Six passes* over the largest tensor of all, which is not even the result. For the encoder's layer:
 
 # %%
 samples_tensor = encoder["samples"] * 32 * 4
@@ -380,7 +381,7 @@ print(f"largest row number: {2 * R * 8:,}; an int32 holds {2**31 - 1:,}")
 print(f"row numbers of a layer: {4 * encoder['samples'] * 8 / 1e6:.0f} MB as int64, half of it as int32")
 
 # %% [markdown]
-# Torch counts in int64 by itself, which would be more bytes than all inputs together; `embedding_bag` takes int32 as well. With the package's functions that make the table and find the rows, the whole operation is:
+# Torch counts in int64 unless told otherwise, which would be more bytes than all inputs together; `embedding_bag` takes int32 as well. With the package's functions that make the table and find the rows, the whole operation is:
 
 
 # %%
@@ -479,7 +480,7 @@ for name, moved, held in (
 # %% [markdown]
 # ## 6. Measured on a CPU
 #
-# > **Claim:** a form that is some times faster forward trains as many times faster.
+# > **Claim:** a form that is so many times as fast forward is as many times as fast in training.
 # >
 # > **Measurement:** three forms of the same operation, forward alone, and forward with backward, in turns, on this machine: `grid_sample`, our `with_bags` (its backward comes from autograd), and the package's (its backward is written by hand).
 
@@ -493,7 +494,7 @@ for name in ("grid_sample", "with_bags", "ddetr_lite"):
         print(f"{name:>12}, {label:<20} {took:7.1f} ms  {times['grid_sample'][what] / took:5.2f} ×")
 
 # %% [markdown]
-# Such numbers hold for one machine, one shape and one moment: whoever measures while other work is going on measures that work. So here is the log (two cores, nothing else running, fifteen repetitions, all in turns). `encoder-quarter` has a quarter of the paper's cells; `decoder` has 300 queries on the same maps; `small` has the levels of section 3, with 64, 128 and 256 channels in 8 heads.
+# Such numbers hold for one machine, one shape and one moment: whoever measures while other work is going on measures that work. So here is the log of section 3 (two cores, nothing else running, fifteen repetitions, all in turns). `encoder-quarter` has a quarter of the paper's cells; `decoder` has 300 queries on those maps; `small` has the levels of section 3, with 64, 128 and 256 channels in 8 heads.
 
 # %%
 on = log["machine"]
@@ -516,21 +517,23 @@ plots.show(
 )
 
 # %% [markdown]
-# The claim is wrong, in both directions: at the shape of the encoder (a quarter of the paper's area) the gain of 9.82 forward becomes 5.77 with backward; for 8 channels a head (`small-64`) 1.12 becomes 1.53. And the gain forward grows with the channels of a head: 1.12 for 8, 1.73 for 16, 8.06 for 32. The lines of section 3 alone would not give that jump from 16 to 32; perhaps the tensor of samples no longer fits into a cache there. That was not tested. Among the others in that log is a form that gathers rows, too, and is compiled:
+# The claim is wrong, in both directions: at the shape of the encoder (a quarter of the paper's area) the gain of 9.82 forward becomes 5.77 with backward; for 8 channels a head (`small-64`) 1.12 becomes 1.53. And the gain forward grows with the channels of a head: 1.12 for 8, 1.73 for 16, 8.06 for 32. The lines of section 3 alone would not give that jump from 16 to 32; perhaps the tensor of samples no longer fits into a cache there. That was not tested. The log has two other forms: Hugging Face's, and one that gathers rows as ours does, compiled by torch:
 
 # %%
+lines = []
 for row in log["rows"]:
-    if row["setting"] == "small-256" and row["locations"] == "model-like":
-        for name, took in row["peers"].items():
-            print(f"{name:>16}: forward {took['forward']:5.1f} ms, with backward {took['both']:6.1f} ms")
+    if row["locations"] == "model-like":
+        times = (f"{took['forward']:.1f} / {took['both']:.1f}" for took in row["peers"].values())
+        lines.append((row["setting"], *times))
     if row["setting"] == "encoder-quarter" and row["locations"] == "model-like":
         ratio = row["peers"]["ddetr_lite"]["forward"] / row["floor ms"]["memory forward"]
         print(f"encoder-quarter, forward: the package takes {ratio:.0f} times the floor of the memory")
+Table(("ms, forward / with backward", *log["rows"][0]["peers"]), lines)
 
 # %% [markdown]
-# At the small shape the compiled form, which gathers rows too, is nearly as fast forward; at the encoder's it is not, so rows alone do not explain it, and we have not looked further. Its backward, which has to add gradients to rows wherever they fall, is slower at both. (What `auto` takes on a CPU: the package's form from 8 channels a head on, else `grid_sample`.)
+# With narrow heads (`small-64`, `small-128`) the compiled form is the fastest forward, at `small-256` nearly so; at `encoder-quarter` it is far behind, so rows alone do not explain it, and we have not looked further. Its backward, which has to add gradients to rows wherever they fall, is slower than the package's everywhere. (Left to itself, `backend="auto"`, the package takes its own form on a CPU from 8 channels a head on, else `grid_sample`.)
 #
-# And 21 times the floor of memory is a lot. Memory is not the only bound of a CPU, but twenty operations are not one either. Which brings us to kernels.
+# And 21 times the floor of memory is a lot. Memory is not the only bound of a CPU, but the form is also some twenty operations, and not one (section 5). Which brings us to kernels.
 
 # %% [markdown]
 # ## 7. A kernel of our own
@@ -699,7 +702,7 @@ print(f"different rows: neighbours {sum(near) / len(near):.0%}, from anywhere {s
 # %% [markdown]
 # ### The package's kernel
 #
-# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with strides instead of fixed sizes, and products in float32 whatever the values are (section 10). `here` says which queries exist and `wide` which channels do, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left.
+# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with strides instead of fixed sizes, and products in float32 whatever the values are (section 10). `here` says which queries exist and `wide` which channels do, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `first` counts the cells of the levels before. (`reference`, `line`, `largest`, `total` and `KIND` are for offsets and scores, below.)
 
 # %%
 source = Path(kernels.__file__).with_name("triton_kernels.py").read_text(encoding="utf-8")
@@ -774,7 +777,7 @@ ax = plots.bars(per_cell, labels, "Additions to each cell of a level, one head",
 plots.show(ax, alt="Additions to a cell grow from 20 on the finest level to 917 on the coarsest.")
 
 # %% [markdown]
-# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. That is as many additions as the forward pass reads corners, 2.3 GB of them; but a read can be shared in a cache, and an addition has to be carried out. In the package's backward kernel they are one line. (Gradients of locations and weights need no such line: each belongs to one query, and so to one program.)
+# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. In all the backward pass adds as many numbers as the forward pass reads at corners, 2.3 GB; but a read can be shared in a cache, and an addition has to be carried out. In the package's backward kernel the additions are one line (`sem="relaxed"`: in any order). (Gradients of locations and weights need no such line: each belongs to one query, and so to one program.)
 
 # %%
 additions = 4 * encoder["samples"] * 32
@@ -838,7 +841,7 @@ if TRITON:
 # %% [markdown]
 # ## 10. Halves
 #
-# If bytes are the bound, make numbers smaller. bfloat16 has 2 bytes: the exponent of a float32, but 8 binary digits instead of 24.
+# If bytes are the bound, make numbers smaller. A *half* is a number of 2 bytes; bfloat16 is one of them: the exponent of a float32, but 8 binary digits instead of 24.
 #
 # > **Claim:** bfloat16 halves the bytes, so give it everything.
 # >
@@ -1133,5 +1136,4 @@ print(
 course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W", "V", "R", "S")
 
 # %% [markdown]
-# This was the last notebook of the course: from the word's query vector to the bytes of a kernel. Back to [11 · Train on COCO](11_train_on_coco.ipynb), or to the
-# [start](00_start_here.ipynb), to look at the first picture again, knowing what happens in it.
+# From the word's query vector to the bytes of a kernel: that was the way down. **Next:** what others made of Deformable DETR. [13 · What came next](13_what_came_next.ipynb). Back to [11 · Train on COCO](11_train_on_coco.ipynb)
