@@ -51,7 +51,7 @@ CONVERGENCE = Study(
             "deformable-detr-same-map",
             "Deformable DETR on DETR's map",
             _to_converge("deformable-detr", {"levels": 1, "stride": 8}),
-            (3, 9, 18, 36),
+            (3, 9, 18),
             rate_of="deformable-detr",
             seeds=1,
         ),
