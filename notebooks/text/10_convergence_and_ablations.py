@@ -513,7 +513,9 @@ def mended(errors, kind):
 # %%
 def gains(errors):
     """What AP50 would gain if all mistakes of a kind were mended, kind by kind."""
-    now = {one.image_id: {k: getattr(one, k) for k in ("boxes", "scores", "labels")} for one in errors.pictures}
+    now = {
+        one.image_id: {k: getattr(one, k) for k in ("boxes", "scores", "labels")} for one in errors.pictures
+    }
     before = ap_of(now, validation)["AP50"]
     fewer = copy.copy(validation)
     fewer.annotations = [
@@ -537,7 +539,9 @@ plots.show(
     "duplicates; background nearly nothing, missed objects nothing.",
 )
 for name, gain in gained.items():
-    print(f"{name}: costs most: {max(gain, key=gain.get)}; missed objects cost nothing: {gain['missed'] == 0}")
+    print(
+        f"{name}: costs most: {max(gain, key=gain.get)}; missed objects cost nothing: {gain['missed'] == 0}"
+    )
 
 # %% [markdown]
 # > **Claim:** both charts say the same about what should be mended first.
@@ -592,7 +596,9 @@ Markdown(convergence.study.method)
 # %%
 from ddetr_lite.benchmarks.studies.results import searched
 
-searching = [row for row in convergence.study.rows if not row.rate_of]  # the others take a rate that was found
+searching = [
+    row for row in convergence.study.rows if not row.rate_of
+]  # the others take a rate that was found
 search = {row.name: {} for row in searching}  # multiple → AP at the end
 for run, ap in searched(convergence.study, convergence.place):
     search[run.row.name][run.rate] = ap
@@ -871,7 +877,10 @@ def gradient_on_cells(model, image, target, other=0):
     handle.remove()
     pairs = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind)
     for query, t in sorted(zip(pairs.query.tolist(), pairs.target.tolist()), key=lambda pair: pair[1]):
-        logits, label = outputs.logits[-1, 0, (query + other) % outputs.logits.shape[2]], wanted[0]["labels"][t]
+        logits, label = (
+            outputs.logits[-1, 0, (query + other) % outputs.logits.shape[2]],
+            wanted[0]["labels"][t],
+        )
         p = logits.softmax(-1)[label] if kind == "softmax" else logits[label].sigmoid()
         (pull,) = torch.autograd.grad(-p.log(), kept[0], retain_graph=True)  # (1, N, d)
         size = pull[0].norm(dim=-1)
@@ -934,7 +943,9 @@ measured = {
     for state, models, other in (("new", new, 0), ("another query", new, 7), ("trained", trained, 0))
 }
 title = "Gradient on the object's cells, as a multiple of an even spread"
-ax = plots.bars(list(measured.values()), [name.replace(", ", ",\n") for name in measured], title, form="{:.1f}")
+ax = plots.bars(
+    list(measured.values()), [name.replace(", ", ",\n") for name in measured], title, form="{:.1f}"
+)
 ax.axhline(1, color=plots.INK, linestyle="--", linewidth=1)
 plots.show(
     ax,
