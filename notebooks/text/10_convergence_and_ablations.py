@@ -974,7 +974,7 @@ for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 
 # %% [markdown]
 # An optimizer that divides by the gradient's size makes up for a factor that all scores share, so this alone does not show slow learning. The authors' reason is that of section 5.2: with even weights, the gradient does not say where to look.
 #
-# What has been shown: how both models begin, and that their gradients go to other places. What has *not* been shown: that this alone makes the factor of section 4. The two models differ in more than their attention (loss, number of maps). For that, one thing at a time has to be changed: ablations.
+# What has been shown: how both models begin, and that their gradients go to other places. What has *not* been shown: that this alone makes the factor of section 4. The two models differ in their loss as well as in their attention. (That Deformable DETR has more maps, and with them a larger backbone, is not the reason: section 4.4, the row on DETR's map.) For that, one thing at a time has to be changed: ablations.
 
 # %% [markdown]
 # ## 6. The two tables of the paper, at small scale
