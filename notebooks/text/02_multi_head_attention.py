@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | build multi-head attention from eight single ones, then as four matrix products; split and merge heads without mixing words; say what eight heads cost; train two layers that resolve "it", say why one cannot, and read pictures of heads with due doubt |
 # | **You need first** | [01 · Self-attention](01_self_attention.ipynb) |
-# | **Time** | 75 minutes to read and run, 40 for the exercises |
+# | **Time** | 75 minutes to read and run, 45 for the exercises |
 # | **Device** | any CPU; two cells train for about 10 seconds each, and nothing is downloaded |
 
 # %%

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | compute IoU and GIoU by hand; say what anchors, assignment rules and NMS do, and show where each fails; match predictions with objects by brute force and by the Hungarian algorithm; build DETR's loss from its three terms and show that it does not care about order; read a precision–recall curve and compute AP |
 # | **You need first** | [00 · Start here](00_start_here.ipynb) for boxes, the softmax of [01](01_self_attention.ipynb), and decoder layers from [04](04_transformer.ipynb) |
-# | **Time** | 135 minutes to read and run, 70 for the exercises |
+# | **Time** | 135 minutes to read and run, 65 for the exercises |
 # | **Device** | any CPU; the longest cell takes some seconds, and nothing is downloaded |
 
 # %%

@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | compute COCO's AP from nothing, with its rules for sizes and crowds, and get what pycocotools gets; say what AP rewards and what it does not see; sort a detector's mistakes into kinds, and say what each kind costs; judge whether a comparison is fair; show how a new DETR looks and learns, and how a new Deformable DETR does; read the paper's tables beside those of a small study, and train every row of it again |
 # | **You need first** | precision, recall and AP in [05 · The Hungarian loss](05_hungarian_loss.ipynb), [06 · DETR](06_detr.ipynb), and [09 · Deformable DETR](09_deformable_detr.ipynb) |
-# | **Time** | 150 minutes to read and run, 55 for the exercises |
+# | **Time** | 150 minutes to read and run, 60 for the exercises |
 # | **Device** | any CPU; less than a minute of computing in all. Nothing is trained here and nothing is downloaded: the long runs are committed |
 
 # %%
@@ -866,10 +866,7 @@ plots.show(
 
 # %%
 def gradient_on_cells(model, image, target, other=0):
-    """For each object its class loss's gradient on each cell of the memory, in shares, (N,), and its box.
-
-    other: so many queries further than the one that the match gives to the object.
-    """
+    """For each object its class loss's gradient on each cell of the memory, in shares, (N,), and its box."""
     kept = []
     handle = model.transformer.encoder.register_forward_hook(lambda *call: kept.append(call[-1]))
     batch, kind = model.batch([image]), model.loss.kind
@@ -877,10 +874,7 @@ def gradient_on_cells(model, image, target, other=0):
     handle.remove()
     pairs = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind)
     for query, t in sorted(zip(pairs.query.tolist(), pairs.target.tolist()), key=lambda pair: pair[1]):
-        logits, label = (
-            outputs.logits[-1, 0, (query + other) % outputs.logits.shape[2]],
-            wanted[0]["labels"][t],
-        )
+        logits, label = outputs.logits[-1, 0, (query + other) % 20], wanted[0]["labels"][t]
         p = logits.softmax(-1)[label] if kind == "softmax" else logits[label].sigmoid()
         (pull,) = torch.autograd.grad(-p.log(), kept[0], retain_graph=True)  # (1, N, d)
         size = pull[0].norm(dim=-1)
@@ -918,6 +912,8 @@ plots.show(
 )
 
 # %% [markdown]
+# (`other` takes another one of the 20 queries, so many further on; it is needed below.)
+#
 # One picture is an example. For the objects of 20 pictures: the share of the gradient that reaches the cells inside the object's box, against the share of all cells that lie there, which is what an even spread would give.
 
 

@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | read COCO's annotation files, and cause and recognise the usual confusions; choose a part of COCO, download it and look at it; say what batch, learning rate, schedule and epochs mean in steps, and how much of a batch is padding; say what bfloat16 loses, and where it must not; pass the first gate; stop a run and go on with the same bits; divide a batch among GPUs; read curves; ask why AP is low; fine-tune a detector and use it on your own photos |
 # | **You need first** | [05 · The Hungarian loss](05_hungarian_loss.ipynb), [06 · DETR](06_detr.ipynb) and [09 · Deformable DETR](09_deformable_detr.ipynb) |
-# | **Time** | 120 minutes to read and run, 35 for the exercises |
+# | **Time** | 120 minutes to read and run, 40 for the exercises |
 # | **Device** | any CPU; some cells train for a few seconds each, all together take about two minutes, and nothing is downloaded from elsewhere. For a GPU: section 10 |
 
 # %%

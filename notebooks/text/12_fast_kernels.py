@@ -21,7 +21,7 @@
 # |:--|:--|
 # | **You will be able to** | count the bytes and multiplications of an operation, and say how fast it can be at best; find where a form made of tensor operations spends its time; write deformable attention as a sparse matrix times a table, and its gradient as the transposed product; read and write a small Triton kernel, and say which program computes what; say why sums in another order have other last bits, and which numbers may be halves |
 # | **You need first** | [08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb) |
-# | **Time** | 130 minutes to read and run, 60 for the exercises |
+# | **Time** | 130 minutes to read and run, 65 for the exercises |
 # | **Device** | any CPU; nothing is downloaded. The interpreter needs Triton, which comes with PyTorch on Linux; elsewhere its cells say so and go on |
 
 # %%
