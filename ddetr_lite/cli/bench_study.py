@@ -110,8 +110,8 @@ KEPT = ("table.md", "curves.png", "cost.json", "mistakes.json")
 def write_tables(study: Study, folder: Path) -> None:
     """table.md and curves.png in the study's folder, of the runs that are finished."""
     from ddetr_lite.benchmarks.studies.figure import study_figure
-    from ddetr_lite.benchmarks.studies.mistakes import mistakes, read_json
-    from ddetr_lite.benchmarks.studies.results import outcomes
+    from ddetr_lite.benchmarks.studies.mistakes import mistakes
+    from ddetr_lite.benchmarks.studies.results import outcomes, read_json
     from ddetr_lite.benchmarks.studies.table import tables
     from ddetr_lite.plots.style import png
 

@@ -163,13 +163,7 @@ COMBINE_MASKS = Exercise(
         ),
         Mistake(
             "a pattern alone is given back as it is, (N_q, N_k), which stretches by itself",
-            lambda p, m: (
-                None
-                if m is None and p is None
-                else m[None, None]
-                if p is None and m is not None
-                else _both(p, m, lambda p: p[:, None, None, :])
-            ),
+            lambda p, m: m[None, None] if p is None and m is not None else _both(p, m, lambda p: p[:, None, None, :]),
         ),
         Mistake(
             "a key is hidden only where both masks hide it: `&` should be `|`",

@@ -184,31 +184,20 @@ def _noise(
     part: Tensor,
     amount: float,
     farther: float = 1.0,
-    unit: Callable[[Tensor], Tensor] = lambda size: size / 2,
+    reach: Callable[[Tensor], Tensor] = lambda size: size.repeat(1, 2) / 2,
     inside: bool = True,
+    forth: bool = True,
     back: bool = True,
 ) -> Tensor:
-    """sign, part: (2, T, 4); unit: the reach of a corner in x and y, from a box's width and height."""
-    reach = unit(boxes[:, 2:]).repeat(1, 2)  # (T, 4)
+    """sign, part: (2, T, 4); reach: from widths and heights (T, 2) to how far each of the four numbers may move, (T, 4)."""
     parts = torch.stack((part[0], part[1] + farther))
-    corners = cxcywh_to_xyxy(boxes) + sign * parts * reach * amount
+    corners = (cxcywh_to_xyxy(boxes) if forth else boxes) + sign * parts * reach(boxes[:, 2:]) * amount
     corners = corners.clamp(0, 1) if inside else corners
     return xyxy_to_cxcywh(corners) if back else corners
 
 
 def _contrastive_boxes(boxes: Tensor, sign: Tensor, part: Tensor, amount: float) -> Tensor:
     return _noise(boxes, sign, part, amount)
-
-
-def _of_centre_and_size(boxes: Tensor, sign: Tensor, part: Tensor, amount: float) -> Tensor:
-    parts = torch.stack((part[0], part[1] + 1))
-    return (boxes + sign * parts * boxes[:, 2:].repeat(1, 2) / 2 * amount).clamp(0, 1)
-
-
-def _wwhh(boxes: Tensor, sign: Tensor, part: Tensor, amount: float) -> Tensor:
-    parts = torch.stack((part[0], part[1] + 1))
-    reach = boxes[:, 2:].repeat_interleave(2, dim=1) / 2
-    return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + sign * parts * reach * amount).clamp(0, 1))
 
 
 def _noise_case(what: str, seed: int, count: int, amount: float) -> Case:
@@ -239,12 +228,13 @@ CONTRASTIVE = Exercise(
         Mistake("the *positive* boxes move farther; of the two rows of `part` the second gets the 1",
                 lambda b, s, p, a: _noise(b, s, torch.stack((p[0] + 1, p[1] - 1)), a)),
         Mistake("the noise is a share of the picture, not of the box: small objects are lost",
-                lambda b, s, p, a: _noise(b, s, p, a, unit=torch.ones_like)),
+                lambda b, s, p, a: _noise(b, s, p, a, reach=lambda size: torch.ones_like(size.repeat(1, 2)))),
         Mistake("the reach is the whole width and height; `amount` is a share of half of them",
-                lambda b, s, p, a: _noise(b, s, p, a, unit=lambda size: size)),
+                lambda b, s, p, a: _noise(b, s, p, a, reach=lambda size: size.repeat(1, 2))),
         Mistake("the noise is added to centre and size; it is meant for the corners: cxcywh_to_xyxy first",
-                _of_centre_and_size),
-        Mistake("the reaches stand as (w, w, h, h); corners are (x0, y0, x1, y1), so (w, h, w, h): `repeat`", _wwhh),
+                lambda b, s, p, a: _noise(b, s, p, a, forth=False, back=False)),
+        Mistake("the reaches stand as (w, w, h, h); corners are (x0, y0, x1, y1), so (w, h, w, h): `repeat`",
+                lambda b, s, p, a: _noise(b, s, p, a, reach=lambda size: size.repeat_interleave(2, dim=1) / 2)),
         Mistake("corners may leave the picture: clamp them to 0..1 before you go back to centre and size",
                 lambda b, s, p, a: _noise(b, s, p, a, inside=False)),
         Mistake("these are corners; centre and size are asked for: xyxy_to_cxcywh at the end",

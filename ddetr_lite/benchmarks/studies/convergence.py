@@ -75,8 +75,8 @@ CONVERGENCE_ADAMW = Study(
         "- **Budget, factor, time**: as in `convergence`; one seed.",
     ),
     rows=(
-        Row("detr", "DETR", _to_converge("detr", None, **_ADAMW), (9, 36)),
-        Row("deformable-detr", "Deformable DETR", _to_converge("deformable-detr", None, **_ADAMW), (3, 9, 18, 36)),
+        Row("detr", "DETR", _to_converge("detr", **_ADAMW), (9, 36)),
+        Row("deformable-detr", "Deformable DETR", _to_converge("deformable-detr", **_ADAMW), (3, 9, 18, 36)),
     ),
     baseline="detr",
     search_epochs=9,

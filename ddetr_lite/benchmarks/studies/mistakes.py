@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddetr_lite.benchmarks.studies.results import Outcome
+from ddetr_lite.benchmarks.studies.results import Outcome, read_json
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.engine.errors import KINDS, best_threshold, detections_from_results, find_errors
 
@@ -42,17 +42,6 @@ def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]
     if counted:
         path.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
     return counted
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a study wrote into its folder. Raises ValueError, with the remedy, where it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}): delete it, and measure again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is broken (a {type(content).__name__}): delete it, and measure again")
-    return content
 
 
 def mistakes_table(labels: dict[str, str], known: dict[str, dict[str, Any]]) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """What came out of a study, read from the logs of its runs: scores, and the epochs that rows need for the same score."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +97,17 @@ def rates(study: Study, folder: Path) -> dict[str, float]:
     """The multiple of the learning rates that the search chose, by row."""
     scores = scores_in(study, folder)
     return {row.name: rate for row in study.rows if (rate := chosen_rate(study, row, scores)) is not None}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a study wrote into its folder. Raises ValueError, with the remedy, where it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}): delete it, and measure again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is broken (a {type(content).__name__}): delete it, and measure again")
+    return content
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,11 @@ def tables(
         intro = "For a hundred objects of the validation set (seed 0, IoU 0.5, the score at which F1 is best; TIDE's kinds):"
         parts += ["## Where detections go wrong", intro, markdown(mistakes_table(labels, known))]
     chosen = rates(study, folder)
+    tried = searched(study, folder)
     trial = [[run.row.label, _rates(run), f"{ap:.3f}", "×" if chosen.get(run.row.name) == run.rate else ""]
-             for run, ap in searched(study, folder)]  # fmt: skip
+             for run, ap in tried]  # fmt: skip
     parts += ["## The search for the learning rates", markdown([["model", "learning rates", "AP", "chosen"], *trial])]
-    parts += [_undecided(study, folder)]
+    parts += [_undecided(tried)]
     parts += ["## Commands", _data_command(study), *(_commands(found, row) for row in study.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -131,10 +132,10 @@ TELLING = 0.02
 """An AP below which the order of two runs is chance: on a few hundred pictures a hundredth is."""
 
 
-def _undecided(study: Study, folder: Path) -> str:
+def _undecided(tried: Sequence[tuple[PlannedRun, float]]) -> str:
     """Which searches said nothing, since none of their runs learned enough; "" where all did."""
     best: dict[str, float] = {}
-    for run, ap in searched(study, folder):
+    for run, ap in tried:
         best[run.row.label] = max(ap, best.get(run.row.label, 0.0))
     low = [label for label, ap in best.items() if ap < TELLING]
     return (
