@@ -5,6 +5,7 @@ from ddetr_lite.cli.parsing import Mistake, parse, take_positional
 STUDIES = (
     "convergence",
     "convergence-adamw",
+    "convergence-cells",
     "table1",
     "table1-cpu",
     "table2",

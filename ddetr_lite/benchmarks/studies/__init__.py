@@ -5,10 +5,20 @@ what came out; the studies themselves are in `convergence`, `tables` and `coco_m
 """
 
 from ddetr_lite.benchmarks.studies.coco_mini import COCO_MINI, COCO_MINI_CPU
-from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE, CONVERGENCE_ADAMW
+from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE, CONVERGENCE_ADAMW, CONVERGENCE_CELLS
 from ddetr_lite.benchmarks.studies.tables import TABLE_1, TABLE_1_CPU, TABLE_2, TABLE_2_CPU
 
 STUDIES = {
     study.name: study
-    for study in (CONVERGENCE, CONVERGENCE_ADAMW, TABLE_1, TABLE_1_CPU, TABLE_2, TABLE_2_CPU, COCO_MINI, COCO_MINI_CPU)
+    for study in (
+        CONVERGENCE,
+        CONVERGENCE_ADAMW,
+        CONVERGENCE_CELLS,
+        TABLE_1,
+        TABLE_1_CPU,
+        TABLE_2,
+        TABLE_2_CPU,
+        COCO_MINI,
+        COCO_MINI_CPU,
+    )
 }
