@@ -22,10 +22,22 @@ from ddetr_lite.batching import RawBatch
 from ddetr_lite.benchmarks.cost import kept_bytes, multiply_adds
 from ddetr_lite.benchmarks.studies import STUDIES, training
 from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
+from ddetr_lite.benchmarks.studies.figure import rows_figure
 from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
-from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study, chosen_rate, counted_runs, open_runs, search_runs
+from ddetr_lite.benchmarks.studies.orderings import judge, verdict
+from ddetr_lite.benchmarks.studies.plan import (
+    Ordering,
+    PlannedRun,
+    Row,
+    Side,
+    Study,
+    chosen_rate,
+    counted_runs,
+    open_runs,
+    search_runs,
+)
 from ddetr_lite.benchmarks.studies.results import Spread, epochs_for, factors, finished, outcomes, scores_in, spread
-from ddetr_lite.benchmarks.studies.table import markdown, tables
+from ddetr_lite.benchmarks.studies.table import markdown, orderings_table, tables
 from ddetr_lite.benchmarks.studies.tables import PAPER
 from ddetr_lite.cli import main
 from ddetr_lite.cli.benching import STUDIES as NAMES
@@ -329,6 +341,74 @@ def test_page_says_everything(tmp_path: Path) -> None:
     assert "ddetr-lite data shapes --folder data/shapes --size 192 --max-objects 6\n" in tables(own, tmp_path)
     assert "## Cost" not in tables(STUDY, tmp_path)
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "word"),
+    [
+        ((0.5, 0.6), (0.3, 0.4), "confirmed"),
+        ((0.3, 0.4), (0.5, 0.6), "reversed"),
+        ((0.3, 0.6), (0.4, 0.5), "open"),  # the seeds cross
+        ((0.305,), (0.3,), "open"),  # a single seed, too near
+        ((0.305, 0.306), (0.3,), "open"),
+        ((0.305, 0.306), (0.3, 0.301), "confirmed"),
+        ((0.33,), (0.3,), "confirmed"),
+        ((0.3,), (0.33,), "reversed"),
+        ((), (0.3,), "not run"),
+    ],
+)
+def test_verdict_on_an_ordering(ahead: tuple[float, ...], behind: tuple[float, ...], word: str) -> None:
+    assert verdict(ahead, behind) == word
+
+
+def test_orderings_name_rows_scores_and_lengths(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    slow = replace(SLOW, paper={"AP": 42.0, "AP_small": 20.0}, paper_short={"AP": 35.0})
+    study = replace(
+        STUDY,
+        rows=(slow, QUICK),
+        orderings=(
+            Ordering(Side("quick"), Side("slow")),
+            Ordering(Side("quick"), Side("slow", short=True)),
+            Ordering(Side("slow"), Side("quick"), "AP_small"),
+        ),
+    )
+    _, *lines = orderings_table(study, outcomes(study, tmp_path))
+    assert lines == [
+        ["Quick, 4 epochs", "Slow, 8 epochs", "AP", "– / 42.0", "0.505 (0.500–0.510) / 0.405 (0.400–0.410)", "confirmed"],
+        ["Quick, 4 epochs", "Slow, 4 epochs", "AP", "– / 35.0", "0.505 (0.500–0.510) / 0.205 (0.200–0.210)", "confirmed"],
+        ["Slow, 8 epochs", "Quick, 4 epochs", "AP small", "20.0 / –", "0.203 (0.200–0.205) / 0.253 (0.250–0.255)", "reversed"],
+    ]  # fmt: skip
+    page = tables(study, tmp_path)
+    assert "## The order of the rows" in page
+    assert "| reversed |" in page
+    table = page.split("## Average precision")[1].split("## ")[0]  # the paper's short schedule beside our shortest
+    assert [line.rsplit("| ", 1)[1] for line in table.splitlines() if line.startswith("| Slow")] == [
+        "35.0 |",
+        "42.0 (20.0) |",
+    ]
+    nothing = judge(study, [])
+    assert {judged.verdict for judged in nothing} == {"not run"}
+
+
+def test_every_ordering_agrees_with_the_papers_numbers() -> None:
+    for study in STUDIES.values():
+        for judged in judge(study, []):
+            ahead, behind = judged.paper
+            assert ahead is not None, judged
+            assert behind is not None, judged
+            assert ahead > behind, judged
+
+
+def test_bars_of_rows_are_as_long_as_their_scores(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    study = replace(STUDY, rows=(replace(SLOW, paper={"AP": 42.0}), QUICK))
+    drawn = rows_figure(study, outcomes(study, tmp_path))
+    assert [[bar.get_width() for bar in ax.patches] for ax in drawn.axes] == [
+        pytest.approx([0.205, 0.405, 0.205, 0.505]),
+        pytest.approx([0.1025, 0.2025, 0.1025, 0.2525]),
+        [0, 42.0, 0, 0],
+    ]
 
 
 def test_mistakes_are_given_for_a_hundred_objects() -> None:

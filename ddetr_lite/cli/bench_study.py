@@ -104,12 +104,12 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-KEPT = ("table.md", "curves.png", "cost.json", "mistakes.json")
+KEPT = ("table.md", "curves.png", "rows.png", "cost.json", "mistakes.json")
 
 
 def write_tables(study: Study, folder: Path) -> None:
-    """table.md and curves.png in the study's folder, of the runs that are finished."""
-    from ddetr_lite.benchmarks.studies.figure import study_figure
+    """table.md, curves.png and, where rows are to be in an order, rows.png, of the runs that are finished."""
+    from ddetr_lite.benchmarks.studies.figure import rows_figure, study_figure
     from ddetr_lite.benchmarks.studies.mistakes import mistakes
     from ddetr_lite.benchmarks.studies.results import outcomes, read_json
     from ddetr_lite.benchmarks.studies.table import tables
@@ -124,6 +124,8 @@ def write_tables(study: Study, folder: Path) -> None:
     page = tables(study, folder, cost, mistakes(found, folder))
     (folder / "table.md").write_text(page, encoding="utf-8")
     (folder / "curves.png").write_bytes(png(study_figure(study, found, cost and cost["rows"])))
+    if study.orderings:
+        (folder / "rows.png").write_bytes(png(rows_figure(study, found)))
     print(f"{folder}: table.md and curves.png are written, of {len(found)} finished runs.")
 
 

@@ -991,115 +991,58 @@ def verdict(ahead, behind):
     return "confirmed" if min(ahead) > max(behind) else "reversed" if max(ahead) < min(behind) else "open"
 
 
-# %% [markdown]
-# The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a "short" one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, in percent: AP 35.3, of small objects 15.2.) *Single scale* means one map, at stride 32, or at 16 with DC5; Faster R-CNN is the detector with anchors that 06 names. The column "the paper" has for Deformable DETR what the authors' released code reaches, which in table 1 is a little more than the paper says.
-
-# %%
-TABLE_1 = (  # ahead, behind, score
-    ("deformable-detr", "detr-dc5 short", "AP"),
-    ("deformable-detr", "detr", "AP"),
-    ("deformable-detr", "detr", "AP_small"),
-    ("faster-rcnn", "detr", "AP_small"),
-    ("detr", "faster-rcnn", "AP_large"),
-    ("detr-dc5", "detr", "AP"),
-    ("deformable-detr-single-scale-dc5", "deformable-detr-single-scale", "AP"),
-    ("deformable-detr", "deformable-detr-single-scale-dc5", "AP"),
-    ("deformable-detr-refine", "deformable-detr", "AP"),
-    ("deformable-detr-two-stage", "deformable-detr-refine", "AP"),
-)
-PAPER_SHORT = {"detr-dc5 short": {"AP": 35.3, "AP_small": 15.2}}  # after 50 epochs
-TABLE_2 = (
-    ("full", "own-level", "AP"),
-    ("own-level", "own-level-one-point", "AP"),
-    ("own-level-one-point", "single-map-one-point", "AP"),
-)
-
-
-# %%
-def side_of(one, which, metric):
-    """A row in words, the APs of its runs, and what the paper has, in percent."""
-    name, _, short = which.partition(" ")
-    row = one.study.row(name)
-    epochs = row.epochs[0 if short else -1]
-    known = spread(one.runs, row, epochs, metric)
-    paper = PAPER_SHORT.get(which, row.paper).get(metric)
-    words = f"{known:.3f}" if known else "–"
-    return f"{row.label}, {epochs} epochs", known.values if known else (), words, f"{paper}" if paper else "–"
-
-
-# %%
-def orderings(one, pairs):
-    """A table of the pairs, with the verdict on each."""
-    lines = []
-    for *rows, metric in pairs:
-        (first, second), aps, here, paper = zip(*(side_of(one, which, metric) for which in rows))
-        lines.append((first, second, metric, " / ".join(paper), " / ".join(here), verdict(*aps)))
-    return Table(("ahead", "behind", "score", "the authors", "here", ""), lines)
-
+print(verdict([0.50, 0.52], [0.40, 0.49]), "·", verdict([0.50, 0.52], [0.51]), "·", verdict([0.4], [0.5]))
 
 # %% [markdown]
-# And a chart of the rows of a study: AP here, of all and of small objects, and AP in the paper.
-
-
-# %%
-def rows_chart(one):
-    """A lying bar for each row and length of schedule; lines from the lowest to the highest seed."""
-    shown = [(row, e) for row in one.study.rows for e in row.epochs if spread(one.runs, row, e, "AP")]
-    paper = [row.paper.get("AP", 0) * (epochs == row.epochs[-1]) for row, epochs in shown]
-    drawn, axes = plots.panels(3 if any(paper) else 2, height=0.8 + 0.28 * len(shown), sharey=True)
-    for ax, metric in zip(axes, ("AP", "AP_small")):
-        for i, (row, epochs) in enumerate(shown):
-            values = known.values if (known := spread(one.runs, row, epochs, metric)) else (0,)
-            ax.barh(i, sum(values) / len(values), color=plots.COLOURS[0])
-            ax.plot([min(values), max(values)], [i, i], color=plots.INK, linewidth=2)
-    if any(paper):
-        axes[2].barh(range(len(shown)), paper, color=plots.COLOURS[1])
-    with mpl.rc_context(STYLE):
-        for ax, title in zip(axes, ("AP here", "AP_small here", "the authors' AP, %")):
-            ax.set_title(title)
-    axes[0].set_yticks(range(len(shown)), [f"{row.label}, {epochs}" for row, epochs in shown], fontsize=7)
-    axes[0].invert_yaxis()
-    return drawn
-
+# ### 6.1 Which model is ahead
+#
+# The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a short one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, and 109 for Faster R-CNN, the detector with anchors that 06 names.) *Single scale* means one map, at stride 32, or at 16 with DC5. The authors' scores of Deformable DETR are those of their released code, a little more than the paper says.
 
 # %%
-def show_study(name, pairs, folder=""):
+from ddetr_lite.benchmarks.studies.figure import rows_figure
+from ddetr_lite.benchmarks.studies.orderings import judge
+from ddetr_lite.benchmarks.studies.table import orderings_table
+
+
+def show_study(name, folder=""):
     """Chart, scores and orderings of a study, as far as it has been run."""
     if (one := read_study(name, folder)) is None:
         return
     alt = "Lying bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
-    plots.show(rows_chart(one), alt=alt)
-    head, *lines = scores_table(one.study, one.runs)
-    display(Table(head, lines))
-    compared = orderings(one, pairs)
-    display(compared)
-    said = [line[-1] for line in compared.rows]
+    plots.show(rows_figure(one.study, one.runs), alt=alt)
+    for head, *lines in (scores_table(one.study, one.runs), orderings_table(one.study, one.runs)):
+        display(Table(head, lines))
+    pairs = [[side.values if side else () for side in judged.here] for judged in judge(one.study, one.runs)]
+    said = [verdict(*pair) for pair in pairs]
     print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
 
 
-show_study("table1-cpu", TABLE_1)
+show_study("table1-cpu")
 
 # %%
-show_study("table1", TABLE_1)
+show_study("table1")
 
 # %% [markdown]
 # Read the last column. Where it says *reversed*, think of what differs: with pictures of 128 or 256 pixels and a few epochs, a row that needs long to learn cannot show what it can do in the end.
 #
+# ### 6.2 What its parts bring
+#
 # Table 2 changes one thing at a time in the multi-scale model (without refinement): attention across the maps or within each (a token of the encoder looks at its own map only), and the number of points. Three rows of ours are not in the paper: one point with attention across maps, four points on a single map, and offsets that start anywhere instead of at the compass (07).
 
 # %%
-show_study("table2-cpu", TABLE_2)
+show_study("table2-cpu")
 
 # %%
-show_study("table2", TABLE_2)
+show_study("table2")
 
 # %% [markdown]
-# And four of the detectors on real pictures, a small part of COCO, at one budget:
+# ### 6.3 On real pictures
+#
+# Four of the detectors on real pictures, a small part of COCO, at one budget:
 
 # %%
-REAL = (("deformable-detr", "detr", "AP"), ("deformable-detr-two-stage", "deformable-detr", "AP"))
-show_study("coco-mini-cpu", REAL)
-show_study("coco-mini", REAL, folder="coco-mini-four")
+show_study("coco-mini-cpu")
+show_study("coco-mini", folder="coco-mini-four")
 
 # %% [markdown]
 # ## 7. The command behind every number

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from ddetr_lite.benchmarks.studies.method import COST, END, SEARCH, sized, text
-from ddetr_lite.benchmarks.studies.plan import Row, Study
-from ddetr_lite.benchmarks.studies.tables import LABELS
+from ddetr_lite.benchmarks.studies.plan import Ordering, Row, Side, Study
+from ddetr_lite.benchmarks.studies.tables import LABELS, PAPER
 from ddetr_lite.engine.recipes import Recipe, recipe
 
 _FOUR = {
@@ -14,6 +14,11 @@ _FOUR = {
     "deformable-detr": "Deformable DETR",
     "deformable-detr-two-stage": "Deformable DETR ++ two-stage",
 }
+_ORDERINGS = (
+    Ordering(Side("deformable-detr"), Side("detr")),
+    Ordering(Side("deformable-detr"), Side("faster-rcnn")),
+    Ordering(Side("deformable-detr-two-stage"), Side("deformable-detr")),
+)
 _FEATURES = "data/weights/mobilenet_v2-imagenet-features.pth"
 _COCO_MINI = (
     "- **Data**: coco-mini, 1,780 pictures of COCO for training and 198 for validation, 80 classes, longer side 384 px; "
@@ -52,12 +57,20 @@ COCO_MINI = Study(
         COST,
     ),
     rows=tuple(
-        Row(row, label, _on_coco_mini(row, workers=12), (60,), rate_of="deformable-detr" if "stage" in row else "")
+        Row(
+            row,
+            label,
+            _on_coco_mini(row, workers=12),
+            (60,),
+            rate_of="deformable-detr" if "stage" in row else "",
+            paper=PAPER[row],
+        )
         for row, label in _FOUR.items()
     ),
     baseline="faster-rcnn",
     search_epochs=10,
     seeds=1,
+    orderings=_ORDERINGS,
 )
 
 COCO_MINI_CPU = Study(
@@ -73,10 +86,18 @@ COCO_MINI_CPU = Study(
         COST,
     ),
     rows=tuple(
-        Row(row, label, _smaller(_on_coco_mini(row)), (8,), rate_of="deformable-detr" if "stage" in row else "")
+        Row(
+            row,
+            label,
+            _smaller(_on_coco_mini(row)),
+            (8,),
+            rate_of="deformable-detr" if "stage" in row else "",
+            paper=PAPER[row],
+        )
         for row, label in _FOUR.items()
     ),
     baseline="faster-rcnn",
     search_epochs=8,
     seeds=1,
+    orderings=_ORDERINGS,
 )

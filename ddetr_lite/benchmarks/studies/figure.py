@@ -1,4 +1,4 @@
-"""The curves of a study: average precision against the length of the schedule, as in figure 3 of Deformable DETR."""
+"""A study in pictures: AP against the length of the schedule, as in figure 3 of Deformable DETR, and a bar for each row."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ddetr_lite.benchmarks.cost import seconds_per_picture
 from ddetr_lite.benchmarks.studies.plan import Row, Study
 from ddetr_lite.benchmarks.studies.results import Outcome, spread
-from ddetr_lite.plots.style import COLOURS, MUTED, STYLE, panels
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, panels
 
 FORMS = ("o-", "s--")  # of the first rows, and where colours begin again
 PANELS = {"AP": "AP", "AP_small": "AP of small objects"}
@@ -76,3 +76,27 @@ def _row(ax: Axes, row: Row, found: Sequence[Outcome], metric: str, colour: str,
         capsize=3,
         label=row.label,
     )
+
+
+def rows_figure(study: Study, found: Sequence[Outcome]) -> Figure:
+    """A lying bar for each row and length of schedule: AP here, AP of small objects here, and the paper's AP in percent.
+
+    Bars show the mean over seeds, a line on them goes from the lowest to the highest. The third panel is drawn where a row has
+    a value of the paper.
+    """
+    shown = [(row, epochs) for row in study.rows for epochs in row.epochs if spread(found, row, epochs, "AP")]
+    paper = [(row.paper if epochs == row.epochs[-1] else row.paper_short).get("AP", 0) for row, epochs in shown]
+    drawn, axes = panels(3 if any(paper) else 2, height=0.8 + 0.28 * len(shown), sharey=True)
+    with mpl.rc_context(STYLE):
+        for ax, (metric, title) in zip(axes, PANELS.items(), strict=False):
+            ax.set_title(title)
+            for i, (row, epochs) in enumerate(shown):
+                if known := spread(found, row, epochs, metric):
+                    ax.barh(i, known.mean, color=COLOURS[0])
+                    ax.plot([min(known.values), max(known.values)], [i, i], color=INK, linewidth=2)
+        if any(paper):
+            axes[2].barh(range(len(shown)), paper, color=COLOURS[1])
+            axes[2].set_title("the authors' AP, %")
+        axes[0].set_yticks(range(len(shown)), [f"{row.label}, {epochs}" for row, epochs in shown], fontsize=7)
+        axes[0].invert_yaxis()
+    return drawn

@@ -32,6 +32,8 @@ class Row:
     """How many seeds it is trained with at most; 0: as many as the study has."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """What the paper reports on COCO, in percent: "AP", "AP_small", ..."""
+    paper_short: Mapping[str, float] = field(default_factory=dict)
+    """The same after a short schedule, which stands beside the shortest here."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,23 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
+class Side:
+    """One side of an ordering: a row after its longest schedule, or after its shortest."""
+
+    row: str
+    short: bool = False
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """That in the paper one row is ahead of another."""
+
+    ahead: Side
+    behind: Side
+    metric: str = "AP"
+
+
+@dataclass(frozen=True)
 class Study:
     """Rows that are compared, and how."""
 
@@ -73,6 +92,8 @@ class Study:
     seeds: int = 3
     shapes: ShapesConfig | None = None
     """The generated data set that is made where it is missing."""
+    orderings: tuple[Ordering, ...] = ()
+    """Those of the paper that are to be confirmed."""
 
     def row(self, name: str) -> Row:
         """By its name. Raises ValueError naming those that there are."""

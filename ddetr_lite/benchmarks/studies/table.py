@@ -1,12 +1,14 @@
 """A study's results in words: a table in Markdown, the factors in epochs, the search, and the command behind each row."""
 
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddetr_lite.benchmarks.cost import seconds_per_picture
 from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
+from ddetr_lite.benchmarks.studies.orderings import CLOSE, judge
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study
 from ddetr_lite.benchmarks.studies.results import (
     Factor,
@@ -36,6 +38,8 @@ def tables(
     parts += [markdown(scores_table(study, found))]
     if lost := diverged(study, folder):
         parts += ["Gave up, since no gradient was finite any more: " + ", ".join(f"`{name}`" for name in lost) + "."]
+    if study.orderings:
+        parts += ["## The order of the rows", _ORDER, markdown(orderings_table(study, found))]
     costs = cost["rows"] if cost else None
     if cost and costs:
         parts += ["## Cost", _measured_on(cost), markdown(cost_table(study, costs))]
@@ -73,8 +77,26 @@ def scores_table(study: Study, found: Sequence[Outcome]) -> list[list[str]]:
                 continue
             cells = [NONE if s is None else f"{s:.3f}" for s in scores]
             lines.append(
-                [row.label, str(epochs), str(len(scores[0].values)), *cells, *([_paper(row)] if paper else [])]
+                [row.label, str(epochs), str(len(scores[0].values)), *cells, *([_paper(row, epochs)] if paper else [])]
             )
+    return lines
+
+
+_ORDER = textwrap.fill(
+    "What is ahead of what in the paper, the authors' scores in percent, and whether it is so here. Confirmed: every run of "
+    "the one is above every run of the other; reversed: below; open: neither, or a row has a single run and the difference "
+    f"is below {CLOSE}.",
+    120,
+)
+
+
+def orderings_table(study: Study, found: Sequence[Outcome]) -> list[list[str]]:
+    """A line for each ordering of the paper: both rows, the score, the paper's values and ours, the verdict."""
+    lines = [["ahead", "behind", "score", "authors", "here", ""]]
+    for judged in judge(study, found):
+        paper = " / ".join(NONE if value is None else f"{value:.1f}" for value in judged.paper)
+        here = " / ".join(NONE if side is None else f"{side:.3f}" for side in judged.here)
+        lines.append([*judged.labels, METRICS[judged.ordering.metric], paper, here, judged.verdict])
     return lines
 
 
@@ -143,11 +165,12 @@ def _undecided(tried: Sequence[tuple[PlannedRun, float]]) -> str:
     )
 
 
-def _paper(row: Row) -> str:
-    if not row.paper:
+def _paper(row: Row, epochs: int) -> str:
+    scores = row.paper if epochs == row.epochs[-1] else row.paper_short
+    if not scores:
         return NONE
-    parts = [f"{row.paper[name]:.1f}" for name in ("AP_small", "AP_medium", "AP_large") if name in row.paper]
-    return f"{row.paper['AP']:.1f}" + (f" ({' / '.join(parts)})" if parts else "")
+    parts = [f"{scores[name]:.1f}" for name in ("AP_small", "AP_medium", "AP_large") if name in scores]
+    return f"{scores['AP']:.1f}" + (f" ({' / '.join(parts)})" if parts else "")
 
 
 def _rates(run: PlannedRun) -> str:
