@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from matplotlib.patches import Rectangle
 from torch import nn
 
 from ddetr_lite.batching import RawBatch
@@ -404,7 +405,7 @@ def test_bars_of_rows_are_as_long_as_their_scores(tmp_path: Path) -> None:
     write_study(tmp_path)
     study = replace(STUDY, rows=(replace(SLOW, paper={"AP": 42.0}), QUICK))
     drawn = rows_figure(study, outcomes(study, tmp_path))
-    assert [[bar.get_width() for bar in ax.patches] for ax in drawn.axes] == [
+    assert [[bar.get_bbox().width for bar in ax.patches if isinstance(bar, Rectangle)] for ax in drawn.axes] == [
         pytest.approx([0.205, 0.405, 0.205, 0.505]),
         pytest.approx([0.1025, 0.2025, 0.1025, 0.2525]),
         [0, 42.0, 0, 0],

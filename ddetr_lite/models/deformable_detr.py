@@ -57,7 +57,7 @@ class DeformableDetrConfig:
     it. 5 % suits COCO."""
     hints: int = 0
     """Training only, not in the paper: for each object so many more queries that start near its box (`models.hints`).
-    Learns much faster from few pictures. Needs `two_stage`."""
+    They need no match, so every object teaches more of them. Needs `two_stage`."""
     own_level: bool = False
     """Ablation (table 2): a token of the encoder looks at its own level only. Queries still look at all."""
     scattered: bool = False
