@@ -54,6 +54,25 @@ def test_precision_recall_shows_every_detection() -> None:
     assert [len(line.get_xydata()) for line in ax.lines] == [2, 101]  # type: ignore[arg-type]
 
 
+def test_scatter_has_a_colour_for_each_group_and_its_names_beside_the_data() -> None:
+    groups = {
+        "left": (torch.tensor([0.0, 4.0]), torch.tensor([1.0, 2.0])),
+        "taken": (torch.tensor([2]), torch.tensor([3])),
+    }
+    ax = plots.scatter(groups, "t", "how sure", "IoU", equal=True)
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[0, 1], [4, 2]], [[2, 3]]]  # type: ignore[union-attr]
+    assert [line.get_color() for line in ax.lines] == list(plots.COLOURS[:2])
+    assert (ax.get_title("left"), ax.get_xlabel(), ax.get_ylabel()) == ("t", "how sure", "IoU")
+    assert ax.get_aspect() == 1
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["left", "taken"]
+    assert isinstance(ax.figure, Figure)
+    ax.figure.canvas.draw()
+    assert legend.get_window_extent().x0 > ax.get_window_extent().x1
+    assert legend.get_window_extent().x1 < ax.figure.bbox.x1
+
+
 def test_query_centres_has_a_map_for_each_query_and_a_dot_for_each_box() -> None:
     boxes = torch.rand(6, 5, 4)
     figure = detection.query_centres(boxes, rows=2)
@@ -62,6 +81,19 @@ def test_query_centres_has_a_map_for_each_query_and_a_dot_for_each_box() -> None
     for query, ax in enumerate(maps):
         dots = torch.cat([torch.as_tensor(line.get_xydata()) for line in ax.lines])
         torch.testing.assert_close(dots.sort(0).values, boxes[:, query, :2].double().sort(0).values)
+
+
+def test_the_name_of_a_head_stands_beyond_the_end_of_its_arm() -> None:
+    steps = torch.tensor([[2.0, 0], [2, 2], [0, 2], [-2, 2], [-2, 0], [-2, -2], [0, -2], [2, -2]])  # (M, 2)
+    ax = detection.offsets(torch.stack((steps / 2, steps), dim=1), reach=5)
+    assert isinstance(ax.figure, Figure)
+    ax.figure.canvas.draw()
+    assert [text.get_text() for text in ax.texts] == [f"head {m}" for m in range(8)]
+    for text, (x, y) in zip(ax.texts, steps.tolist()):
+        name, end = text.get_window_extent(), ax.transData.transform((x, y))
+        assert not any(name.overlaps(line.get_window_extent()) for line in ax.lines)
+        assert abs(name.x0 + name.width / 2 - end[0]) < 2 if x == 0 else (name.x0 > end[0]) == (x > 0)
+        assert abs(name.y0 + name.height / 2 - end[1]) < 4 if y == 0 else (name.y0 < end[1]) == (y > 0)
 
 
 def test_boxes_of_a_class_have_one_colour() -> None:

@@ -50,6 +50,11 @@ def _nearest(feature: Tensor, x: float, y: float) -> Tensor:
     return feature[i, j] if inside else feature.new_zeros(feature.shape[2])
 
 
+def _asks_for_nan_only(feature: Tensor, x: float, y: float) -> Tensor:
+    nan = math.isnan(x) or math.isnan(y)
+    return feature.new_full((feature.shape[2],), float("nan")) if nan else _sample(feature, x, y, guarded=False)
+
+
 def _hides_nan(feature: Tensor, x: float, y: float) -> Tensor:
     if not (math.isfinite(x) and math.isfinite(y)):
         return feature.new_zeros(feature.shape[2])
@@ -65,6 +70,7 @@ def _sample_cases() -> list[Case]:
         Case("partly outside below, x = 2.5, y = 3.7", (normal(112, 4, 6, 2), 2.5, 3.7)),
         Case("far outside", (normal(113, 4, 6, 2), 40.0, -9.0)),
         Case("a location that is not a number", (normal(114, 4, 6, 2), float("nan"), 1.0)),
+        Case("an infinite location", (normal(115, 4, 6, 2), 1.0, float("inf"))),
     ]
 
 
@@ -106,7 +112,8 @@ BILINEAR_SAMPLE = Exercise(
             "NaN is not asked for first: math.floor raises an error there, where the result should be NaN",
             lambda f, x, y: _sample(f, x, y, guarded=False),
         ),
-        Mistake("a place that is not a number gives zeros: it should give NaN, so that somebody sees it", _hides_nan),
+        Mistake("an infinite place is not asked for: take math.isfinite, of x and of y", _asks_for_nan_only),
+        Mistake("a place that is not finite gives zeros: it should give NaN, so that somebody sees it", _hides_nan),
     ),
 )
 

@@ -92,7 +92,7 @@ LABELS = Exercise(
              (torch.tensor([1, 4, 2, 3]), torch.tensor([0.05, 0.1, 0.9, 0.6]), torch.tensor([2, 3, 1, 4]), 0.2, 5)),
         Case("eight classes, half of forty labels",
              (torch.arange(40) % 8, normal(230, 40).sigmoid(), torch.arange(40) % 7 + 1, 0.5, 8)),
-        Case("nothing changes", (torch.tensor([0, 2]), torch.tensor([0.3, 0.0]), torch.tensor([1, 1]), 0.0, 3)),
+        Case("nothing changes", (torch.tensor([1, 2]), torch.tensor([0.3, 0.0]), torch.tensor([1, 1]), 0.0, 3)),
     ],
     hints=(
         "chance < share is (T,), True where a label changes; torch.where chooses between two tensors.",
@@ -110,6 +110,8 @@ LABELS = Exercise(
         Mistake("every label changes, whatever its chance", lambda y, c, s, a, n: (y + s) % n),
         Mistake("labels that do not change are set to 0; they stay as they are",
                 lambda y, c, s, a, n: (y + s) % n * (c < a)),
+        Mistake("a chance that equals the share counts, too (`<=`); with `<` a share of 0 changes nothing",
+                lambda y, c, s, a, n: torch.where(c <= a, (y + s) % n, y)),
     ),
 )  # fmt: skip
 
@@ -241,6 +243,10 @@ CONTRASTIVE = Exercise(
                 lambda b, s, p, a: _noise(b, s, p, a, back=False)),
         Mistake("the signs are left out, so that all corners move to the right and down",
                 lambda b, s, p, a: _noise(b, torch.ones_like(s), p, a)),
+        Mistake("the negative boxes stand first; positive ones are row 0",
+                lambda b, s, p, a: _noise(b, s, p, a).flip(0)),
+        Mistake("both rows of noise have the 1 added; the part of positive boxes is `part[0]` as it is, in 0..1",
+                lambda b, s, p, a: _noise(b, s, torch.stack((p[0] + 1, p[1])), a)),
     ),
 )  # fmt: skip
 

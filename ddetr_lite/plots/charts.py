@@ -1,4 +1,4 @@
-"""Curves, bars, and the lines between matched things."""
+"""Curves, dots, bars, and the lines between matched things."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -67,6 +67,30 @@ def _name_at_the_end(ax: Axes, lines: Sequence[Line2D]) -> None:
             va="center",
             fontsize=8.5,
         )
+
+
+def scatter(
+    groups: Mapping[str, tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]],
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    equal: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Dots of one colour for every entry of `groups` (name → their x and their y); the names stand beside the data.
+
+    Later groups lie over earlier ones. equal: a unit of y is as long as one of x.
+    """
+    ax = axes_or_new(ax, height=3.2)
+    with mpl.rc_context(STYLE):
+        for i, (name, (x, y)) in enumerate(groups.items()):
+            ax.plot(x, y, "o", markersize=4, color=COLOURS[i % len(COLOURS)], label=name)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if equal:
+            ax.set_aspect("equal")
+        ax.grid()
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
+    return ax
 
 
 def bars(

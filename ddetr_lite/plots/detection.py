@@ -149,7 +149,11 @@ def offsets(
         for m, arm in enumerate(steps.detach().cpu()):
             if weights is None:
                 ax.plot(*arm.T, "o-", color=COLOURS[m % len(COLOURS)])
-                ax.annotate(f"head {m}", arm[-1].tolist(), (5, 5), textcoords="offset points", fontsize=8)
+                x, y = arm[-1].sign().where(arm[-1].abs() > 0.1, 0).tolist()  # the name stands beyond the end
+                ax.annotate(
+                    f"head {m}", arm[-1].tolist(), (6 * x, -6 * y), textcoords="offset points", fontsize=8,
+                    ha=("center", "left", "right")[int(x)], va=("center", "top", "bottom")[int(y)],
+                )  # fmt: skip
             else:
                 x, y = arm.T
                 areas = (5 + 300 * weights[m].detach().cpu()).tolist()

@@ -290,7 +290,7 @@ print("loop within 1e-5:", (fast - loop).abs().max().item() < 1e-5)
 
 # %%
 compass = package.compass_offsets(heads=8, levels=1, points=4)[:, 0]  # (M, P, 2)
-ax = offsets_around(compass, title="offsets of a new layer, in cells", reach=6)
+ax = offsets_around(compass, title="offsets of a new layer, in cells", reach=7)
 plots.show(
     ax,
     alt="Eight arms of four points each in the eight directions of a compass around the reference point, one to four "
@@ -504,7 +504,7 @@ course.equation_map("07")
 #
 # Difficulty ●●○○○ · Importance ●●●●● · about 15 minutes
 #
-# Section 2, for a map of D channels. Not a number (NaN) in, NaN out: a location that went wrong must not look like a zero.
+# Section 2, for a map of D channels. Where x or y is not a number (NaN) or infinite, the result is NaN: a location that went wrong must not look like a zero.
 
 
 # %% tags=["exercise"]
