@@ -708,7 +708,7 @@ print(f"so in the paper a factor of at least {500 / 50:.0f}")
 # What differs here, and may move the factor in either direction:
 #
 # - **The task**: 96 pixels, at most five objects of eight classes, known by their outline; nothing has been seen before, while the papers start from ImageNet's features.
-# - **DETR's map**: at stride 8 instead of 32, since nine cells would be too few. So here DETR does not suffer from coarse maps as on COCO, least of all for small objects. Section 6.1 has it at stride 32 and 16.
+# - **DETR's map**: at stride 8 instead of 32, since nine cells would be too few. So here DETR does not suffer from coarse maps as on COCO, least of all for small objects. Section 6 has it at stride 32 and 16.
 # - **Maps and backbone**: the paper's models share a whole backbone; here DETR's ends at its map. A third row has DETR's backbone and DETR's one map, and Deformable DETR's attention, loss and learning rate. What is left of the factor there is the attention's and the loss's.
 # - **The optimizer**: Muon for matrices, which neither paper had. How much of the factor is its doing?
 
@@ -1051,7 +1051,7 @@ Table(("model", "cells", "AP", "AP small"), rows)
 _ = say_factors(table_1, "AP")
 
 # %% [markdown]
-# With a map of stride 8 it was two at such lengths of schedule (section 4). And DETR-DC5, at stride 16, ends a little above Deformable DETR after four times the epochs: for it the factor is below four. So the coarser DETR's map, the larger the factor. A part of the paper's ten is what DETR cannot see. (One seed; and the pictures are not those of section 4.)
+# With a map of stride 8 it was two at such lengths of schedule (section 4). And DETR-DC5, at stride 16, ends a little above Deformable DETR after four times the epochs: for it the factor is below four. So the coarser DETR's map, the larger the factor. A part of the paper's ten is what DETR cannot see. (One seed; and the pictures are not those of section 4.) The factor is one in *epochs*. A step of DETR on so small a map takes a quarter of the time of one of Deformable DETR, so that in time there is hardly a factor left; `data/results/table1-cpu/table.md` has the costs.
 #
 # **Faster R-CNN.** Two orderings are reversed, and in both it is ahead where the paper has it behind. By how much, and on which objects? Beside the best of the others:
 
