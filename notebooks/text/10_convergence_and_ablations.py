@@ -1008,13 +1008,13 @@ def show_study(name, folder=""):
     """Chart, scores and orderings of a study, as far as it has been run."""
     if (one := read_study(name, folder)) is None:
         return None
+    pairs = [[side.values if side else () for side in judged.here] for judged in judge(one.study, one.runs)]
+    said = [verdict(*pair) for pair in pairs]
+    print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
     alt = "Lying bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
     plots.show(rows_figure(one.study, one.runs), alt=alt)
     for head, *lines in (scores_table(one.study, one.runs), orderings_table(one.study, one.runs)):
         display(Table(head, lines))
-    pairs = [[side.values if side else () for side in judged.here] for judged in judge(one.study, one.runs)]
-    said = [verdict(*pair) for pair in pairs]
-    print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
     return one
 
 
