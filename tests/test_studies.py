@@ -23,7 +23,7 @@ from ddetr_lite.batching import RawBatch
 from ddetr_lite.benchmarks.cost import kept_bytes, multiply_adds
 from ddetr_lite.benchmarks.studies import STUDIES, training
 from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
-from ddetr_lite.benchmarks.studies.figure import rows_figure
+from ddetr_lite.benchmarks.studies.figure import rows_figure, study_figure
 from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
 from ddetr_lite.benchmarks.studies.orderings import judge, verdict
 from ddetr_lite.benchmarks.studies.plan import (
@@ -410,6 +410,15 @@ def test_bars_of_rows_are_as_long_as_their_scores(tmp_path: Path) -> None:
         pytest.approx([0.1025, 0.2025, 0.1025, 0.2525]),
         [0, 42.0, 0, 0],
     ]
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_legend_of_curves_lies_within_the_figure(name: str) -> None:
+    drawn = study_figure(STUDIES[name], [])
+    drawn.canvas.draw()
+    legend = drawn.legends[0].get_window_extent()
+    assert drawn.bbox.x0 <= legend.x0
+    assert legend.x1 <= drawn.bbox.x1
 
 
 def test_mistakes_are_given_for_a_hundred_objects() -> None:

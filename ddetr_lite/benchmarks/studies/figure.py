@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,6 +14,10 @@ from ddetr_lite.benchmarks.studies.results import Outcome, spread
 from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, panels
 
 FORMS = ("o-", "s--")  # of the first rows, and where colours begin again
+CHARACTERS = 105
+"""So wide is a figure, in letters of its legend."""
+LINE = 6
+"""So wide is the line before a name there."""
 PANELS = {"AP": "AP", "AP_small": "AP of small objects"}
 
 
@@ -45,8 +50,17 @@ def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any
             ax.grid(axis="y")
         axes[0].plot([], [], color=MUTED, linewidth=0.8, label="a run on its way")
         handles, labels = axes[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+        drawn.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), frameon=False)
     return drawn
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """The most columns of a legend, up to four, with which it is no wider than the figure."""
+    for count in range(min(len(labels), 4), 1, -1):
+        columns = [column for column in np.array_split(np.array(labels), count) if len(column)]
+        if sum(len(max(column, key=len)) + LINE for column in columns) <= CHARACTERS:
+            return count
+    return 1
 
 
 def _times(costs: Mapping[str, Any], row: str, baseline: str) -> float:
@@ -85,7 +99,7 @@ def rows_figure(study: Study, found: Sequence[Outcome]) -> Figure:
     a value of the paper.
     """
     shown = [(row, epochs) for row in study.rows for epochs in row.epochs if spread(found, row, epochs, "AP")]
-    paper = [(row.paper if epochs == row.epochs[-1] else row.paper_short).get("AP", 0) for row, epochs in shown]
+    paper = [row.paper_after(epochs).get("AP", 0) for row, epochs in shown]
     drawn, axes = panels(3 if any(paper) else 2, height=0.8 + 0.28 * len(shown), sharey=True)
     with mpl.rc_context(STYLE):
         for ax, (metric, title) in zip(axes, PANELS.items(), strict=False):

@@ -35,6 +35,10 @@ class Row:
     paper_short: Mapping[str, float] = field(default_factory=dict)
     """The same after a short schedule, which stands beside the shortest here."""
 
+    def paper_after(self, epochs: int) -> Mapping[str, float]:
+        """What the paper has to be set beside a run of this length."""
+        return self.paper if epochs == self.epochs[-1] else self.paper_short
+
 
 @dataclass(frozen=True)
 class PlannedRun:
