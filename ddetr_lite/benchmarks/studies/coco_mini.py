@@ -1,5 +1,6 @@
 """Four detectors on real pictures, at one budget."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,20 @@ def _smaller(chosen: Recipe) -> Recipe:
     return replace(chosen, model=model, augment=augment, train=replace(chosen.train, workers=0))
 
 
+def _rows(recipe_of: Callable[[str], Recipe], epochs: int) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            row,
+            label,
+            recipe_of(row),
+            (epochs,),
+            rate_of="deformable-detr" if "stage" in row else "",
+            paper=PAPER[row],
+        )
+        for row, label in _FOUR.items()
+    )
+
+
 COCO_MINI = Study(
     name="coco-mini",
     title="Four detectors on real pictures at one budget",
@@ -56,17 +71,7 @@ COCO_MINI = Study(
         END,
         COST,
     ),
-    rows=tuple(
-        Row(
-            row,
-            label,
-            _on_coco_mini(row, workers=12),
-            (60,),
-            rate_of="deformable-detr" if "stage" in row else "",
-            paper=PAPER[row],
-        )
-        for row, label in _FOUR.items()
-    ),
+    rows=_rows(lambda row: _on_coco_mini(row, workers=12), epochs=60),
     baseline="faster-rcnn",
     search_epochs=10,
     seeds=1,
@@ -85,17 +90,7 @@ COCO_MINI_CPU = Study(
         END,
         COST,
     ),
-    rows=tuple(
-        Row(
-            row,
-            label,
-            _smaller(_on_coco_mini(row)),
-            (8,),
-            rate_of="deformable-detr" if "stage" in row else "",
-            paper=PAPER[row],
-        )
-        for row, label in _FOUR.items()
-    ),
+    rows=_rows(lambda row: _smaller(_on_coco_mini(row)), epochs=8),
     baseline="faster-rcnn",
     search_epochs=8,
     seeds=1,

@@ -51,17 +51,16 @@ def judge(study: Study, found: Sequence[Outcome]) -> list[Judged]:
 
 
 def _judged(study: Study, found: Sequence[Outcome], ordering: Ordering) -> Judged:
-    sides = [(study.row(side.row), side) for side in (ordering.ahead, ordering.behind)]
-    (a, a_epochs), (b, b_epochs) = ((row, _epochs(row, side)) for row, side in sides)
+    (a, a_epochs), (b, b_epochs) = (_after(study, side) for side in (ordering.ahead, ordering.behind))
     metric = ordering.metric
-    (a_paper, b_paper) = ((row.paper_short if side.short else row.paper).get(metric) for row, side in sides)
     return Judged(
         ordering,
         (f"{a.label}, {a_epochs} epochs", f"{b.label}, {b_epochs} epochs"),
-        (a_paper, b_paper),
+        (a.paper_after(a_epochs).get(metric), b.paper_after(b_epochs).get(metric)),
         (spread(found, a, a_epochs, metric), spread(found, b, b_epochs, metric)),
     )
 
 
-def _epochs(row: Row, side: Side) -> int:
-    return row.epochs[0 if side.short else -1]
+def _after(study: Study, side: Side) -> tuple[Row, int]:
+    row = study.row(side.row)
+    return row, row.epochs[0 if side.short else -1]

@@ -166,7 +166,7 @@ def _undecided(tried: Sequence[tuple[PlannedRun, float]]) -> str:
 
 
 def _paper(row: Row, epochs: int) -> str:
-    scores = row.paper if epochs == row.epochs[-1] else row.paper_short
+    scores = row.paper_after(epochs)
     if not scores:
         return NONE
     parts = [f"{scores[name]:.1f}" for name in ("AP_small", "AP_medium", "AP_large") if name in scores]
