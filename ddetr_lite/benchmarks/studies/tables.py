@@ -39,7 +39,7 @@ R-CNN after 109 (Zhu et al. 2021, table 1, with the figures of the authors' rele
 _PAPER_SHORT = {"detr-dc5": {"AP": 35.3, "AP_small": 15.2, "AP_medium": 37.5, "AP_large": 53.6}}
 """After 50 epochs."""
 
-ORDERINGS_1 = (
+_ORDERINGS_1 = (
     Ordering(Side("deformable-detr"), Side("detr-dc5", short=True)),
     Ordering(Side("deformable-detr"), Side("detr")),
     Ordering(Side("deformable-detr"), Side("detr"), "AP_small"),
@@ -145,7 +145,7 @@ TABLE_1_CPU = Study(
     search_epochs=6,
     seeds=1,
     shapes=CPU_SHAPES,
-    orderings=ORDERINGS_1,
+    orderings=_ORDERINGS_1,
 )
 
 _GPU: dict[str, Any] = {
@@ -181,7 +181,7 @@ TABLE_1 = Study(
     baseline="detr",
     search_epochs=12,
     shapes=HARD,
-    orderings=ORDERINGS_1,
+    orderings=_ORDERINGS_1,
 )
 
 
