@@ -29,6 +29,7 @@ SMALL: dict[str, SetModelConfig] = {
     "detr_learned_positions": DetrConfig(**_SIZES, position="learned"),  # type: ignore[arg-type]
     "single_scale": DeformableDetrConfig(**_SIZES, levels=1),  # type: ignore[arg-type]
     "multi_scale": DeformableDetrConfig(**_SIZES),  # type: ignore[arg-type]
+    "from_stride_4": DeformableDetrConfig(**_SIZES, levels=5, finest=4),  # type: ignore[arg-type]
     "refine": DeformableDetrConfig(**_SIZES, refine=True),  # type: ignore[arg-type]
     "two_stage": DeformableDetrConfig(**_SIZES, refine=True, two_stage=True),  # type: ignore[arg-type]
 }

@@ -156,6 +156,8 @@ def test_the_resnet_is_told_by_its_blocks(name: str) -> None:
         DetrConfig(backbone, stride=16, queries=9, **sizes),
         DeformableDetrConfig(backbone, levels=3, points=2, queries=9, **sizes),
         DeformableDetrConfig(backbone, levels=4, stride=16, queries=9, **sizes),
+        DeformableDetrConfig(backbone, levels=5, finest=4, queries=9, **sizes),
+        DeformableDetrConfig(backbone, levels=3, finest=4, stride=16, queries=9, **sizes),
     ]
     if name != "resnet101":  # its first two stages are those of resnet50
         configs += [DeformableDetrConfig(backbone, levels=1, stride=8, queries=9, **sizes)]

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.fields import leads_outside
 from ddetr_lite.datasets.findings import KINDS, Finding, count, grouped
 from ddetr_lite.datasets.summary import summarise
-from ddetr_lite.engine.advice import Advice, DataFacts, advise, head_size
-from ddetr_lite.engine.recipes import Recipe
+from ddetr_lite.engine.advice import Advice, DataFacts, advise, finest_stride, head_size
+from ddetr_lite.engine.recipes import Recipe, recipe
+from ddetr_lite.models.presets import ROWS
 from ddetr_lite.plots.data_check import contact_sheet
 
 Content = dict[str, Any]
@@ -447,6 +449,13 @@ def test_queries_follow_the_fullest_picture() -> None:
     assert option(advice, "queries") == 400
     assert "evaluation" in dict(advice.reasons)
     assert "queries" not in advise(DataFacts("a", 20_000, 301), "faster-rcnn").options
+
+
+def test_the_finest_cells_of_each_model() -> None:
+    assert [finest_stride(recipe("coco", row)) for row in ROWS] == [4, 32, 16, 32, 16, 8, 8, 8]
+    assert finest_stride(recipe("shapes", "detr")) == 8
+    coco: Any = recipe("coco")
+    assert finest_stride(replace(coco, model=replace(coco.model, levels=5, finest=4))) == 4
 
 
 def test_sides_follow_the_pictures() -> None:

@@ -1,7 +1,7 @@
 """The baseline is torchvision's detector: only labels, scaling and sizes are ours."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -77,6 +77,21 @@ def test_pictures_are_not_resized_and_may_be_uint8_or_float() -> None:
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a["boxes"], b["boxes"])
         assert a["labels"].numel() == 0 or a["labels"].min() >= 0
+
+
+def test_without_the_finest_map() -> None:
+    """Four maps instead of five, and anchors of the same sides where the strides of a side are halved."""
+    torch.manual_seed(0)
+    without = replace(SMALL, finest=8, anchor_strides=SMALL.anchor_strides / 2)
+    usual, coarse = (cast("Any", build(config, 3)) for config in (SMALL, without))
+    sides = [[side for (side,) in model.rpn.anchor_generator.sizes] for model in (usual, coarse)]
+    assert sides == [[12, 24, 48, 96, 192], [12, 24, 48, 96]]
+    seen: dict[str, torch.Tensor] = {}
+    coarse.backbone.register_forward_hook(lambda module, given, maps: seen.update(maps))
+    losses = coarse.train()(pictures(), targets())
+    assert [tuple(m.shape[-2:]) for m in seen.values()] == [(12, 12), (6, 6), (3, 3), (2, 2)]
+    sum(losses.values()).backward()
+    assert [n for n, p in coarse.named_parameters() if p.grad is None] == []
 
 
 def test_sizes_of_the_paper_are_torchvisions() -> None:

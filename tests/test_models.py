@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -46,6 +46,7 @@ CONFIGS: dict[str, DetrConfig | DeformableDetrConfig] = {
     "deformable + refinement": replace(DEFORMABLE, refine=True),
     "deformable ++ two-stage": replace(DEFORMABLE, refine=True, two_stage=True),
     "deformable with hints": replace(DEFORMABLE, refine=True, two_stage=True, hints=2),
+    "deformable from stride 4": replace(DEFORMABLE, levels=5, finest=4),
     "deformable, each level by itself": replace(DEFORMABLE, own_level=True, scattered=True),
     "deformable softmax": replace(DEFORMABLE, levels=2, loss=DETR_LOSS),
 }
@@ -224,8 +225,8 @@ class Features(nn.Module):
 def test_features_on_padding_have_no_influence(name: str) -> None:
     """From the tokens on. (Convolutions see a few padded pixels, and group norm all, as in the originals.)"""
     config = CONFIGS[name]
-    if isinstance(config, DeformableDetrConfig) and config.levels > 3:
-        config = replace(config, levels=3)
+    if isinstance(config, DeformableDetrConfig):
+        config = replace(config, levels=len(config.strides))  # none that a convolution makes from another
     model: Any = build(config).eval()
     randomise(model)
     if isinstance(model, DeformableDetr):
@@ -289,6 +290,12 @@ def test_mistaken_calls_say_what_is_wrong() -> None:
         build(replace(DEFORMABLE, refine=True, hints=2))
     with pytest.raises(ValueError, match=r"anchor_size=0\.3 makes boxes of 1\.2 of the picture"):
         build(replace(DEFORMABLE, refine=True, two_stage=True, levels=3, anchor_size=0.3))
+    with pytest.raises(
+        ValueError, match="finest=4 and stride=32 are the ends of 4 maps, levels=3 leaves out the first"
+    ):
+        build(replace(DEFORMABLE, levels=3, finest=4))
+    with pytest.raises(ValueError, match="finest=4 and stride=8 are the ends of 2 maps, levels=1 leaves out the first"):
+        build(replace(DEFORMABLE, levels=1, stride=8, finest=4))
     with pytest.raises(ValueError, match="dim=36 must be a multiple of 32"):
         build(replace(DEFORMABLE, dim=36))
     with pytest.raises(ValueError, match="dim=34 must be a multiple of 4"):
@@ -483,6 +490,19 @@ def test_a_fifth_level_follows_the_fourth() -> None:
     features, _, _ = model.levels(model.batch(pictures()))
     assert [f.shape[-1] for f in features] == [12, 6, 3, 2, 1]
     torch.testing.assert_close(features[4], model.input_proj[4](features[3]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("levels", "stride", "sides"), [(5, 32, [24, 12, 6, 3, 2]), (4, 32, [24, 12, 6, 3]), (3, 8, [24, 12, 6])]
+)
+def test_levels_from_stride_4(levels: int, stride: Literal[8, 32], sides: list[int]) -> None:
+    model: Any = build(replace(DEFORMABLE, levels=levels, stride=stride, finest=4)).eval()
+    batch = model.batch(pictures())
+    features, masks, _ = model.levels(batch)
+    assert [f.shape[-1] for f in features] == [m.shape[-1] for m in masks] == sides
+    finest = model.backbone[0].body.steps()[: model.backbone[0].taps[0] + 1]
+    torch.testing.assert_close(features[0], model.input_proj[0](nn.Sequential(*finest)(batch.pixels)))
 
 
 @pytest.mark.parametrize("refine", [False, True])

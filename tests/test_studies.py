@@ -147,6 +147,23 @@ def test_a_row_can_take_the_rate_of_another() -> None:
     assert [run.rate for run in counted_runs(study, known) if run.row is variant] == [2.0, 2.0]
 
 
+def test_a_rate_can_be_known_from_elsewhere() -> None:
+    known = replace(QUICK, name="known", rate=2.0)
+    study = replace(STUDY, rows=(SLOW, known))
+    first = open_runs(study, {})
+    assert [run.rate for run in first if run.row is SLOW] == [0.5, 1.0, 2.0]  # its search, and no other
+    assert [run.rate for run in first if run.row is known] == [2.0] * len(known.epochs) * study.seeds
+
+
+def test_the_rows_of_the_lead_that_table_1_has_are_its_own() -> None:
+    lead, table = STUDIES["lead-cpu"], STUDIES["table1-cpu"]
+    for name in ("faster-rcnn", "deformable-detr-two-stage"):
+        a, b = (PlannedRun(study.row(name), 1.0, 6, 0) for study in (lead, table))
+        assert (a.name, a.recipe) == (b.name, b.recipe)
+    scores = {run.name: 1.0 - abs(run.rate - 1) for run in open_runs(table, {})}
+    assert all(chosen_rate(table, table.row(name), scores) == 1.0 for name in ("faster-rcnn", "deformable-detr"))
+
+
 def test_recipe_of_a_run() -> None:
     base, changed = SLOW.recipe.train, PlannedRun(SLOW, 2.0, 8, 3).recipe.train
     assert changed == replace(base, epochs=8, seed=3, lr=2 * base.lr, muon_lr=2 * base.muon_lr)

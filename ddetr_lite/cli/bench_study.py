@@ -124,9 +124,11 @@ def write_tables(study: Study, folder: Path) -> None:
     page = tables(study, folder, cost, mistakes(found, folder))
     (folder / "table.md").write_text(page, encoding="utf-8")
     (folder / "curves.png").write_bytes(png(study_figure(study, found, cost and cost["rows"])))
+    written = ["table.md", "curves.png"]
     if study.orderings:
         (folder / "rows.png").write_bytes(png(rows_figure(study, found)))
-    print(f"{folder}: table.md and curves.png are written, of {len(found)} finished runs.")
+        written.append("rows.png")
+    print(f"{folder}: {', '.join(written[:-1])} and {written[-1]} are written, of {len(found)} finished runs.")
 
 
 def collect(folder: Path, target: Path, runs: Iterable[str]) -> None:

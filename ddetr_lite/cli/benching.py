@@ -8,6 +8,7 @@ STUDIES = (
     "convergence-cells",
     "table1",
     "table1-cpu",
+    "lead-cpu",
     "table2",
     "table2-cpu",
     "coco-mini",

@@ -174,7 +174,7 @@ def _backbone_settings(model: SetModel, timm: bool) -> dict[str, Any]:
     if backbone.dilation:
         raise ValueError("transformers' own ResNet knows no dilation (DC5): use timm=True")
     depths, bottleneck = RESNETS[backbone.name]
-    stages = [{8: 2, 16: 3, 32: 4}[s] for s in strides]
+    stages = [{4: 1, 8: 2, 16: 3, 32: 4}[s] for s in strides]
     return {
         "use_timm_backbone": False,
         "backbone": None,

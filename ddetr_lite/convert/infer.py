@@ -73,10 +73,12 @@ def infer(
     # Of the projections, 3×3 convolutions stand behind the backbone's last map, whose own is the last 1×1 one.
     projections = [f"input_proj.{level}.0.weight" for level in range(levels)]
     own = [key for key in projections if size(key, -1) == 1]
+    stride = 32 * size(own[-1], 1) // deepest if own else 32
     deformable = DeformableDetrConfig(
         **common,
         levels=levels,
-        stride=32 * size(own[-1], 1) // deepest if own else 32,  # type: ignore[arg-type]
+        stride=stride,  # type: ignore[arg-type]
+        finest=4 if len(own) > 1 and stride >> (len(own) - 1) == 4 else 8,
         points=samples // (heads * levels),
         queries=queries if two_stage else size("query_embed.weight", 0),
         dim=dim,

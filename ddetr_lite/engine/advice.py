@@ -214,7 +214,7 @@ def _objects(base: Recipe, facts: DataFacts, side: int) -> tuple[dict[str, str],
             lines.append(
                 ("evaluation", "COCO's AP looks at the best 100 detections of a picture only: yours have more")
             )
-    stride, seen = _finest_stride(base), facts.small_object * side / facts.short_side
+    stride, seen = finest_stride(base), facts.small_object * side / facts.short_side
     if seen < stride:
         what = f"a tenth of the objects are below {seen:.0f} px then, less than a cell ({stride} px) of the finest feature map"
         remedy = "raise --short-sides and --eval-short-side, or cut pictures into tiles"
@@ -224,13 +224,10 @@ def _objects(base: Recipe, facts: DataFacts, side: int) -> tuple[dict[str, str],
     return options, lines
 
 
-def _finest_stride(base: Recipe) -> int:
-    model = base.model
-    if isinstance(model, DeformableDetrConfig) and model.levels > 1:
-        return 8
-    if not isinstance(model, DetrConfig | DeformableDetrConfig):
-        return 4
-    return 16 if model.backbone.dilation else 32
+def finest_stride(base: Recipe) -> int:
+    """Pixels between the cells of the finest map that the recipe's model looks at."""
+    strides = base.model.strides
+    return strides[0] // 2 if base.model.backbone.dilation and len(strides) == 1 else strides[0]
 
 
 def _plain(number: float) -> str:

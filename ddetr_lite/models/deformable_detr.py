@@ -64,12 +64,15 @@ class DeformableDetrConfig:
     """Ablation: sampling offsets start anywhere within the compass's reach, instead of at the compass."""
     stride: Literal[8, 16, 32] = 32
     """Of the backbone's last map, C3, C4 or C5: later stages are left out. The paper uses C5."""
+    finest: Literal[4, 8] = 8
+    """Of the finest map that can be a level, C2 or C3. The paper begins at C3; C2 has four times its cells, and is the first of
+    DINO's five scales (Zhang et al. 2023). With 4, `levels` must be enough for all maps from C2 to `stride`."""
     loss: SetLoss = DEFORMABLE_DETR_LOSS
 
     @property
     def strides(self) -> tuple[int, ...]:
         """Of the backbone's maps that are used, rising."""
-        return tuple(s for s in (8, 16, 32) if s <= self.stride)[-self.levels :]
+        return tuple(s for s in (4, 8, 16, 32) if self.finest <= s <= self.stride)[-self.levels :]
 
 
 class DeformableTransformer(nn.Module):
@@ -110,6 +113,11 @@ class DeformableDetr(Detector):
             raise ValueError("two_stage=True needs refine=True: the second stage refines the first one's boxes")
         if config.hints and not config.two_stage:
             raise ValueError(f"hints={config.hints} needs two_stage=True: only there a query can be made from a box")
+        if config.finest < 8 and config.strides[0] != config.finest:
+            raise ValueError(
+                f"finest={config.finest} and stride={config.stride} are the ends of {(config.stride // 4).bit_length()} maps, "
+                f"levels={config.levels} leaves out the first: raise levels, or take finest=8"
+            )
         coarsest = config.anchor_size * 2 ** (config.levels - 1)
         if config.two_stage and not 0.01 < config.anchor_size <= coarsest < 0.99:
             raise ValueError(

@@ -7,6 +7,7 @@ detectors. Its parts and losses are torchvision's.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from ddetr_lite.set_prediction.losses import Counts
 from ddetr_lite.set_prediction.matching import Target
 from ddetr_lite.set_prediction.postprocess import Detections
 
-STRIDES = (4, 8, 16, 32)
 SCORE_AT_LEAST = 1e-3
 """Of a detection. torchvision's 0.05 would cut off the tail of the precision curve, which the other detectors keep."""
 
@@ -39,14 +39,21 @@ class FasterRcnnConfig:
     """Width of the box head's two layers."""
     anchor_strides: float = 8.0
     """The side of an anchor, in strides of its level; the levels have strides 4, 8, 16, 32 and 64."""
+    finest: Literal[4, 8] = 4
+    """Ablation: with 8 the pyramid has no map at stride 4."""
     proposals: int = 1000
     """Proposals of a picture that the box head looks at; in training it draws from twice as many."""
     sampled: int = 512
     """Proposals of a picture that the box head learns from in a step."""
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the backbone's maps that are used, rising; one more level is pooled from the last."""
+        return tuple(s for s in (4, 8, 16, 32) if s >= self.finest)
+
 
 class Pyramid(nn.Module):
-    """A backbone and the feature pyramid on top: pixels → maps at strides 4, 8, 16, 32, and 64 by pooling."""
+    """A backbone and the feature pyramid on top: pixels → the backbone's maps, and one more by pooling."""
 
     def __init__(self, backbone: Backbone, dim: int):
         super().__init__()
@@ -55,7 +62,7 @@ class Pyramid(nn.Module):
         self.out_channels = dim  # torchvision's detectors ask for it
 
     def forward(self, pixels: Tensor) -> "OrderedDict[str, Tensor]":
-        """(B, 3, H, W) → five maps (B, dim, ·, ·), named "0" to "3" and "pool"."""
+        """(B, 3, H, W) → maps (B, dim, ·, ·), from fine to coarse, named "0", "1", ... and "pool"."""
         maps: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(self.body(pixels))))
         return maps
 
@@ -71,11 +78,12 @@ class FasterRcnn(FasterRCNN):
     """The detector; `classes` is C. Labels are 0..C−1 outside, and 1..C inside, where 0 is background."""
 
     def __init__(self, config: FasterRcnnConfig, classes: int):
-        sides = [config.anchor_strides * stride for stride in (*STRIDES, 2 * STRIDES[-1])]
+        strides = config.strides
+        sides = [config.anchor_strides * stride for stride in (*strides, 2 * strides[-1])]
         super().__init__(
-            Pyramid(Backbone(config.backbone, STRIDES), config.dim),
+            Pyramid(Backbone(config.backbone, strides), config.dim),
             rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in sides), ((0.5, 1.0, 2.0),) * len(sides)),
-            box_roi_pool=MultiScaleRoIAlign([str(i) for i in range(len(STRIDES))], output_size=7, sampling_ratio=2),
+            box_roi_pool=MultiScaleRoIAlign([str(i) for i in range(len(strides))], output_size=7, sampling_ratio=2),
             box_head=TwoMLPHead(config.dim * 7**2, config.hidden),
             box_predictor=FastRCNNPredictor(config.hidden, classes + 1),
             rpn_pre_nms_top_n_train=2 * config.proposals,

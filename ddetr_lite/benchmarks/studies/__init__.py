@@ -6,7 +6,7 @@ what came out; the studies themselves are in `convergence`, `tables` and `coco_m
 
 from ddetr_lite.benchmarks.studies.coco_mini import COCO_MINI, COCO_MINI_CPU
 from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE, CONVERGENCE_ADAMW, CONVERGENCE_CELLS
-from ddetr_lite.benchmarks.studies.tables import TABLE_1, TABLE_1_CPU, TABLE_2, TABLE_2_CPU
+from ddetr_lite.benchmarks.studies.tables import LEAD_CPU, TABLE_1, TABLE_1_CPU, TABLE_2, TABLE_2_CPU
 
 STUDIES = {
     study.name: study
@@ -16,6 +16,7 @@ STUDIES = {
         CONVERGENCE_CELLS,
         TABLE_1,
         TABLE_1_CPU,
+        LEAD_CPU,
         TABLE_2,
         TABLE_2_CPU,
         COCO_MINI,

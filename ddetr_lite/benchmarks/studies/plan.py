@@ -28,6 +28,8 @@ class Row:
     """The lengths of schedule, rising: each a run of its own, whose learning rate falls to nothing at its end."""
     rate_of: str = ""
     """The row whose search decides this row's learning rate; "": its own."""
+    rate: float = 0.0
+    """The multiple of the learning rates where it is known, as from another study's search; 0: it is searched for."""
     seeds: int = 0
     """How many seeds it is trained with at most; 0: as many as the study has."""
     paper: Mapping[str, float] = field(default_factory=dict)
@@ -129,6 +131,8 @@ def search_runs(study: Study, row: Row, scores: Scores) -> list[PlannedRun]:
 
 def chosen_rate(study: Study, row: Row, scores: Scores) -> float | None:
     """The multiple with the best AP at the end of a run of `search_epochs`; None while the search is going on."""
+    if row.rate:
+        return row.rate
     if row.rate_of:
         return chosen_rate(study, study.row(row.rate_of), scores)
     planned = search_runs(study, row, scores)
@@ -151,7 +155,7 @@ def counted_runs(study: Study, scores: Scores) -> list[PlannedRun]:
 
 def searches(study: Study, scores: Scores) -> list[PlannedRun]:
     """The runs of all searches, row by row, as far as they are known."""
-    return [run for row in study.rows if not row.rate_of for run in search_runs(study, row, scores)]
+    return [run for row in study.rows if not (row.rate or row.rate_of) for run in search_runs(study, row, scores)]
 
 
 def open_runs(study: Study, scores: Scores) -> list[PlannedRun]:

@@ -60,8 +60,9 @@ def tables(
     tried = searched(study, folder)
     trial = [[run.row.label, _rates(run), f"{ap:.3f}", "×" if chosen.get(run.row.name) == run.rate else ""]
              for run, ap in tried]  # fmt: skip
-    parts += ["## The search for the learning rates", markdown([["model", "learning rates", "AP", "chosen"], *trial])]
-    parts += [_undecided(tried)]
+    if trial:
+        head = ["model", "learning rates", "AP", "chosen"]
+        parts += ["## The search for the learning rates", markdown([head, *trial]), _undecided(tried)]
     parts += ["## Commands", _data_command(study), *(_commands(found, row) for row in study.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
