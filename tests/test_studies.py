@@ -37,7 +37,16 @@ from ddetr_lite.benchmarks.studies.plan import (
     open_runs,
     search_runs,
 )
-from ddetr_lite.benchmarks.studies.results import Spread, epochs_for, factors, finished, outcomes, scores_in, spread
+from ddetr_lite.benchmarks.studies.results import (
+    Outcome,
+    Spread,
+    epochs_for,
+    factors,
+    finished,
+    outcomes,
+    scores_in,
+    spread,
+)
 from ddetr_lite.benchmarks.studies.table import markdown, orderings_table, tables
 from ddetr_lite.benchmarks.studies.tables import PAPER
 from ddetr_lite.cli import main
@@ -430,8 +439,18 @@ def test_bars_of_rows_are_as_long_as_their_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(STUDIES))
-def test_legend_of_curves_lies_within_the_figure(name: str) -> None:
-    drawn = study_figure(STUDIES[name], [])
+def test_legend_of_curves_lies_within_the_figure(name: str, tmp_path: Path) -> None:
+    rows = STUDIES[name].rows
+    found = []
+    for run in (PlannedRun(row, 1.0, row.epochs[-1], 0) for row in rows):
+        write_run(tmp_path, run, 0.5)
+        results = finished(run, tmp_path)
+        assert results is not None
+        found.append(Outcome(run, results))
+    drawn = study_figure(STUDIES[name], found)
+    assert [text.get_text() for text in drawn.legends[0].texts[1:]] == [row.label for row in rows]
+    of_one = study_figure(STUDIES[name], found[:1]).legends[0].texts
+    assert [text.get_text() for text in of_one[1:]] == [rows[0].label]  # what is still to be run has no name there
     drawn.canvas.draw()
     legend = drawn.legends[0].get_window_extent()
     assert drawn.bbox.x0 <= legend.x0

@@ -26,6 +26,8 @@ _COCO_MINI = (
     "scores compare models trained on it with one another, never with published ones.",
     "- **Equal in all**: MobileNetV2 with its ImageNet features, whose rate is a twentieth of the rest's; pictures, "
     "augmentation, batches, optimizer, schedule; width 128. Faster R-CNN is torchvision's.",
+    "- **Hints**: the two-stage form once more, with four queries for each object in training that start near its box and "
+    "need no match, as in DN-DETR; in `lead-cpu` they close more than half of Faster R-CNN's lead.",
 )
 
 
@@ -49,7 +51,7 @@ def _smaller(chosen: Recipe) -> Recipe:
 
 
 def _rows(recipe_of: Callable[[str], Recipe], epochs: int) -> tuple[Row, ...]:
-    return tuple(
+    rows = tuple(
         Row(
             row,
             label,
@@ -60,6 +62,9 @@ def _rows(recipe_of: Callable[[str], Recipe], epochs: int) -> tuple[Row, ...]:
         )
         for row, label in _FOUR.items()
     )
+    best = rows[-1]
+    hinted: Any = replace(best.recipe, model=sized(best.recipe.model, hints=4))
+    return (*rows, replace(best, name="hints", label=f"{best.label}, hints", recipe=hinted, paper={}))
 
 
 COCO_MINI = Study(

@@ -78,6 +78,8 @@ def _row(ax: Axes, row: Row, found: Sequence[Outcome], metric: str, colour: str,
                 color=colour, alpha=0.25, linewidth=0.8,
             )  # fmt: skip
     ends = [(epochs, s) for epochs in row.epochs if (s := spread(found, row, epochs, metric)) is not None]
+    if not ends:  # no name in the legend for what is still to be run
+        return
     means = [s.mean for _, s in ends]
     below = [s.mean - min(s.values) for _, s in ends]
     above = [max(s.values) - s.mean for _, s in ends]
