@@ -262,7 +262,7 @@ _LEAD: dict[str, tuple[str, str, dict[str, Any]]] = {
         _TWO_STAGE + ", finest map at 4", "deformable-detr-two-stage", {"finest": 4, "levels": 5, "anchor_size": 0.025}
     ),
     "from-4-hints": (
-        _TWO_STAGE + ", both", "deformable-detr-two-stage",
+        _TWO_STAGE + ", finest map at 4 and hints", "deformable-detr-two-stage",
         {"finest": 4, "levels": 5, "anchor_size": 0.025, "hints": 4},
     ),
     "100-queries": (_TWO_STAGE + ", 100 queries", "deformable-detr-two-stage", {"queries": 100}),
