@@ -720,7 +720,7 @@ if cells:
     _ = say_factors(cells, "AP")
 
 # %% [markdown]
-# With a quarter of the cells the factor is smaller after either schedule, though both models learn worse on so coarse a map. That is what the authors' reason asks for: the more cells a new cross-attention has to choose among, the longer DETR takes. Two sizes and one seed are no law. But a photo has seven times the cells of our larger map, so this is a part of why the paper finds more than we do. (In section 6 DETR's map is coarser still and the factor larger: there Deformable DETR keeps its fine maps.)
+# With a quarter of the cells the factor is smaller after either schedule, though both models learn worse on so coarse a map. That is what the authors' reason asks for: the more cells a new cross-attention has to choose among, the longer DETR takes. Two sizes and one seed are no law. But a photo has seven times the cells of our larger map, so this is probably a part of why the paper finds more than we do. (In section 6 DETR's map is coarser still and the factor larger: there Deformable DETR keeps its fine maps.)
 
 # %%
 adamw = read_study("convergence-adamw")
