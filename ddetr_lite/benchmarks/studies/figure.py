@@ -40,7 +40,9 @@ def study_figure(study: Study, found: Sequence[Outcome], costs: Mapping[str, Any
         for ax, title in zip(axes, PANELS.values(), strict=False):
             ax.set(title=title, xlabel="epochs")
         if timed:
-            axes[2].set(title="AP against time", xlabel=f"time, in epochs of {study.row(study.baseline).label}")
+            base = study.row(study.baseline).label
+            space = " " if len(base) < 16 else "\n"  # a third of the figure is narrow
+            axes[2].set(title="AP against time", xlabel=f"time, in epochs of{space}{base}")
         ticks = sorted({epochs for row in study.rows for epochs in row.epochs})
         for ax in axes:
             ax.set_xscale("log", base=2)
