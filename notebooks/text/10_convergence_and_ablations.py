@@ -1158,7 +1158,7 @@ print(sorted({f"torch {start['versions']['torch']}, {start['device']}" for start
 # - A fair comparison searches both learning rates in the same way, and lets every schedule end. Ask for the factor at more than one height.
 # - A new DETR looks at all cells, and its gradient goes to all cells alike; a new Deformable DETR looks at a few points, and the object's cells get more than twice their share.
 # - An ordering of a table is confirmed or not; in a small study it is better not to ask for more. Here most of table 1's are. Fine cells matter most; where a part brings as little as seeds differ, a small study cannot see it.
-# - On the same map for both, the factor grows with the number of cells; and it grows when DETR has to take a coarse map while Deformable DETR keeps fine ones.
+# - On the same map for both, the factor was larger with more cells (two sizes, one seed); and it is larger when DETR has to take a coarse map while Deformable DETR keeps fine ones.
 # - A good part of Faster R-CNN's lead was not the detector but how little one-to-one matching gives to learn: hints close more than half of it.
 
 # %% [markdown]

@@ -252,18 +252,16 @@ TABLE_2 = Study(
 # --- the lead of Faster R-CNN in table 1 -------------------------------------------------------------------------------
 
 _TWO_STAGE = LABELS["deformable-detr"] + " " + LABELS["deformable-detr-two-stage"]
+_FROM_4: dict[str, Any] = {"finest": 4, "levels": 5, "anchor_size": 0.025}
 _LEAD: dict[str, tuple[str, str, dict[str, Any]]] = {
     # label, the row of table 1 that it starts from, what it changes
     "faster-rcnn": (LABELS["faster-rcnn"], "faster-rcnn", {}),
     "faster-rcnn-from-8": (LABELS["faster-rcnn"] + ", finest map at 8", "faster-rcnn", {"finest": 8, "anchor_strides": 1.5}),
     "deformable-detr-two-stage": (_TWO_STAGE, "deformable-detr-two-stage", {}),
     "hints": (_TWO_STAGE + ", hints", "deformable-detr-two-stage", {"hints": 4}),
-    "from-4": (
-        _TWO_STAGE + ", finest map at 4", "deformable-detr-two-stage", {"finest": 4, "levels": 5, "anchor_size": 0.025}
-    ),
+    "from-4": (_TWO_STAGE + ", finest map at 4", "deformable-detr-two-stage", _FROM_4),
     "from-4-hints": (
-        _TWO_STAGE + ", finest map at 4 and hints", "deformable-detr-two-stage",
-        {"finest": 4, "levels": 5, "anchor_size": 0.025, "hints": 4},
+        _TWO_STAGE + ", finest map at 4 and hints", "deformable-detr-two-stage", {**_FROM_4, "hints": 4}
     ),
     "100-queries": (_TWO_STAGE + ", 100 queries", "deformable-detr-two-stage", {"queries": 100}),
 }  # fmt: skip
