@@ -46,7 +46,7 @@ def pad_levels(value: Tensor, level_shapes: LevelShapes) -> Tensor:
 
 class Samples(NamedTuple):
     """Where every sample falls in the table, each (B, N_q, M, L·P): `row` of its upper left cell, how far it lies to the
-    right (`fx`) and below (`fy`) that cell, in 0..1, and `below`, (L·P,): how many rows ahead the next line begins.
+    right (`fx`) and below (`fy`) that cell, in 0..1, and `below`, (M, L·P): how many rows ahead the next line begins.
 
     inside: (2, B, N_q, M, L·P), for x and y, False where moving the sample a little changes nothing.
     """
@@ -67,33 +67,39 @@ def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) 
     if not torch.isfinite(planes.sum()):  # one pass over the input; only what is broken pays for more
         broken = ~torch.isfinite(planes)
         planes = planes.masked_fill(broken, 0.0)
-    sizes = _sizes_by_sample(level_shapes, points, planes)
+    sizes = _sizes_by_sample(level_shapes, heads, points, planes)
     # Pixel coordinates are loc·W − ½; the border shifts them by one cell, so that cell 0 is the border.
     pixels = torch.addcmul(sizes.new_full((), 0.5), planes, sizes)
     clamped = torch.minimum(pixels.clamp(min=0), sizes + 1)  # beyond the border all is zero as well
     corner = clamped.int()  # rounds down: nothing is negative
-    fx, fy = clamped - corner
+    fx, fy = clamped.frac()  # not clamped - corner: torch is twenty times as slow where types are mixed
     if broken is not None:
         fx = fx.masked_fill(broken.any(0), float("nan"))
     pitch = [w + 2 for _, w in level_shapes]
     first = [sum((h + 2) * (w + 2) for h, w in level_shapes[:level]) for level in range(levels)]
-    pitch_by_sample, first_by_sample = _by_sample([pitch, first], points, torch.int32, device)[:, 0, 0, 0]  # (L·P,)
+    pitch_by_sample, first_by_sample = _by_sample([pitch, first], heads, points, torch.int32, device)
     picture = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1) * table_rows
     head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1)
     row = torch.addcmul(corner[0], corner[1], pitch_by_sample)
     row = torch.add((picture + first_by_sample) * heads + head, row, alpha=heads)
     inside = (pixels >= 0) & (pixels < sizes + 1)
-    return Samples(row, fx, fy, pitch_by_sample * heads, inside)
+    return Samples(row, fx, fy, pitch_by_sample[0, 0] * heads, inside)
 
 
-def _by_sample(numbers: list[list[int]], points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Two lists of L numbers, repeated for each point: (2, 1, 1, 1, L·P)."""
-    return torch.tensor(numbers, dtype=dtype, device=device).repeat_interleave(points, dim=1)[:, None, None, None]
+def _by_sample(numbers: list[list[int]], heads: int, points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Two lists of L numbers, repeated for each point and head: (2, 1, 1, M, L·P).
+
+    The heads are copies, since a row of M·L·P numbers side by side goes with a query's samples several times as fast as
+    one of L·P that is broadcast M times.
+    """
+    by_point = torch.tensor(numbers, dtype=dtype, device=device).repeat_interleave(points, dim=1)
+    return by_point[:, None, None, None].expand(-1, -1, -1, heads, -1).contiguous()
 
 
-def _sizes_by_sample(level_shapes: LevelShapes, points: int, like: Tensor) -> Tensor:
-    """Width and height of each sample's level, (2, 1, 1, 1, L·P), in the dtype and on the device of `like`."""
-    return _by_sample([[w for _, w in level_shapes], [h for h, _ in level_shapes]], points, like.dtype, like.device)
+def _sizes_by_sample(level_shapes: LevelShapes, heads: int, points: int, like: Tensor) -> Tensor:
+    """Width and height of each sample's level, (2, 1, 1, M, L·P), in the dtype and on the device of `like`."""
+    sizes = [[w for _, w in level_shapes], [h for h, _ in level_shapes]]
+    return _by_sample(sizes, heads, points, like.dtype, like.device)
 
 
 def corner_shares(weights: Tensor, fx: Tensor, fy: Tensor) -> Tensor:
@@ -151,11 +157,13 @@ class _EmbeddingBagAttention(torch.autograd.Function):
             lower = torch.lerp(lower_left, lower_right, fx)
             grad_weights = torch.lerp(upper, lower, fy).view_as(weights)
             slope_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, fy)
-            points, flat = weights.shape[-1], weights.flatten(3)
-            width, height = _sizes_by_sample(ctx.level_shapes, points, flat)
-            grad_x = slope_x * (flat * width) * inside[0]
-            grad_y = (lower - upper) * (flat * height) * inside[1]
-            grad_locations = torch.stack((grad_x, grad_y), dim=-1).view(*weights.shape, 2)
+            (heads, _, points), flat = weights.shape[2:], weights.flatten(3)
+            width, height = _sizes_by_sample(ctx.level_shapes, heads, points, flat)
+            # Written in place, x and y in turns: to stack two results takes several times as long.
+            by_sample = flat.new_empty(*flat.shape, 2)
+            torch.mul(slope_x * (flat * width), inside[0], out=by_sample[..., 0])
+            torch.mul((lower - upper) * (flat * height), inside[1], out=by_sample[..., 1])
+            grad_locations = by_sample.view(*weights.shape, 2)
         if ctx.needs_input_grad[0]:
             grad_value = unpad_levels(_grad_table(grad_bags, table, corners, shares), ctx.level_shapes)
         return grad_value, grad_locations, grad_weights, None

@@ -37,15 +37,22 @@ def sampling_locations(reference: Tensor, offsets: Tensor, level_shapes: LevelSh
     offsets: (B, N_q, M, L, P, 2). Returns (B, N_q, M, L, P, 2) in 0..1 of each level's map.
     Around a point, an offset counts pixels of its level; around a box, an offset of P reaches the box's edge.
     """
-    if reference.shape[-1] == 2:
-        # (W, H) and not (H, W): offsets are (x, y). The authors' first release had it the other way round.
-        sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
-        return reference[:, :, None, :, None, :] + offsets / sizes[:, None]
+    if reference.shape[-1] not in (2, 4):
+        raise ValueError(f"reference must end in 2 (points) or 4 (boxes), got {tuple(reference.shape)}")
+    points = offsets.shape[-2]
+    centre = _for_each_point(reference[..., :2], points)
     if reference.shape[-1] == 4:
-        points = offsets.shape[-2]
-        centre, size = reference[:, :, None, :, None, :].split(2, dim=-1)
-        return centre + offsets / points * size * 0.5
-    raise ValueError(f"reference must end in 2 (points) or 4 (boxes), got {tuple(reference.shape)}")
+        return centre + offsets / points * _for_each_point(reference[..., 2:], points) * 0.5
+    # (W, H) and not (H, W): offsets are (x, y). The authors' first release had it the other way round.
+    sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
+    return centre + offsets / sizes[:, None].expand(offsets.shape[2:]).contiguous()
+
+
+def _for_each_point(reference: Tensor, points: int) -> Tensor:
+    """(B, N_q, L, 2) → (B, N_q, 1, L, P, 2), copied: on a CPU, to add rows of 2·L·P numbers is several times as fast as to
+    broadcast each pair on its own.
+    """
+    return reference[:, :, None, :, None, :].expand(-1, -1, -1, -1, points, -1).contiguous()
 
 
 class MultiScaleDeformableAttention(nn.Module):
