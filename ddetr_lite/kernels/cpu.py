@@ -187,29 +187,30 @@ def _grad_table(grad_bags: Tensor, table: Tensor, corners: Tensor, shares: Tenso
     """The gradient of the table, in its shape: every corner's row gets its share of the gradient of its bag.
 
     That is the transpose of a sparse matrix (bags × rows, an entry for each corner) times a dense one. SciPy adds row
-    after row, in order, and lets other threads run meanwhile: one picture is the work of one thread, so the result does
-    not depend on their number. It was faster than sorting the corners by row and summing them.
+    after row, in order, and lets other threads run meanwhile: a picture is the work of one thread, so the result does not
+    depend on their number. It was faster than sorting the corners by row and summing them.
     """
     batch, (channels, each) = len(table), (table.shape[-1], corners[0, 0, 0].numel())
     bags, rows = len(grad_bags) // batch, table[0].numel() // channels
-    begins = np.arange(0, bags * each + 1, each, dtype=np.int32 if bags * each < 2**31 else np.int64)
-    result = torch.empty_like(table)
-    # NumPy alone in the threads: each would start a team of torch's own.
+    # NumPy alone from here: in a thread, each operation of torch's would start a team of its own.
     indices, entries = corners.view(batch, -1).numpy(), shares.view(batch, -1).numpy()
-    grads, sums = grad_bags.view(batch, bags, channels).numpy(), result.view(batch, rows, channels).numpy()
+    grads = grad_bags.view(batch, bags, channels).numpy()
 
-    def picture(b: int) -> None:
-        matrix = csr_array((entries[b], indices[b] - b * rows, begins), shape=(bags, rows))
-        sums[b] = matrix.T @ grads[b]
+    def some_pictures(first: int, last: int) -> np.ndarray:
+        count, local = last - first, indices[first:last].ravel()
+        begins = np.arange(0, local.size + 1, each, dtype=np.int32 if local.size < 2**31 else np.int64)
+        if first:
+            local = local - first * rows
+        matrix = csr_array((entries[first:last].ravel(), local, begins), shape=(count * bags, count * rows))
+        return matrix.T @ grads[first:last].reshape(-1, channels)
 
     threads = min(torch.get_num_threads(), batch)
     if threads == 1 or corners.numel() < 2**21:  # else starting threads takes longer than they save
-        for b in range(batch):
-            picture(b)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(picture, range(batch)))  # the list waits, and raises what a thread raised
-    return result
+        return torch.from_numpy(some_pictures(0, batch)).view_as(table)
+    bounds = [batch * thread // threads for thread in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(some_pictures, bounds, bounds[1:]))  # the list waits, and raises what a thread raised
+    return torch.from_numpy(np.concatenate(parts)).view_as(table)
 
 
 def unpad_levels(table: Tensor, level_shapes: LevelShapes) -> Tensor:
