@@ -173,6 +173,18 @@ def test_the_rows_of_the_lead_that_table_1_has_are_its_own() -> None:
     assert all(chosen_rate(table, table.row(name), scores) == 1.0 for name in ("faster-rcnn", "deformable-detr"))
 
 
+def test_coco_mini_on_a_cpu_has_the_learning_rates_that_table_1_found() -> None:
+    table = STUDIES["table1-cpu"]
+    scores = scores_in(table, Path(__file__).parents[1] / "data" / "results" / "table1-cpu")
+    for row in STUDIES["coco-mini-cpu"].rows:
+        searched = table.row(row.name if row.name in ("faster-rcnn", "detr") else "deformable-detr")
+        rate = chosen_rate(table, searched, scores)
+        assert rate is not None
+        ours, theirs = (PlannedRun(one, r, 6, 0).recipe.train for one, r in ((row, row.rate), (searched, rate)))
+        for name in ("lr", "muon_lr", "optimizer", "batch", "schedule"):
+            assert getattr(ours, name) == getattr(theirs, name), (row.name, name)
+
+
 def test_recipe_of_a_run() -> None:
     base, changed = SLOW.recipe.train, PlannedRun(SLOW, 2.0, 8, 3).recipe.train
     assert changed == replace(base, epochs=8, seed=3, lr=2 * base.lr, muon_lr=2 * base.muon_lr)
