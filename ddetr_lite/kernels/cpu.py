@@ -72,7 +72,7 @@ def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) 
     pixels = torch.addcmul(sizes.new_full((), 0.5), planes, sizes)
     clamped = torch.minimum(pixels.clamp(min=0), sizes + 1)  # beyond the border all is zero as well
     corner = clamped.int()  # rounds down: nothing is negative
-    fx, fy = clamped.frac()  # not clamped - corner: torch is twenty times as slow where types are mixed
+    fx, fy = clamped.frac()  # not clamped - corner: where types are mixed, torch is many times as slow
     if broken is not None:
         fx = fx.masked_fill(broken.any(0), float("nan"))
     pitch = [w + 2 for _, w in level_shapes]
