@@ -1,9 +1,10 @@
 """Which cells of a notebook others need, told from the names that they give and read."""
 
 import ast
-import symtable
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 @dataclass
@@ -91,29 +92,35 @@ def _read(statement: ast.stmt, names: Names) -> None:
             elif isinstance(node, ast.stmt):
                 _read(node, names)
             elif isinstance(node, ast.AST):
-                names.reads |= _loaded(node) - names.gives
-                names.gives |= _stored(node)
+                names.reads |= _read_by(node) - names.gives
+                names.gives |= _given_by(node)
 
 
-def _read_by(statement: ast.stmt) -> set[str]:
-    table = symtable.symtable(ast.unparse(statement), "cell", "exec")
-    found = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()}
-    inner = list(table.get_children())
-    while inner:
-        scope = inner.pop()
-        found |= {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}
-        inner += scope.get_children()
-    if isinstance(statement, ast.AugAssign):
-        found |= _stored(statement.target)
-    return found
+def _read_by(node: ast.AST) -> set[str]:
+    """The names that it reads, without those that a function or a comprehension has for itself."""
+    if isinstance(node, ast.Name):
+        return {node.id} if isinstance(node.ctx, ast.Load) else set()
+    if isinstance(node, ast.FunctionDef):
+        outside = _all(_read_by, [node.args, *node.decorator_list])
+        return outside | (_all(_read_by, node.body) - _arguments(node.args) - _all(_given_by, node.body))
+    read = _all(_read_by, ast.iter_child_nodes(node))
+    if isinstance(node, ast.Lambda):
+        return read - _arguments(node.args)
+    if isinstance(node, COMPREHENSIONS):
+        return read - _all(_given_by, [part.target for part in node.generators])
+    if isinstance(node, ast.AugAssign):
+        return read | _given_by(node.target)
+    return read
 
 
-def _given_by(statement: ast.stmt) -> set[str]:
-    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-        return {statement.name}
-    if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
-    return _stored(statement)
+def _given_by(node: ast.AST) -> set[str]:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    if isinstance(node, ast.Name):
+        return {node.id} if isinstance(node.ctx, ast.Store) else set()
+    return set() if isinstance(node, COMPREHENSIONS) else _all(_given_by, ast.iter_child_nodes(node))
 
 
 def _changed(statement: ast.stmt) -> set[str]:
@@ -124,13 +131,13 @@ def _changed(statement: ast.stmt) -> set[str]:
             whole: ast.expr = node
             while isinstance(whole, (ast.Attribute, ast.Subscript)):
                 whole = whole.value
-            found |= _loaded(whole)
+            found |= _read_by(whole)
     return found
 
 
-def _loaded(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+def _arguments(arguments: ast.arguments) -> set[str]:
+    return {node.arg for node in ast.walk(arguments) if isinstance(node, ast.arg)}
 
 
-def _stored(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+def _all(names_of: Callable[[ast.AST], set[str]], nodes: Iterable[ast.AST]) -> set[str]:
+    return set().union(*map(names_of, nodes))

@@ -203,8 +203,12 @@ def test_solutions_pass_and_change_no_other_output(path: Path, tmp_path: Path, m
         (["class A: ...", "A.b = 1", "A()"], {0, 1, 2}),  # unless its attributes are
         (["def f(x):\n    return x", "x = 1", "f(2)"], {0, 2}),  # x is f's own
         (["y = 1", "def f(x):\n    return x + y", "f(2)"], {0, 1, 2}),
+        (["x = 1", "def f(x=x):\n    return x", "f()"], {0, 1, 2}),
+        (["z = 1", "def f(x):\n    z = x\n    return z", "f(2)"], {1, 2}),
+        (["x = 5", "f = lambda x: x", "f(1)"], {1, 2}),
         (["a = [1]", "x = 5", "for x in a:\n    z = x", "z"], {0, 2, 3}),  # the loop gives its x
         (["a = [1]", "x = 5", "[x for x in a]"], {0, 2}),
+        (["x = 5", "a = [x for x in (1, 2)]", "x"], {0, 2}),  # nor does it give its x
         (["import a.b as c", "from d import e as f", "c, f"], {0, 1, 2}),
         (["p = open", "with p() as q:\n    r = q", "r"], {0, 1, 2}),
         (["a = 1", "try:\n    a\nexcept ValueError:\n    b = 2", "b"], {0, 1, 2}),

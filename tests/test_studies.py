@@ -61,6 +61,7 @@ from ddetr_lite.models.presets import ROWS, build
 SLOW = Row("slow", "Slow", recipe("shapes", "detr"), (4, 8))
 QUICK = Row("quick", "Quick", recipe("shapes", "deformable-detr"), (2, 4))
 STUDY = Study("trial", "A trial", "The method.", (SLOW, QUICK), "slow", search_epochs=4, seeds=2)
+TABLE_1_LOGS = Path(__file__).parents[1] / "data" / "results" / "table1-cpu"
 
 
 def scores_of(row: Row, found: dict[float, float]) -> dict[str, float]:
@@ -169,13 +170,13 @@ def test_the_rows_of_the_lead_that_table_1_has_are_its_own() -> None:
     for name in ("faster-rcnn", "deformable-detr-two-stage"):
         a, b = (PlannedRun(study.row(name), 1.0, 6, 0) for study in (lead, table))
         assert (a.name, a.recipe) == (b.name, b.recipe)
-    scores = scores_in(table, Path(__file__).parents[1] / "data" / "results" / "table1-cpu")  # what the search found
+    scores = scores_in(table, TABLE_1_LOGS)  # what the search found
     assert all(chosen_rate(table, table.row(name), scores) == 1.0 for name in ("faster-rcnn", "deformable-detr"))
 
 
 def test_coco_mini_on_a_cpu_has_the_learning_rates_that_table_1_found() -> None:
     table = STUDIES["table1-cpu"]
-    scores = scores_in(table, Path(__file__).parents[1] / "data" / "results" / "table1-cpu")
+    scores = scores_in(table, TABLE_1_LOGS)
     for row in STUDIES["coco-mini-cpu"].rows:
         searched = table.row(row.name if row.name in ("faster-rcnn", "detr") else "deformable-detr")
         rate = chosen_rate(table, searched, scores)
