@@ -21,6 +21,9 @@ from ddetr_lite.course.equations import EQUATIONS
 from ddetr_lite.course.exercises import Exercise
 from ddetr_lite.course.registry import EXERCISES, find
 from ddetr_lite.layers import attention
+from ddetr_lite.models.backbone import BackboneConfig
+from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
+from ddetr_lite.models.detr import Detr, DetrConfig
 
 BLOCKS = [block for path in NOTEBOOKS for block in exercises(path)]
 STUBS = {block.name: read(path).cells[block.stub].source for path in NOTEBOOKS for block in exercises(path)}
@@ -417,7 +420,7 @@ def test_parts_shows_whose_each_part_is(tmp_path: Path) -> None:
     assert "|causal_mask|01|ddetr_lite.layers.attention.causal_mask|yours|" in course.parts()._repr_markdown_()
 
 
-# --- glossary, equations, picture ------------------------------------------------------------------------
+# --- glossary, equations, diagrams, picture ------------------------------------------------------------------------
 
 
 def test_symbols_are_known() -> None:
@@ -440,6 +443,34 @@ def test_equation_map_points_to_what_exists(equation: Any) -> None:
     file, test = equation.test.split("::")
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+SMALL: dict[str, Any] = {"dim": 32, "heads": 2, "hidden": 16, "encoder_layers": 1, "decoder_layers": 3, "queries": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("detr", Detr(DetrConfig(BackboneConfig("small"), stride=8, **SMALL), classes=4)),
+        ("deformable-detr", DeformableDetr(DeformableDetrConfig(BackboneConfig("small"), **SMALL), classes=4)),
+    ],
+)
+def test_diagrams_say_the_shapes_that_come_out(name: str, model: Any) -> None:
+    outputs = model.eval().outputs(model.batch([torch.rand(3, 64, 64)] * 2))
+    sizes = {"B": 2, "K": 3, "N_q": 5, "C": 4}
+    said = dict(text.get_text().split("\n") for text in course.architecture(name).texts if "(K, " in text.get_text())
+    assert {kind: eval(shape, {}, sizes) for kind, shape in said.items()} == {
+        "logits": tuple(outputs.logits.shape),
+        "boxes": tuple(outputs.boxes.shape),
+    }
+
+
+def test_diagrams_write_the_letters_of_the_glossary() -> None:
+    for name in ("transformer", "detr", "deformable-detr"):
+        texts = " ".join(text.get_text() for text in course.architecture(name).texts)
+        assert set(re.findall(r"\b[A-Z](?:_\w+)?\b", texts)) <= {row[0] for row in course.symbols().rows}
+    with pytest.raises(ValueError, match="no diagram 'dino', only transformer, detr, deformable-detr"):
+        course.architecture("dino")
 
 
 def test_equation_1_weights() -> None:

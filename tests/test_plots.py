@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from ddetr_lite import plots
 from ddetr_lite.plots import detection
@@ -111,3 +112,25 @@ def test_grouped_bars_keep_a_colour_for_each_name() -> None:
     assert bars[1].get_facecolor() == bars[2].get_facecolor() != bars[0].get_facecolor()
     assert [text.get_text() for text in ax.texts] == ["1.00 a", "3.00 b", "2.00 b"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]
+
+
+def test_diagram_draws_every_block_and_arrow() -> None:
+    blocks = {"a": (0.0, 0.0, "first"), "b": (1.0, 0.0, "second"), "c": (1.0, 1.0, "third")}
+    ax = plots.diagram(blocks, [("a", "b", "(B, N, d)"), ("b", "c", "")], data=["a"])
+    places = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
+    assert places.pop("(B, N, d)") == (0, 3)  # points above the middle of the arrow
+    assert places == {"first": (0, 0), "second": (1, 0), "third": (1, 1)}
+    arrows = [text for text in ax.texts if isinstance(text, Annotation) and text.arrow_patch is not None]
+    assert [(tuple(arrow.xyann), tuple(arrow.xy)) for arrow in arrows] == [((0, 0), (1, 0)), ((1, 0), (1, 1))]
+    assert ax.get_ylim() == (1.5, -0.5)  # row 0 is on top
+    frames = {text.get_text(): text.get_bbox_patch() for text in ax.texts if text.get_bbox_patch() is not None}
+    assert {name: patch is not None and patch.get_edgecolor()[3] > 0 for name, patch in frames.items()} == {
+        "first": False,
+        "second": True,
+        "third": True,
+    }
+
+
+def test_diagram_refuses_an_arrow_to_nowhere() -> None:
+    with pytest.raises(ValueError, match=r"\['c'\], but the blocks are \['a', 'b'\]"):
+        plots.diagram({"a": (0, 0, "a"), "b": (1, 0, "b")}, [("a", "c", "")])

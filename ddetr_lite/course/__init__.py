@@ -7,12 +7,14 @@
     course.restore()                 in a later notebook: plug in what was kept and still passes
     course.parts()                   which parts are the package's, which are yours
     course.symbols(...), course.equation_map(...)
+    course.architecture("detr")      a block diagram
     course.picture(), course.detector(), course.followed_query()   what the whole course follows
     course.run_log("shapes")      a committed run, line by line
 
 Used by the notebooks alone: nothing in the package imports it.
 """
 
+from ddetr_lite.course.architectures import architecture
 from ddetr_lite.course.checking import Verdict, check
 from ddetr_lite.course.equations import equation_map
 from ddetr_lite.course.following import FollowedQuery, followed_query
@@ -26,6 +28,7 @@ __all__ = [
     "FollowedQuery",
     "Scene",
     "Verdict",
+    "architecture",
     "check",
     "checkpoint",
     "detector",

@@ -188,7 +188,7 @@ def _write(
             words.append(best)
         if best == end:
             break
-    return torch.tensor(words[1:])
+    return torch.tensor(words[1:], dtype=torch.long)  # also where there is no word
 
 
 def _counts(words: Tensor) -> Tensor:
@@ -217,11 +217,13 @@ GREEDY = Exercise(
         Case("a model that counts 3, 2, 1 and ends with 0", (_counts, 0, 0, 10)),
         Case("a model that never ends", (_never_ends, 1, 3, 4)),
         Case("a model that looks at all words so far", (_sums, 1, 6, 5)),
+        Case("a model that ends at once", (_never_ends, 1, 2, 4)),
     ],
     hints=(
         "Keep a list: words = [begin]. The model wants a tensor: torch.tensor(words).",
         "scores.argmax() is the best next word; int(...) makes a number of it.",
-        "Stop *before* you append the end. Return torch.tensor(words[1:]): neither begin nor end.",
+        "Stop *before* you append the end. Return torch.tensor(words[1:], dtype=torch.long): neither begin nor end, and "
+        "whole numbers also where there is no word.",
     ),
     mistakes=(
         Mistake(

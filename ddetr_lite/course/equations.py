@@ -86,7 +86,7 @@ EQUATIONS: tuple[Equation, ...] = (
         "DETR",
         "appendix, spatial positional encoding",
         "03",
-        "d/2 channels for y, d/2 for x, each as above, over 0..2π of the picture",
+        "d/2 channels for y, d/2 for x, each as above; over 0..2π of the picture in the official code",
         {"d": "dim"},
         "ddetr_lite.layers.positional_encoding:sine_encoding_2d",
         "tests/test_positional_encoding.py::test_two_dimensions_cell_by_cell",

@@ -33,7 +33,7 @@ KIND_MEANINGS = {
     "both": "wrong class and the box is off",
     "duplicate": "an object that a surer detection has already",
     "background": "no object is there",
-    "missed": "an object that nothing found",
+    "missed": "an object that nothing found, nor would any mistake of place or class if put right",
     "ignored": "in a crowd of its class, where nothing is judged",
 }
 LABELS = 6

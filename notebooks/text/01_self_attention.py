@@ -417,7 +417,7 @@ print(f"gradient at D = 64: divided, it is {with_root[i64][1] / without[i64][1]:
 print(f"gradient at D = 1024: divided, it is {with_root[i1024][1] / without[i1024][1]:.0f} times as long")
 
 # %% [markdown]
-# > **Claim:** without the division a Transformer cannot learn.
+# > **Claim:** without the division there are weights that a Transformer cannot have.
 # >
 # > **Measurement:** suppose training made W^Q eight times smaller. What would change?
 
@@ -429,7 +429,7 @@ smaller = (x5 @ (W_Q64 / 8)) @ (x5 @ W_K64).T
 print("same scores:", torch.allclose(divided, smaller, atol=1e-6))
 
 # %% [markdown]
-# Nothing would. The division adds no power that the matrix lacks: a model could find the factor 1/8 by
+# The scores would not. The division adds no power that the matrix lacks: a model could find the factor 1/8 by
 # itself. What it changes is where training **starts**: with weights that are soft and gradients that are
 # long. For D = 4 you would hardly notice; the larger D is, the more it matters.
 

@@ -58,9 +58,9 @@ print("bank:                  ", bank)
 # tell any more what went into it. Two means, kept apart, would tell more.
 
 # %% [markdown]
-# There is a second trouble: a word tends to like itself. If queries and keys are made by matrices that are much
-# alike, a word's own key fits its query best. Measured in the extreme case, one and the same random matrix for
-# both:
+# There is a second trouble: a word cannot keep itself and look around at once. If queries and keys are made by matrices that are much
+# alike, a word's own key fits its query best. If they are not, it looks elsewhere. Measured in the extreme case, one and the same random matrix for
+# both, and with two:
 
 # %%
 d, D = 512, 64
@@ -843,7 +843,7 @@ course.reset()
 # ## Symbols
 
 # %%
-course.symbols("x", "d", "N", "B", "N_q", "N_k", "D", "M", "Q", "K", "V", "W^Q", "W^O")
+course.symbols("x", "d", "N", "B", "N_q", "N_k", "D", "M", "Q", "K", "V", "W^Q", "W^O", "z")
 
 # %% [markdown]
 # **Next:** to all heads a sentence is still a bag of words. [03 · Positional encoding](03_positional_encoding.ipynb)

@@ -492,6 +492,15 @@ for name, model in moved.items():
 # batch are padded.
 
 # %% [markdown]
+# Two more of the sentence's choices came along. The fastest hand no longer tells neighbours apart by itself: it goes round once per *picture*. And 10000 was chosen for long texts. How many hands turn by more than a tenth of a circle from one border to the other, for DETR's d = 256?
+
+# %%
+turns = [1 / 10000 ** (2 * i / 128) for i in range(64)]  # of each hand for y, over 2π
+print(sum(turn > 0.1 for turn in turns), "of", len(turns))
+
+# %% [markdown]
+# The other three quarters hardly move. DETR learns with it all the same; later models took a smaller base (DAB-DETR 20).
+#
 # Scaling is the share of the length that section 2 turned down. For a sentence it was a fault that "the next word" loses
 # its meaning. A picture that is enlarged shows the same things at the same shares, so here it is what we want; and no
 # picture has places that training never saw, only finer steps between them.
@@ -828,7 +837,7 @@ course.reset()
 # ## Symbols
 
 # %%
-course.symbols("x", "d", "N", "B", "D", "H", "W", "Q", "K", "W^Q")
+course.symbols("x", "d", "N", "B", "D", "H", "W", "Q", "K", "W^Q", "p")
 
 # %% [markdown]
 # **Next:** attention, heads and places are there. [04 · Transformer](04_transformer.ipynb) stacks them, with what else a

@@ -94,8 +94,8 @@ print(
 
 # %% [markdown]
 # It helps training too. A gradient comes to the first layer through all the others, multiplied on its way by each. Through a
-# sum it passes unchanged as well. Measured: the length of the gradient at
-# the input of 16 layers, for the part of their output that lies along one random direction.
+# sum it passes unchanged as well. Measured: we make *one* number of the output of 16 layers, its dot product with a
+# random vector of length 1, and ask how much it changes when their input changes a little: the length of its gradient.
 
 # %%
 for keep in (False, True):
@@ -169,11 +169,13 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 # max(0, ·), the **ReLU**, is the bend: it keeps what is positive and drops what is negative. Without it, two matrices
 # in a row would be one matrix. The row between them is wider than the word (four times, in *Attention Is All You Need*, the paper of 2017 that the Transformer comes from): many
 # small questions about the word, each answered with "how much", or not at all.
+#
+# (In training, **dropout** usually sets a tenth of such numbers to zero, others in every step, and makes the rest larger by as much: a network may then lean on no single one of them. That paper and DETR have it; at our sizes it would only blur what we compare, so in these notebooks it is 0.)
 
 # %%
 layer = package.EncoderLayer(
     d, heads=8, hidden=4 * d, dropout=0.0
-)  # dropout would set some numbers to 0 in training
+)
 words = torch.randn(5, d)
 with torch.no_grad():
     together = layer.feed_forward(words)  # (5, d)
@@ -250,6 +252,16 @@ with torch.no_grad():
     print("torch within 2e-6:  ", (ours - theirs(written, memory, tgt_mask=mask)).abs().max().item() < 2e-6)
 
 # %% [markdown]
+# Both layers, and what passes between them:
+
+# %%
+plots.show(
+    course.architecture("transformer"),
+    alt="Two rows of blocks. Above, the encoder layer: self-attention, feed-forward, memory. Below, the decoder layer: causal "
+    "self-attention, cross-attention, which takes keys and values from the memory, feed-forward.",
+)
+
+# %% [markdown]
 # In cross-attention the two sides differ in number: 4 queries, 7 keys, a 4 × 7 table of weights. Nothing in
 # attention ever asked that those who look be those who are looked at. **Remember this**: in DETR ([06](06_detr.ipynb)), 100 *object queries*
 # look at the cells of a picture, in just such layers.
@@ -322,7 +334,7 @@ print(len(known), "numbers to learn from; kept back, for example", unseen[:4])
 # %% [markdown]
 # The model: embeddings, sines for the places, two encoder layers, two decoder layers, and a score for each word of the
 # vocabulary. (The package adds places to queries and keys of *every* layer, as DETR does; the Transformer of 2017 added
-# them once, at the start. The `[-1]` takes the last of the decoder's layers: DETR, in [06](06_detr.ipynb), will want all of them.)
+# them once, at the start. The package's decoder hands out what each of its layers says, each through one more, shared layer norm; the `[-1]` takes the last: DETR, in [06](06_detr.ipynb), will want all of them.)
 
 
 # %%
@@ -339,10 +351,12 @@ class Reader(nn.Module):
 
     def forward(self, digits, words, causal=True):
         """digits: (B, 4); words: (B, N_q), written so far. Returns the scores of each next word."""
-        padding, at, by = digits == 10, self.places[:4][None], self.places[: words.shape[1]][None]
-        memory = self.encoder(self.digit(digits), at, padding)  # (B, 4, d)
+        padding = digits == 10
+        digit_places, word_places = self.places[:4][None], self.places[: words.shape[1]][None]
+        memory = self.encoder(self.digit(digits), digit_places, padding)  # (B, 4, d)
         mask = attention.causal_mask(words.shape[1]) if causal else None
-        return self.score(self.decoder(self.word(words), memory, by, at, padding, mask)[-1])
+        said = self.decoder(self.word(words), memory, word_places, digit_places, padding, mask)[-1]
+        return self.score(said)
 
 
 # %% [markdown]
@@ -460,7 +474,7 @@ for place in range(4):
         before, after = reader(digits, asked).softmax(-1), reader(other, asked).softmax(-1)
     changes[place] = (before - after).abs().sum(dim=-1)[0] / 2  # how much probability moves, 0..1
 ax = plots.matrix(
-    changes.T, names, [f"{digit} → 5" for digit in str(n)], "", "one digit changed", "probability moved"
+    changes.T, names, [f"{digit} → 5" for digit in str(n)], "probability moved", "one digit changed", "says"
 )
 plots.show(
     ax,
@@ -702,7 +716,7 @@ def greedy(scores_of, begin, end, longest):
 # <summary>Hint</summary>
 #
 # Keep the words in a list and make a tensor of it for the model: `torch.tensor(words)`. `int(scores.argmax())` is the best
-# next word.
+# next word. A tensor of an empty list needs to be told that it holds whole numbers: `dtype=torch.long`.
 #
 # </details>
 
@@ -722,7 +736,7 @@ course.check("greedy", greedy)
 #         if best == end:
 #             break
 #         words.append(best)
-#     return torch.tensor(words[1:])
+#     return torch.tensor(words[1:], dtype=torch.long)  # also where there is no word
 # ```
 #
 # </details>

@@ -93,7 +93,7 @@ print("package = torchvision within 1e-6:", (ours - theirs).abs().max().item() <
 # %% [markdown]
 # ## 2. What was there before, part one: anchors
 #
-# A network cannot say "there are four". Most detectors before DETR therefore turned the question round: lay thousands of boxes
+# How can a network say "there are four", and then which? It could write them down one after the other, as the reader of 04 wrote words; this was done, with an LSTM (a network that reads and writes step by step), for people in crowds (Stewart et al., [2016](https://arxiv.org/abs/1506.04878)). But objects have no order in which to write them, and writing takes as many steps as there are objects. Most detectors before DETR turned the question round: lay thousands of boxes
 # over the picture, the **anchors**, and ask of each, *is there an object in you,
 # and how must you be moved to fit it?* Here they stand every 8 pixels (the *stride*), nine at each place: three sizes, three shapes. torchvision makes them:
 
@@ -289,7 +289,7 @@ print("a threshold that serves nine of ten in both:", any(min(pair) > 0.9 for pa
 # Low enough to remove the copies, and neighbours vanish; high enough to keep the neighbours, and copies stay. From the boxes alone NMS cannot tell a copy from a neighbour: it never looks at the picture.
 #
 # Anchors, a rule, a clean-up: each mends what the one before it caused. DETR removes the cause. **What if each object were learned by exactly
-# one prediction?** Then nobody is taught to say it twice, and nothing has to be cleaned up.
+# one prediction?** Then nobody is taught to say it twice, and nothing has to be cleaned up. (The detector for crowds of section 2 was taught so, by a *Hungarian loss*, before DETR; DETR keeps the match, and says all at once.)
 
 # %% [markdown]
 # ## 5. A loss for boxes
@@ -399,7 +399,7 @@ print("it never moved:", [name for name, values in reached.items() if max(values
 # %% [markdown]
 # ## 6. Who learns what? The match
 #
-# Now the heart. A model makes N_q predictions, always as many, a few more than any picture has objects: DETR 100. The T objects of the picture are to be
+# Now the heart. A model makes N_q predictions, always as many, and many more than a picture usually has objects: DETR 100. The T objects of the picture are to be
 # given to T *different* predictions, so that the total cost is least. The other predictions are given **"no object"**.
 #
 # A small case: the costs of four predictions (rows) for three objects (columns).
@@ -457,7 +457,7 @@ for n, t in ((4, 3), (20, 5), (100, 7)):
 # %% [markdown]
 # ### The Hungarian algorithm
 #
-# It finds the best match without trying all. Its idea: serve one object after the other, and *let others change places* when that is cheaper. A newcomer
+# It finds the best match without trying all. The idea at its core: serve one object after the other, and *let others change places* when that is cheaper. A newcomer
 # may take a query that is in use, if its former object can move to another query, whose object can move on, and so on until a free query is reached. Each
 # such chain has a price: plus the cost of each new pair, minus that of each pair that is given up. **Take the cheapest chain.** After the last object,
 # no other match is cheaper.
@@ -494,8 +494,8 @@ def hungarian(cost):
 print("by cheapest chains:", hungarian(cost), "by brute force:", brute_force(cost))
 
 # %% [markdown]
-# In practice one calls scipy's `linear_sum_assignment`, and so does our package. It runs a relative of the Hungarian algorithm (a *modified Jonker–Volgenant* algorithm): the same chains, found faster, because it
-# keeps prices for rows and columns from one object to the next. On random costs:
+# In practice one calls scipy's `linear_sum_assignment`, and so does our package. It, too, takes one cheapest chain after the other, and finds each faster, because it
+# keeps prices for rows and columns from one object to the next: that is Kuhn's *Hungarian method* of 1955, named for the two Hungarians on whose theorems it rests, in the form of Jonker and Volgenant. On random costs:
 
 # %%
 agree = 0
@@ -636,7 +636,7 @@ for weight in (1.0, 0.1):
 # %% [markdown]
 # So about half of it, instead of a fourteenth: enough to be heard.
 #
-# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with two things that it adds in practice: the weight 0.1, and the division by the number of objects. All in all:
+# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with three things that it adds in practice: the weight 0.1, the division by the number of objects, and that the class term is a *mean* over the queries, divided by the sum of their weights. All in all:
 
 
 # %%
@@ -735,7 +735,7 @@ plots.show(
 # %% [markdown]
 # By the rule, each object is named exactly as often as it was taught (the bars of section 3; in the figure the copies lie on one another): work for NMS. By the match each object is named **once**, and 1292 predictions are silent.
 #
-# Here the optimizer finds, for this one picture, who takes what. A network has to do it anew for every picture, in one pass: its queries must come to an agreement. That is what the self-attention among queries is for, in the decoder layer of 04. And
+# Here the optimizer finds, for this one picture, who takes what. A network has to do it anew for every picture, in one pass: its queries must come to an agreement. That is what the self-attention among queries is for, in the decoder layer of 04 ([06](06_detr.ipynb) shows what happens without it). And
 # during training the match is made anew in every step; [06](06_detr.ipynb) measures how often it changes its mind.
 
 # %% [markdown]
@@ -1154,7 +1154,7 @@ course.check("matching_cost", matching_cost)
 
 # %% tags=["exercise"]
 def class_loss(logits, labels, queries, no_object):
-    """(N_q, C+1), (S,), (S,) for S objects, the weight of "no object". Returns a scalar, a weighted mean over all queries."""
+    """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar, a weighted mean over all queries."""
     raise NotImplementedError
 
 
@@ -1175,7 +1175,7 @@ course.check("class_loss", class_loss)
 #
 # ```python
 # def class_loss(logits, labels, queries, no_object):
-#     """(N_q, C+1), (S,), (S,) for S objects, the weight of "no object". Returns a scalar, a weighted mean over all queries."""
+#     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar, a weighted mean over all queries."""
 #     last = logits.shape[-1] - 1
 #     classes = torch.full((len(logits),), last, device=logits.device)
 #     classes[queries] = labels
@@ -1254,7 +1254,7 @@ course.reset()
 # ## Symbols
 
 # %%
-course.symbols("N_q", "T", "C", "K", "B", "A")
+course.symbols("N_q", "T", "C", "K", "B", "A", "p", "σ")
 
 # %% [markdown]
 # **Next:** the loss is ready, and so are attention, positions and layers. [06 · DETR](06_detr.ipynb) puts them together, and trains. Back to

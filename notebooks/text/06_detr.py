@@ -100,7 +100,7 @@ answer = layer(scene.pixels[None].float() / 255)  # (B, C, H, W)
 print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tuple(layer.weight.shape))
 
 # %% [markdown]
-# Convolutions behind one another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. The first ones see
+# Convolutions behind one another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. (DETR takes a ResNet-50 that had learned on ImageNet, over a million photos with a name each, before it saw a box; ours begins from random numbers, which is enough for drawn shapes.) The first ones see
 # a few pixels, later ones see answers of answers, and so a larger and larger part of the picture. (The norm here is a *group norm*: a layer norm over a group of channels, at all places of a picture together. A ResNet, the backbone of the paper, has a *batch norm*, whose means were
 # taken over many pictures. DETR *freezes* it, that is, never changes it.) What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
 
@@ -150,6 +150,28 @@ print(
 # Tokens of the picture with their sines (03) go through an encoder (04). A decoder (04) has **object queries**: N_q learned vectors. They look at one another and at the memory,
 # and each becomes a class and a box. That is all.
 
+# %%
+plots.show(
+    course.architecture("detr"),
+    alt="DETR as blocks: pixels, backbone, 1 × 1 convolution, encoder; its memory and the object queries go into the decoder, "
+    "whose results go to a class head and a box head. The cells' sines go to encoder and decoder.",
+)
+
+# %% [markdown]
+# In numbers, ours in this notebook beside that of the paper:
+#
+# | | here | the paper |
+# |:--|:--|:--|
+# | pictures | 64 × 64 pixels | up to 800 × 1333 |
+# | backbone | a small ResNet with group norms, from random weights, stride 8 | ResNet-50 with ImageNet weights, stride 32 |
+# | channels of a token, d | 64 | 256 |
+# | layers of encoder and decoder | 2 and 3 | 6 and 6 |
+# | heads; inner width of the feed-forward | 4; 128 | 8; 2048 |
+# | object queries | 10 | 100 |
+# | classes | 3 | 91 ids of COCO |
+# | dropout | none | 0.1 |
+# | training | 2000 steps with 16 pictures | 500 epochs with 118,000 pictures, AdamW, learning rate 1e-4, backbone 1e-5 |
+
 
 # %%
 class SmallDetr(nn.Module):
@@ -181,10 +203,10 @@ def answers(self, tokens, position, padding):
     return self.decoder(content, memory, where, position, padding)
 
 
-SmallDetr.answers = answers  # a method, added to the class later
+SmallDetr.answers = answers  # a method of the class, written down here only to keep both cells short
 
 # %% [markdown]
-# The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. With the loss of 05 this is all of DETR, in about fifty lines.
+# The decoder hands out what *every* of its layers says, each after one more layer norm, which all layers share; so the two heads can read off all of them, as the loss of 05 wants. The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. With the loss of 05 this is all of DETR, in about fifty lines.
 
 # %%
 small = SmallDetr(classes=3)
@@ -281,7 +303,7 @@ small.query_embed.weight.data[:] = own
 # Same question, same answer: in the decoder nothing else tells one query from another (01: attention does not know places). Ten equal queries say one thing ten times.
 #
 # The queries are used as *positions*. In self-attention they are added to queries and keys; in cross-attention to the queries, while the keys carry the sines of 03; never to the values. So they say *who asks*, while the content, which begins at zero, collects
-# *what was found*.
+# *what was found*. In the first decoder layer nothing has been found, so their self-attention has nothing to hand over yet: its values are made from zeros, the same for all. From the second layer on queries can tell one another what they have. (Section 5 shows what for.)
 
 # %% [markdown]
 # ## 4. Train it
@@ -314,8 +336,8 @@ plots.show(
 # %% [markdown]
 # Pictures and targets in, a dict of losses out, all of them added up; we train the package's class, with fresh weights. Pictures are flipped and turned at random, so that 2000 are worth more. Four things are new:
 #
-# - Two optimizers: *AdamW*, an Adam that in every step also makes the weights a little smaller ([paper](https://arxiv.org/abs/1711.05101)), and for
-#   matrices *Muon*, which makes all directions of a step equally long ([its author's page](https://kellerjordan.github.io/posts/muon/)). Each group of parameters has a `factor` by which its learning rate differs.
+# - *AdamW*, an Adam that in every step also makes the weights a little smaller ([paper](https://arxiv.org/abs/1711.05101)), is DETR's optimizer. To fit into two minutes we give it only biases, norms and embeddings, and matrices to
+#   *Muon* ([its author's page](https://kellerjordan.github.io/posts/muon/)): a gradient pushes a matrix strongly in a few directions and hardly in the others, and Muon makes its step equally long in all. Take it for a faster Adam. Each group of parameters has a `factor` by which its learning rate differs; `backbone_lr` is that of the backbone.
 # - The learning rate begins small (*warm-up*) and then falls to zero.
 # - A gradient longer than 0.1 is shortened (*clipping*), so that no step is too long.
 # - "No object" weighs 0.4 instead of 0.1, since there are 10 queries and not 100.
@@ -344,7 +366,7 @@ def descend(model, total, optimizers, rate):
 
 # %%
 def train(model, steps, look):
-    """Batches of 16; `look(step)` is called every 100 steps. Returns the loss of every step."""
+    """Batches of 16; `look(model, step)` is called every 100 steps. Returns the loss of every step."""
     optimizers, seen = make_optimizers(model, SETTINGS), []
     for step in range(steps):
         chosen = torch.randint(len(training), (16,)).tolist()
@@ -353,7 +375,7 @@ def train(model, steps, look):
         descend(model, total, optimizers, learning_rate(step, SETTINGS, steps))
         seen.append(total.item())
         if (step + 1) % 100 == 0:
-            look(step + 1)
+            look(model, step + 1)
     return seen
 
 
@@ -366,12 +388,12 @@ history = {"boxes": {}, "match": []}
 
 
 @torch.no_grad()
-def look(step):
+def look(model, step):
     """What the model says now about the pictures that we watch."""
-    detr.eval()
-    batch = detr.batch(watched)
-    outputs = detr.outputs(batch)
-    wanted = detr.normalise_targets(watched_targets, batch.sizes)
+    model.eval()
+    batch = model.batch(watched)
+    outputs = model.outputs(batch)
+    wanted = model.normalise_targets(watched_targets, batch.sizes)
     match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, config.loss.matching, "softmax")
     history["boxes"][step] = (outputs.logits[-1, 1].softmax(-1), outputs.boxes[-1, 1])
     history["match"].append({(p, t): q for p, q, t in zip(*(index.tolist() for index in match[1:]))})
@@ -383,7 +405,7 @@ def look(step):
 # %%
 torch.manual_seed(0)
 detr = Detr(config, classes=3)
-look(0)
+look(detr, 0)
 seen = train(detr, 2000, look)
 print("the loss at the end is less than half of that at the start:", sum(seen[-50:]) < 0.5 * sum(seen[:50]))
 
@@ -468,7 +490,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Most have a region that they prefer; some share one, and a few hardly ever or never speak. Nobody told them to: the match has divided the work in this way. In the paper's figure 7 it is the same with 100 queries, on COCO.
+# Most have a region that they prefer; some share one, and a few hardly ever or never speak. Nobody told them to: the match has divided the work in this way. In the paper's figure 7, which shows 20 of its 100 queries on COCO, it is the same: each prefers regions and sizes of boxes, and nearly all also have boxes as wide as the picture.
 
 # %% [markdown]
 # ### The match moves
@@ -569,6 +591,82 @@ print("together more than half of the weight:", inside > 0.5)
 
 # %% [markdown]
 # So a good half of the weight lies on the object or right beside it; the rest is spread over the picture. (Perhaps a border is known by what lies on both sides of it; that we have not tested.)
+#
+# ### And in the encoder?
+#
+# > **Claim:** the encoder tells objects apart: a cell on an object looks at its own object. (So figure 3 of the paper shows it, for a DETR on COCO.)
+# >
+# > **Measurement:** how strongly the cells in an object's box look at cells in that box, in boxes of the other objects, and at the ground, in the last encoder layer. 1 is an even look.
+
+# %%
+ENCODER = f"transformer.encoder.layers.{model.config.encoder_layers - 1}.self_attn"
+
+
+def cells_in(annotation):
+    """(N,), boolean: the cells whose centre lies in the box, (x, y, width, height) in pixels."""
+    x, y, width, height = (side / 96 for side in annotation["bbox"])
+    row, column = (centre > y) & (centre < y + height), (centre > x) & (centre < x + width)
+    return (row[:, None] & column).flatten()
+
+
+@torch.no_grad()
+def looks(pixels, annotations):
+    """For each object: how strongly its cells look at their own box, at other boxes, and at the ground."""
+    with attention.record_attention(model) as weights:
+        model.outputs(model.batch([pixels]))
+    table = weights[ENCODER][0].mean(dim=0) * cells**2  # (N, N), 1 is an even look
+    inside = torch.stack([cells_in(one) for one in annotations])  # (T, N)
+    for i, own in enumerate(inside):
+        others = inside.any(dim=0) & ~own
+        if own.any() and others.any():
+            yield [table[own][:, where].mean().item() for where in (own, others, ~inside.any(dim=0))]
+
+
+# %%
+rows = []
+for index in range(100, 160):
+    pixels, annotations = render_picture(ShapesConfig(), "val", index)
+    rows += looks(torch.from_numpy(pixels.copy()).permute(2, 0, 1), annotations)
+own, others, ground = torch.tensor(rows).mean(dim=0).tolist()
+print(f"at its own object {own:.1f}, at other objects {others:.1f}, at the ground {ground:.1f}")
+
+# %% [markdown]
+# Hardly: our encoder looks at *objects*, at others almost as much as at its own. Two layers, trained on drawn shapes, have learned to find what is not ground; to tell which cells belong together is left to the decoder. A picture of a few weights in a paper is one model on one picture. Ask of your own.
+#
+# ### What do the queries say to one another?
+#
+# > **Claim:** a decoder needs cross-attention alone; self-attention among the queries could be left out.
+# >
+# > **Measurement:** switch it off (its result becomes zero, layer by layer), and count the detections surer than 0.5 that say again what a surer one says: same class, IoU above 0.5. The same 60 pictures.
+
+
+# %%
+@torch.no_grad()
+def said_again(silent=()):
+    """All sure detections of 60 pictures, and those among them that repeat one. silent: decoder layers."""
+    layers = [model.transformer.decoder.layers[k].self_attn for k in silent]
+    hooks = [layer.register_forward_hook(lambda module, given, out: torch.zeros_like(out)) for layer in layers]
+    count = again = 0
+    for index in range(100, 160):
+        pixels, _ = render_picture(ShapesConfig(), "val", index)
+        found = model([torch.from_numpy(pixels.copy()).permute(2, 0, 1)])[0]  # the surest first
+        boxes, labels = (found[name][found["scores"] > 0.5] for name in ("boxes", "labels"))
+        same = (box_iou(boxes[:, None], boxes) > 0.5) & (labels[:, None] == labels)
+        again += same.tril(-1).any(dim=1).sum().item()  # below the diagonal: with one that is surer
+        count += len(boxes)
+    for hook in hooks:
+        hook.remove()
+    return count, again
+
+
+# %%
+talking, talking_again = said_again()
+silent, silent_again = said_again(range(model.config.decoder_layers))
+print(f"as trained, said again: {talking_again / talking:.1f} of all sure detections")
+print(f"silent: {silent / talking:.1f} times as many of them, and said again: {silent_again / silent:.1f}")
+
+# %% [markdown]
+# The claim is wrong. If they cannot talk, four times as many queries speak up, and two of five of those say what a surer one has said. So this is where "one object, one query" is agreed on: the loss of 05 asks for it, and here is the part that does it, in place of NMS. (Some still say a thing again, in a model with as little training as ours.)
 
 # %% [markdown]
 # ## 6. Two problems
@@ -599,8 +697,8 @@ for name, lines in logs.items():
     print(f"{name:>21}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
 
 # %% [markdown]
-# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three seeds and the same search for both, is the subject of [10](10_convergence_and_ablations.ipynb). The paper has 500 epochs on COCO for DETR, and 50
-# for Deformable DETR. Why is DETR slow? The moving match may be one reason. Another can be seen at the start: a new attention layer looks everywhere alike (half of the weight on half of the cells), and has to learn to look at a few.
+# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three seeds and the same search for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50
+# for its own model. Why is DETR slow? The moving match may be one reason. Another is the one that the Deformable DETR paper gives, and it can be seen at the start: a new attention layer looks everywhere alike (half of the weight on half of the cells), and has to learn to look at a few.
 
 # %%
 torch.manual_seed(1)
@@ -627,7 +725,7 @@ for stride in (32, 16, 8):
     )
 
 # %% [markdown]
-# So DETR takes stride 32. A cell is then 32 × 32 pixels, and a small object is less than one cell; on COCO, the paper says, DETR is weaker than Faster R-CNN, the best-known detector with anchors, on small objects (AP 0.205 against 0.266). In ours this cannot be seen, for on 96 pixels it could afford a stride of 8. Measured, one encoder layer on maps of growing size:
+# So DETR takes stride 32. A cell is then 32 × 32 pixels, and a small object is less than one cell; on COCO, the DETR paper says, it is weaker than Faster R-CNN, the best-known detector with anchors, on small objects (AP 0.205 against 0.266). In ours this cannot be seen, for on 96 pixels it could afford a stride of 8. Measured, one encoder layer on maps of growing size:
 
 # %%
 layer = transformer.EncoderLayer(64, heads=4, hidden=128, dropout=0.0)
@@ -663,12 +761,14 @@ plots.show(
 print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30)
 
 # %% [markdown]
+# At first what grows with N costs most, the projections and the feed-forward; the part with N² takes over on large maps. (So it is not 256 times the time for 16 times the tokens, but towards the end each doubling of N costs nearly four times as much.)
+#
 # Slow to learn, and fine maps are too dear. **Both have to do with looking everywhere.** What if a query looked at just a few places, and learned where? That is [07](07_deformable_attention.ipynb).
 
 # %% [markdown]
 # ## 7. A gallery of failures
 #
-# "DETR learns nothing on my data" is what its authors were asked most. Here are seven ways to get nothing useful out of it, each from real threads, each caused on purpose. The first instrument is the one that an author of DETR advises
+# "DETR learns nothing on my data" is what its authors were asked again and again. Here are seven ways to get nothing useful out of it, each from real threads, each caused on purpose. The first instrument is the one that an author of DETR advises
 # ([detr#311](https://github.com/facebookresearch/detr/issues/311)): **overfit a few pictures.** A healthy model learns four pictures by heart within seconds. The second: **look at what it then says**, for a spoilt run can have a low loss.
 
 
@@ -708,7 +808,7 @@ print("its loss is small:", healthy_loss < 0.5)
 # %% [markdown]
 # ### 7.1 Class ids that begin at 1
 #
-# ([detr#9](https://github.com/facebookresearch/detr/issues/9), [#108](https://github.com/facebookresearch/detr/issues/108), [#125](https://github.com/facebookresearch/detr/issues/125) and many more.) COCO's files count categories from 1, with
+# ([detr#9](https://github.com/facebookresearch/detr/issues/9), [#108](https://github.com/facebookresearch/detr/issues/108) and many more.) COCO's files count categories from 1, with
 # gaps. One may train on these ids as they are, with a head for the largest id + 1, here 4 classes; the official models do. But then names have to be looked up by id too. Who counts names from 0 gets this, with a loss as low as before:
 
 # %%
@@ -733,7 +833,7 @@ _ = healthy.eval()
 # %% [markdown]
 # ### 7.2 Boxes in another form
 #
-# ([detr#28](https://github.com/facebookresearch/detr/issues/28), [#101](https://github.com/facebookresearch/detr/issues/101), [#459](https://github.com/facebookresearch/detr/issues/459).) COCO writes (x, y, width, height) in pixels; models want corners; losses want (cx, cy, w, h) in 0..1. Give
+# ([detr#28](https://github.com/facebookresearch/detr/issues/28), [#101](https://github.com/facebookresearch/detr/issues/101), [#459](https://github.com/facebookresearch/detr/issues/459).) COCO writes (x, y, width, height) in pixels. This package, like torchvision, takes corners in pixels; the official DETR and Hugging Face's take (cx, cy, w, h) in 0..1, and that is what the loss compares everywhere. Give
 # the loss corners, and it learns to say corners:
 
 # %%
@@ -849,7 +949,7 @@ _ = healthy.eval()
 # %% [markdown]
 # ### 7.6 The mask, upside down
 #
-# In the official code True means padding; Hugging Face's `pixel_mask` is 1 where the picture is. Invert it, and the tokens of a padded picture look at nothing but padding. (A picture without padding then has nothing to look at: our attention gives zeros for it, torch's gives NaN.) The test: **a picture alone and the same picture in a padded batch must give nearly the same boxes.**
+# In the official code True means padding; Hugging Face's `pixel_mask` is 1 where the picture is. Invert it, and the tokens of a padded picture look at nothing but padding. (A picture without padding then has nothing to look at: a softmax written out gives NaN for it, torch's fused attention, and so ours, zeros.) The test: **a picture alone and the same picture in a padded batch must give nearly the same boxes.**
 
 # %%
 large = torch.rand(3, 96, 96)

@@ -73,7 +73,7 @@ plots.show(
 )
 
 # %% [markdown]
-# On the coarsest map the small star is less than one cell. On the finest, the large star is six cells wide, and each of its cells has seen only a part of it (06: a cell sees more than its own square, but not everything). Which map does a query really use? Section 7 measures it. (The paper takes four levels; its fourth is made from the third by one more convolution.)
+# On the coarsest map the small star is less than one cell. On the finest, the large star is six cells wide, and each of its cells has seen only a part of it (06: a cell sees more than its own square, but not everything). Which map does a query really use? Section 7 measures it. (The paper takes four levels; its fourth is made from the backbone's last map by one more convolution, with stride 2.)
 
 # %% [markdown]
 # ## 2. All maps in one row

@@ -64,6 +64,16 @@ scene, shipped = course.picture(), course.detector()
 # | a box is | four numbers | a centre **relative to the reference point**, and a size |
 # | class loss | softmax with "no object" | focal loss (05) |
 #
+# As blocks, beside those of 06:
+
+# %%
+plots.show(
+    course.architecture("deformable-detr"),
+    alt="Deformable DETR as blocks: as DETR's in 06, but with a 1 × 1 convolution on each of L maps, a level embedding beside "
+    "the cells' sines, which go to the encoder alone, and reference points made from the object queries.",
+)
+
+# %% [markdown]
 # An encoder layer is that of 04 with another attention (and a decoder layer that of 04 with another *cross*-attention):
 
 # %%

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 10 · Convergence and ablations: how good, how fast, and why
 #
-# "Deformable DETR reaches the AP of DETR in a tenth of the epochs." Three things in this sentence need care: what AP is, to the last rule; how two detectors are compared so that neither is favoured; and what
+# Deformable DETR, its paper says, reaches the AP of DETR in a tenth of the epochs. Three things in this sentence need care: what AP is, to the last rule; how two detectors are compared so that neither is favoured; and what
 # of the difference comes from which part. This notebook takes them one after the other, from the detections of one picture to the two tables of the paper, at a size that can be trained again by anyone.
 
 # %% [markdown]
@@ -71,7 +71,7 @@ for name, detections in found.items():
     print(f"{name}: {sum(len(d['scores']) for d in detections.values()):,} detections")
 
 # %% [markdown]
-# Thousands of detections for a few hundred objects: every query always says something (and a query of Deformable DETR says something for each class). AP takes them all, and trusts that the scores put them into a good order.
+# Thousands of detections for a few hundred objects: every query always says something. (A query of Deformable DETR says something for each class; of its 20 × 8 pairs of query and class in a picture, the 100 surest are kept.) AP takes them all, and trusts that the scores put them into a good order.
 #
 # ### 1.1 Who gets which object
 #
@@ -191,7 +191,7 @@ print(verdicts(overlap, **flags, threshold=0.5))
 #
 # ### 1.4 All together
 #
-# One picture and one class are a small question of their own; first its overlaps. The area of what two boxes share is divided by the area of both, or, with a crowd, by that of the detection alone.
+# One picture and one class are a small question of their own; first its overlaps. The area of what two boxes share is divided by the area that at least one of them covers, or, with a crowd, by that of the detection alone.
 
 
 # %%
@@ -426,7 +426,7 @@ plots.show(
 # %% [markdown]
 # ## 3. Where detections go wrong
 #
-# An AP says how good, not what is bad. TIDE ([Bolya et al. 2020](https://arxiv.org/abs/2008.08115)) sorts every detection that is not right into one of five kinds, by its IoU with the objects, and adds a sixth, the objects that nothing found:
+# An AP says how good, not what is bad. TIDE ([Bolya et al. 2020](https://arxiv.org/abs/2008.08115)) sorts every detection that is not right into one of five kinds, by its IoU with the objects, and adds a sixth, the objects that nothing found, and that no mistake of kind "place" or "class" would find if it were put right:
 
 # %%
 from ddetr_lite.course.tables import Table
@@ -620,7 +620,7 @@ lines = [(rates, *(f"{value:.3f}" for value in (a, b, a - b))) for rates, (a, b)
 Table(("learning rates", "Deformable DETR", "DETR", "lead"), lines)
 
 # %% [markdown]
-# Compare the leads. The same rate for both is not the same chance for both: depending on which rate one happens to take, the lead comes out smaller or much larger than when each model has its own best. Against an untuned baseline one can get nearly any lead. Hence the rule of the study: the same *search* for both, with as many runs as it takes until the best multiple has a worse one on either side.
+# Compare the leads. The same rate for both is not the same chance for both: depending on which rate one happens to take, the lead comes out smaller or much larger than when each model has its own best. Against an untuned baseline one can get nearly any lead. Hence the rule of the study: the same *search* for both, with as many runs as it takes until the best multiple has a worse one on either side. (What the rule does not cover: the search is made at nine epochs, and the best rate of a longer schedule may be another.)
 #
 # ### 4.2 The curves
 #
@@ -665,7 +665,8 @@ def say_factors(one, metric, name="deformable-detr"):
             seeds = f"{len(factor.reached)} of {len(factor.needed)} seeds"
             print(f"{start}{other.label} reaches it with {seeds}.")
         else:
-            print(f"{start}{bound}{factor.factor:.1f} times the epochs of {other.label}.")
+            seeds = len(factor.needed)
+            print(f"{start}{bound}{factor.factor:.1f} times the epochs of {other.label} (seeds: {seeds}).")
     return known
 
 
@@ -688,7 +689,8 @@ def say_time(one):
     print(f"An epoch of Deformable DETR takes {ratio:.2f} times as long as one of DETR.")
     for factor in overall:
         if factor.factor is not None:
-            print(f"In time the {factor.factor.mean:.1f} becomes {factor.factor.mean / ratio:.1f}.")
+            bound = "at least " * factor.at_most
+            print(f"In time {bound}{factor.factor.mean:.1f} becomes {bound}{factor.factor.mean / ratio:.1f}.")
 
 
 say_time(convergence)
@@ -702,14 +704,14 @@ say_time(convergence)
 PAPER = {"DETR-DC5": {50: 35.3, 500: 43.3}, "Deformable DETR": {50: 43.8}}  # epochs → AP
 for name, ends in PAPER.items():
     print(f"{name}: " + ", ".join(f"{ap} after {epochs} epochs" for epochs, ap in ends.items()))
-print(f"so in the paper a factor of at least {500 / 50:.0f}")
+print(f"so in the paper a factor of at least {500 / 50:.0f}, over DETR-DC5")
 
 # %% [markdown]
 # What differs here, and may move the factor in either direction:
 #
 # - **The task**: 96 pixels, at most five objects of eight classes, known by their outline; nothing has been seen before, while the papers start from ImageNet's features.
 # - **DETR's map**: at stride 8 instead of 32, since nine cells would be too few. So here DETR does not suffer from coarse maps as on COCO, least of all for small objects. Section 6 has it at stride 32 and 16.
-# - **Maps and backbone**: the paper's models share a whole backbone; here DETR's ends at its map. A third row has DETR's backbone and DETR's one map, and Deformable DETR's attention, loss and learning rate. What is left of the factor there is the attention's and the loss's.
+# - **Maps and backbone**: the paper's models share a whole backbone; here DETR's ends at its map. A third row has DETR's backbone and DETR's one map, and else all of Deformable DETR. What is left of the factor there belongs to the attention, the loss, the reference points and the start (09, sections 1 to 3), together.
 # - **The number of cells**: a new cross-attention of DETR looks at all of them (section 5), and there are 144 here, but about 1,050 on a photo of 800 × 1333 pixels. If that is what makes DETR slow, fewer cells must make the factor smaller. So both models once more on a map of stride 16 with 36 cells, beside the 144 of stride 8.
 # - **The optimizer**: Muon for matrices, which neither paper had. How much of the factor is its doing?
 
@@ -752,17 +754,19 @@ show_mistakes(convergence)
 # %%
 def conclude(overall, small_objects):
     """The factors in a few sentences."""
-    pairs = [(a.factor, b.factor) for a, b in zip(overall, small_objects) if a.factor and b.factor]
-    if not pairs:
+    read_off = [factor for factor in overall if factor.factor and not factor.at_most]
+    if not read_off:
         print("Nothing yet: not all of its runs are here.")
         return
-    values = [value for factor, _ in pairs for value in factor.values]
-    print(f"For the same AP DETR takes {min(values):.1f} to {max(values):.1f} times the epochs.")
-    print("At least as many as in the paper at every height:", min(values) >= 10)
-    larger = sum(small.mean > factor.mean for factor, small in pairs)
-    print(f"For small objects the factor is larger at {larger} of {len(pairs)} heights.")
-    widest = max((max(factor.values) - min(factor.values)) / factor.mean for factor, _ in pairs)
-    print(f"Between seeds a factor differs by {widest:.0%} at most.")
+    values = [value for factor in read_off for value in factor.factor.values]
+    print(f"For the same AP DETR takes {min(values):.1f} to {max(values):.1f} times the epochs,")
+    for bound in (factor for factor in overall if factor.factor and factor.at_most):
+        print(f"and at least {min(bound.factor.values):.1f} times with its {bound.baseline_epochs} epochs.")
+    print("As many as in the paper at one of these heights:", max(values) >= 10)
+    smaller = {factor.baseline_epochs: factor for factor in small_objects if factor.factor and not factor.at_most}
+    pairs = [(smaller[f.baseline_epochs].factor, f.factor) for f in read_off if f.baseline_epochs in smaller]
+    larger = sum(small.mean > factor.mean for small, factor in pairs)
+    print(f"For small objects it is larger at {larger} of {len(pairs)} heights where both can be read off.")
 
 
 conclude(overall, small_objects)
@@ -868,7 +872,7 @@ plots.show(
 #
 # ### 5.2 Where the gradient goes
 #
-# What follows from looking everywhere? A query is matched with an object, and its class loss sends a gradient back, through the cross-attention, to the cells that it looked at: *change, so that this class is seen in you*. Only the object's own cells can show its class. What share of the gradient reaches them?
+# What follows from looking everywhere? A query is matched with an object, and its class loss sends a gradient back, through the cross-attention, to the cells that it looked at: *change, so that this class is seen in you*. The object's own cells show its class most directly. (The memory's cells are not the picture's: an encoder has mixed them before, DETR's over the whole picture. What we compare is both together.) What share of the gradient reaches them?
 
 
 # %%
@@ -977,7 +981,7 @@ for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 
 # %% [markdown]
 # An optimizer that divides by the gradient's size makes up for a factor that all scores share, so this alone does not show slow learning. The authors' reason is that of section 5.2: with even weights, the gradient does not say where to look.
 #
-# What has been shown: how both models begin, and that their gradients go to other places. What has *not* been shown: that this alone makes the factor of section 4. The two models differ in their loss as well as in their attention. (That Deformable DETR has more maps, and with them a larger backbone, is not the reason: section 4.4, the row on DETR's map.) For that, one thing at a time has to be changed: ablations.
+# What has been shown: how both models begin, and that their gradients go to other places. What has *not* been shown: that this alone makes the factor of section 4. The two models differ in their loss, their reference points and how their heads begin as well as in their attention. (That Deformable DETR has more maps, and with them a larger backbone, is not the reason: section 4.4, the row on DETR's map.) For that, one thing at a time has to be changed: ablations.
 
 # %% [markdown]
 # ## 6. The two tables of the paper, at small scale
@@ -1003,7 +1007,7 @@ print(verdict([0.50, 0.52], [0.40, 0.49]), "·", verdict([0.50, 0.52], [0.51]), 
 # %% [markdown]
 # ### 6.1 Which model is ahead
 #
-# The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a short one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, and 109 for Faster R-CNN, the detector with anchors that 06 names.) *Single scale* means one map, at stride 32, or at 16 with DC5. The authors' scores of Deformable DETR are those of their released code, a little more than the paper says.
+# The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a short one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, and 109 for Faster R-CNN, the detector with anchors that 06 names. *FPN* is a feature pyramid: coarse maps are enlarged and added to finer ones, so that each has both.) *Single scale* means one map, at stride 32, or at 16 with DC5. The authors' scores of Deformable DETR are those of their released code, a little more than the paper says.
 
 # %%
 from ddetr_lite.benchmarks.studies.figure import rows_figure
@@ -1088,7 +1092,7 @@ head, *lines = scores_table(lead.study, lead.runs)
 Table(head, lines)
 
 # %% [markdown]
-# Hints alone close more than half of the lead, and on large objects Deformable DETR is then ahead. So a good part of it is not what the detector is, but how little it is given to learn from in six epochs. (DN-DETR and DINO say so of long schedules too.) What is left lies with the small objects; whether a map at stride 4 closes that, the missing rows will say. The verdicts above stay as they are: the paper's models have no hints. (One seed.)
+# Hints alone close more than half of the lead, and on large objects the two can then not be told apart. So a good part of it is not what the detector is, but how little it is given to learn from in six epochs. (DN-DETR and DINO say so of long schedules too.) What is left lies with the small objects; whether a map at stride 4 closes that, the missing rows will say. The verdicts above stay as they are: the paper's models have no hints. (One seed.)
 #
 # The same table for a GPU, larger and with three seeds:
 
@@ -1098,7 +1102,7 @@ _ = show_study("table1")
 # %% [markdown]
 # ### 6.2 What its parts bring
 #
-# Table 2 changes one thing at a time in the multi-scale model (without refinement): attention across the maps or within each (a token of the encoder looks at its own map only), and the number of points. Three rows of ours are not in the paper: one point with attention across maps, four points on a single map, and offsets that start anywhere instead of at the compass (07).
+# Table 2 changes one thing at a time in the multi-scale model (without refinement): attention across the maps or within each (a token of the encoder looks at its own map only), and the number of points. (The paper's rows with a feature pyramid are left out: with attention across the maps it brought nothing there.) Three rows of ours are not in the paper: one point with attention across maps, four points on a single map, and offsets that start anywhere instead of at the compass (07).
 
 # %%
 table_2 = show_study("table2-cpu")

@@ -384,7 +384,7 @@ print(*oddities(short, steps=2 * 20), sep="\n")
 # %% [markdown]
 # ### Sizes and padding
 #
-# Photos differ in size. In training the short side is drawn from 480, 512, ... 800 (so objects come in many sizes), the long one follows, but never above 1333. (`resized_size` you wrote in 00.) Pictures of a batch are padded to the largest height and width among them, and a mask tells attention where (06).
+# Photos differ in size. In training the short side is drawn from 480, 512, ... 800 (so objects come in many sizes), the long one follows, but never above 1333. (`resized_size` you wrote in 00. Half of the pictures are cropped at random before, as DETR does it; we leave that out below, and so only count what sizes do.) Pictures of a batch are padded to the largest height and width among them, and a mask tells attention where (06).
 #
 # > **Claim:** the mask keeps padding from being looked at, so padding costs nothing.
 # >
@@ -398,7 +398,7 @@ training = CocoDetection(CocoFolder.find(workshop / "data/coco", "train"))
 
 
 def share_of_padding(batch=8, **options):
-    """Of the pixels of an epoch's batches, with the short sides of the recipe."""
+    """Of the pixels of an epoch's batches, with the short sides of the recipe (but not its random crops)."""
     draws, filled, all_pixels = random.Random(0), 0, 0
     for keys in EpochSampler(len(training), batch, seed=0, epoch=0, **options):
         sizes = []

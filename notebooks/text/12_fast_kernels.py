@@ -113,7 +113,7 @@ plots.show(
 # %% [markdown]
 # ## 2. The floor
 #
-# A machine moves so many bytes a second (its *bandwidth*) and does so many multiply-adds a second. Both go on at the same time, so the longer of the two is a bound that no code can beat. The model is called **roofline** (Williams and others, 2009):
+# A machine moves so many bytes a second (its *bandwidth*) and does so many multiply-adds a second. Both go on at the same time, so the longer of the two is a bound that no code can beat, if its inputs come from memory and its output goes there. (What the step before has left in a large cache can be had for less.) The model is called **roofline** (Williams and others, 2009):
 #
 # $$t \;\ge\; \max\left(\frac{\text{bytes}}{\text{bandwidth}},\ \frac{\text{multiply-adds}}{\text{multiply-adds a second}}\right)$$
 #
@@ -160,7 +160,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Left of the bend memory decides, right of it arithmetic. On the data sheet's GPU the bend is at 10 multiply-adds a byte, so there deformable attention is bound by bytes: save bytes, and it can become faster. But not only bytes of memory. The corners come out of the caches that sit in each of its 132 processors, 128 bytes a clock cycle each:
+# Left of the bend memory decides, right of it arithmetic. On the data sheet's GPU the bend is at 10 multiply-adds a byte, so there deformable attention is bound by bytes: save bytes, and it can become faster. But not only bytes of memory. The corners come out of the caches that sit in each of its 132 processors, 128 bytes a clock cycle each (its clock ticks more than a thousand million times a second):
 
 # %%
 bandwidth, arithmetic = roofs["H100, data sheet"]
@@ -330,7 +330,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Nobody stores the zeros. torch has an operation that does just this; it was made for words: the vectors of a *bag* of words are looked up in a table (as in 01) and summed. `embedding_bag` takes for each bag its rows and their weights, and sums in the processor's registers: a row is read where it lies, the result is written once, and no tensor of samples exists.
+# Nobody stores the zeros. torch has an operation that does just this; it was made for words: the vectors of a *bag* of words are looked up in a table (as in 01) and summed. `embedding_bag` takes for each bag its rows and their weights, and sums in *registers*, the few places inside a processor on which it computes, faster than any cache: a row is read where it lies, the result is written once, and no tensor of samples exists.
 
 # %%
 output = F.embedding_bag(rows, V, per_sample_weights=shares, mode="sum")  # (N_q, D)
@@ -461,7 +461,7 @@ print("weight:", round(weight.grad.item(), 3), "· from four dot products", mixe
 print("place: ", [round(slope, 3) for slope in place.grad.tolist()], "· from four dot products", list(slopes))
 
 # %% [markdown]
-# (That is the slope by cells, times the sample's weight of ½; for a location in 0..1 it is W and H times as large.) The package's `cpu` form is this: one `embedding_bag` forward; backward four dot products for each sample, and a transposed sparse product, which SciPy does on one thread for each picture, row after row. What does it move and keep?
+# (That is the slope by cells, times the sample's weight of ½; for a location in 0..1 it is W and H times as large.) The package's `cpu` form is this: one `embedding_bag` forward; backward four dot products for each sample, and a transposed sparse product, in which SciPy sums each picture on one thread, row after row, so that the bits are the same every time. What does it move and keep?
 
 # %%
 with Traffic() as ours, torch.no_grad():
@@ -475,7 +475,7 @@ for name, moved, held in (
     print(f"{name:>13}: moves {moved / 1e6:3.0f} MB, {ratio:.0f} times the least; keeps {held / 1e6:4.1f} MB")
 
 # %% [markdown]
-# Half the bytes, and far fewer lines for them. It is still much more than the least: places, rows and shares are made by some twenty operations, and each of them writes a tensor. A kernel of its own (section 7) keeps all these in registers.
+# Half the bytes, and far fewer lines for them. It is still much more than the least: places, rows and shares are made by dozens of operations, and each of them writes a tensor. A kernel of its own (section 7) keeps all these in registers.
 
 # %% [markdown]
 # ## 6. Measured on a CPU
@@ -533,7 +533,7 @@ Table(("ms, forward / with backward", *log["rows"][0]["peers"]), lines)
 # %% [markdown]
 # With narrow heads (`small-64`, `small-128`) the compiled form is the fastest forward, at `small-256` nearly so; at `encoder-quarter` it is far behind, so rows alone do not explain it, and we have not looked further. Its backward, which has to add gradients to rows wherever they fall, is slower than the package's everywhere. (Left to itself, `backend="auto"`, the package takes its own form on a CPU from 8 channels a head on, else `grid_sample`.)
 #
-# And 21 times the floor of memory is a lot. Memory is not the only bound of a CPU, but the form is also some twenty operations, and not one (section 5). Which brings us to kernels.
+# And 21 times the floor of memory is a lot. Memory is not the only bound of a CPU, but the form is also dozens of operations, and not one (section 5). Which brings us to kernels.
 
 # %% [markdown]
 # ## 7. A kernel of our own

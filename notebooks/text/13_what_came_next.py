@@ -15,7 +15,7 @@
 #
 # Deformable DETR is from 2021, and detectors went on. Five papers are a good path to what is used today: Conditional DETR, DAB-DETR, DN-DETR, DINO and RT-DETR. Each of them mends one thing that you have met in this course, and most of them need few lines. How far they lead: on COCO, DETR was trained for 500 epochs, Deformable DETR for 50, DINO for 12 to 36. For each there is the problem, the idea, the place in this package where it would go, and a cell that shows it on small tensors.
 #
-# Nothing is trained here. What these ideas bring is measured in their papers, on COCO; section 7 says how one would measure it with this code.
+# Nothing is trained here. What these ideas bring is measured in their papers, on COCO; but for one of them, which [10](10_convergence_and_ablations.ipynb) has measured, section 7 says how one would do it with this code.
 
 # %% [markdown]
 # | | |
@@ -95,7 +95,7 @@ changed = (torch.stack(chosen[1:]) != torch.stack(chosen[:-1])).float().mean()  
 print(f"of five objects {5 * changed:.1f} get another query at each step")
 
 # %% [markdown]
-# So what a query is taught changes all the time, though the picture is the same. In 06 we counted it in a real training: it is worst at the start. DN-DETR's authors measured it, too, and see in it a main reason why DETR learns slowly.
+# With so many candidates that are equally good, a hundredth is enough. (How often depends on how densely the boxes lie: this is no measurement of a model.) In 06 we counted it in a real training: it is worst at the start. DN-DETR's authors measured it, too, and see in it a main reason why DETR learns slowly.
 
 # %% [markdown]
 # ## 2. Conditional DETR: content beside position
@@ -287,7 +287,7 @@ for what, query in (("of our objects", match.query), ("of all queries", slice(No
 #
 # The match of section 1 jumps. DN-DETR (*denoising*) goes around it: in training it adds queries made from the **true boxes, with noise**, and each has to say its own object's box and class. Nothing has to be matched, for one knows from which object a query was made. Several *groups* of them, each with noise of its own, give that many more lessons in each step. After training they are left out; nothing of the model changes, and it costs nothing then.
 #
-# The package has a part of this, under the name *hints* (`models/hints.py`), and the detector of 00 was trained with them. So it should be able to mend a noised box. Can it? Five groups of the four objects, corners moved by up to 0.4 of half the width and height. (So does DINO. DN-DETR itself moves a box's centre by up to that, and changes its width and height by up to 0.4 of themselves.)
+# The package has a part of this, under the name *hints* (`models/hints.py`), and the detector of 00 was trained with them. So it should be able to mend a noised box. Can it? Five groups of the four objects, corners moved by up to 0.4 of half the width and height. (DINO moves corners, too, by up to half the width and height as it is usually run. DN-DETR itself moves a box's centre by up to that, and changes its width and height by up to 0.4 of themselves.)
 
 # %%
 torch.manual_seed(2)
@@ -560,7 +560,7 @@ for name, loss in losses.items():
 # %% [markdown]
 # The focal factor, small for large scores, pulls beyond the target. So RT-DETR takes the *varifocal loss*: there a matched box weighs as much as its IoU, and only the others have a focal factor.
 #
-# **In this code.** `DeformableEncoder` in `layers/deformable_transformer.py` would be replaced: one `EncoderLayer` of `layers/transformer.py` on the last map, and a module with the convolutions; `levels` in `models/deformable_detr.py` stays. For the choice: `classification_losses` in `set_prediction/losses.py`, which would need the boxes, too, for the IoU, and the other weights. The decoder is that of 09, with deformable attention. RT-DETR trains with contrastive denoising, too.
+# **In this code.** `DeformableEncoder` in `layers/deformable_transformer.py` would be replaced: one `EncoderLayer` of `layers/transformer.py` on the last map, and a module with the convolutions; `levels` in `models/deformable_detr.py` stays. For the choice: `classification_losses` in `set_prediction/losses.py`, which would need the boxes, too, for the IoU, and the other weights. The decoder has the deformable attention and the refinement of 09, but a query's content is the vector of the token that was chosen, and its position is made anew from its box in each layer (as in section 3). RT-DETR trains with contrastive denoising, too.
 
 # %% [markdown]
 # ## 7. Build one, and measure it
@@ -578,6 +578,7 @@ for name, loss in losses.items():
 # | negative hints | `models/hints.py`, `set_prediction/losses.py` | `jitter`, `hint_matches`, `set_losses` | more noise, taught "nothing" |
 # | mixed query selection | `models/deformable_detr.py` | `DeformableDetr.outputs` | content from an `nn.Embedding` |
 # | look forward twice | `models/deformable_detr.py` | `refine` in `outputs` | say from the box before `detach` |
+# | content from the chosen token | `models/deformable_detr.py` | `DeformableDetr.outputs` | gather the memory where the proposals were taken |
 # | one attention, then convolutions | `layers/deformable_transformer.py` | `DeformableEncoder` | another encoder, same memory out |
 # | class and place agree | `set_prediction/losses.py` | `classification_losses` | the target is the IoU, with weights for it |
 #
@@ -590,7 +591,7 @@ for name, loss in losses.items():
 # 5. **The same budget, the same search.** Look for the learning rate with the same care for both; let each length of schedule be a run of its own; take several seeds (10 shows how much they scatter). `ddetr-lite bench NAME --dry-run` lists the runs, `ddetr-lite bench NAME --jobs 2 --threads 1` trains them, and goes on where it was stopped.
 # 6. **What it costs:** `ddetr-lite bench NAME --cost`, on an idle machine. More parameters or slower steps belong in the table, too.
 #
-# What you must not do is compare your run with a number of a paper: other data, other sizes, other schedules. And until your runs are there, nothing is known: none of the five ideas has been measured here. Not even hints of boxes: the detector of 00 was trained with them, but no run without them stands beside it.
+# What you must not do is compare your run with a number of a paper: other data, other sizes, other schedules. And until your runs are there, nothing is known. Of the five ideas one has been measured here, in part: hints of boxes, in the small study of 10, section 6.1, with one seed and six epochs. (The detector of 00 was trained with them, but no run without them stands beside it.)
 #
 # To read how others wrote them: Hugging Face's transformers, in the versions of this environment, has
 
@@ -598,7 +599,8 @@ for name, loss in losses.items():
 import transformers
 
 known = ("ConditionalDetr", "DabDetr", "DeformableDetr", "RTDetr")
-for name in known:
+later = ("RTDetrV2", "DFine", "LwDetr", "RfDetr", "Deimv2")
+for name in (*known, *later):
     print(f"{name}ForObjectDetection:", hasattr(transformers, f"{name}ForObjectDetection"))
 
 # %% [markdown]
@@ -608,6 +610,16 @@ for name in known:
 from transformers.models.rt_detr import modeling_rt_detr
 
 print("contrastive denoising:", hasattr(modeling_rt_detr, "get_contrastive_denoising_training_group"))
+
+# %% [markdown]
+# **After these five.** The last five names are what came since, each again with one main idea:
+#
+# - *RT-DETRv2* ([2024](https://arxiv.org/abs/2407.17140)): another number of points on each level, and a form that samples whole cells only, for machines that cannot interpolate.
+# - *D-FINE* ([2024](https://arxiv.org/abs/2410.13842)): for each side of a box a layer says how likely each of many distances is, and the next one mends these chances instead of four numbers.
+# - *LW-DETR* ([2024](https://arxiv.org/abs/2406.03459)) and *RF-DETR*: a plain Transformer on patches (01) as the backbone, pretrained on many pictures, and a short decoder.
+# - *DEIM* ([2024](https://arxiv.org/abs/2412.04234)): several pictures pasted into one, so that each step has more objects to match.
+#
+# A line of its own is **one-to-many training**. One-to-one matching teaches little in each step; hints are one remedy, to match more queries is another, in training only. *Group DETR* ([2022](https://arxiv.org/abs/2207.13085)) has several groups of queries with a match each, *H-DETR* ([2022](https://arxiv.org/abs/2207.13080)) a second group for which each object counts several times, and *Co-DETR* ([2022](https://arxiv.org/abs/2211.12860)) heads of other detectors, Faster R-CNN among them, beside the decoder. A group must not see the others: that is the mask of section 4 once more.
 
 # %%
 course.equation_map("13")
