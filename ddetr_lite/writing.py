@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, whatever happens while they are written."""
+"""Files that are there as a whole or not at all, whatever happens meanwhile; folders in which only one process writes."""
 
 import contextlib
 import os
@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
@@ -27,3 +29,31 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step: it is there as a whole, or as it was before."""
     with replacing(path) as file:
         file.write(content)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed outright left of `replacing`."""
+    for leftover in folder.glob(".*.unfinished"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made if need be: two would train the same, into the same logs.
+
+    The system gives the lock back when a process ends, however it ends. Raises ValueError where another one has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{folder} is being trained in by another process: wait for it, or end it") from error
+    except NotImplementedError:  # a file system without locks is no reason not to train
+        yield
+        return
+    try:
+        sweep(folder)
+        yield
+    finally:
+        lock.release()

@@ -1,10 +1,12 @@
 """The command line: what works prints what it did, and every mistake gets one line and exit code 2."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_coco
 import torch
@@ -57,7 +59,7 @@ def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.C
     words = ["train", "shapes", "--model", "detr", "--folder", str(coco), "--out", str(run), *SMALLEST]
     words += ["--size-bands", "32", "96"]
     assert main(words) == 0, capsys.readouterr().err
-    about = {"recipe.json", "log.jsonl", "watched.jsonl", "detections.json", "curves.png", "report.html"}
+    about = {"recipe.json", "log.jsonl", "watched.jsonl", "detections.json", "curves.png", "report.html", ".lock"}
     assert {p.name for p in run.iterdir()} == about | {"last.pt", "best.pt"}
     chosen = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     assert chosen["model"]["architecture"] == "detr"
@@ -77,6 +79,94 @@ def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.C
     assert (found["height"], found["width"], len(found["objects"])) == (40, 60, 5)
     assert set(found["objects"][0]) == {"label", "score", "box"}
     assert (out / "a.boxes.png").exists()
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained DETR, validated on the split "test" by shares of the picture."""
+    torch.manual_seed(0)
+    config: Any = replace(model_config("detr", "small"), dim=32, heads=2, hidden=32, queries=5)
+    about = {"recipe": {"data": {"val_split": "test", "size_bands": (0.2, 0.4)}, "augment": {"eval_short_side": 0}}}
+    path = tmp_path_factory.mktemp("detector") / "detr.pt"
+    checkpoint.save_model(path, build(config, 2), ["car", "brush"], about)
+    return path
+
+
+def test_evaluate_takes_the_split_and_the_sizes_of_the_training(
+    coco: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(detector), "--folder", str(coco), "--workers", "0"]
+    assert main(words) == 2
+    assert "test" in capsys.readouterr().err  # the split that it was validated on, which this folder does not have
+    assert main([*words, "--split", "val"]) == 2
+    said = capsys.readouterr()
+    assert "size_bands=(0.2, 0.4) are shares of the picture, but pictures differ in size" in said.err
+    assert "give pixels, for example --size-bands 32 96" in said.err
+    assert main([*words, "--split", "val", "--size-bands", "32", "96"]) == 0
+    capsys.readouterr()
+    for option, value in (("batch", "0"), ("batch", "-1"), ("workers", "-1")):
+        assert main([*words, f"--{option}", value]) == 2
+        assert f"--{option} {value} must be at least" in capsys.readouterr().err
+
+
+def test_predict_keeps_pictures_of_one_name_apart(detector: Path, tmp_path: Path) -> None:
+    names = ["a/x.png", "b/x.png", "b/x.jpg", "b/x-2.png"]
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30 + i), (60 * i, 0, 0)).save(tmp_path / name)
+    out = tmp_path / "out"
+    assert main(["predict", str(detector), *(str(tmp_path / name) for name in names), "--out", str(out)]) == 0
+    drawn = sorted(path.name for path in out.glob("*.png"))
+    assert drawn == ["x-2-2.boxes.png", "x-2.boxes.png", "x-3.boxes.png", "x.boxes.png"]
+    found = json.loads((out / "detections.json").read_text(encoding="utf-8"))
+    assert [one["height"] for one in found] == [30, 31, 32, 33]
+
+
+def test_predict_turns_a_photo_as_its_file_says(detector: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    lying = Image.fromarray(np.rot90(pixels).copy())
+    exif = lying.getexif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    lying.save(tmp_path / "phone.png", exif=exif)
+    out = tmp_path / "out"
+    pictures = [str(tmp_path / name) for name in ("upright.png", "phone.png")]
+    assert main(["predict", str(detector), *pictures, "--threshold", "0", "--out", str(out)]) == 0
+    upright, phone = json.loads((out / "detections.json").read_text(encoding="utf-8"))
+    assert (phone["height"], phone["width"]) == (48, 32)
+    assert phone["objects"] == upright["objects"]
+
+
+def test_predict_keeps_what_it_found_before_a_broken_picture(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    for name in ("good.png", "cut.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-500])  # its head can be read
+    out = tmp_path / "out"
+    words = ["predict", str(detector), str(tmp_path / "good.png"), str(tmp_path / "cut.png"), "--out", str(out)]
+    assert main(words) == 2
+    assert "cut.png cannot be read" in capsys.readouterr().err
+    (kept,) = json.loads((out / "detections.json").read_text(encoding="utf-8"))
+    assert kept["file"].endswith("good.png")
+    assert main(["predict", str(detector), str(tmp_path / "none.png"), "--out", str(tmp_path / "no")]) == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_error_of_a_loading_process_is_one_sentence(
+    coco: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "coco"
+    shutil.copytree(coco, folder)
+    picture = next((folder / "val2017").glob("*.jpg"))
+    picture.write_bytes(picture.read_bytes()[:100])
+    words = ["evaluate", str(detector), "--folder", str(folder), "--split", "val", "--size-bands", "32", "96"]
+    assert main([*words, "--workers", "1"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot be read" in said
+    assert picture.name in said
+    assert "Traceback" not in said
 
 
 def test_generated_data_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

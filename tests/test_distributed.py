@@ -20,12 +20,14 @@ from test_engine import tiny_recipe
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
-from ddetr_lite.datasets.transforms import AugmentConfig
+from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.data import order_of
+from ddetr_lite.engine.evaluate import detect, results_of
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, recipe_to_dict
 from ddetr_lite.engine.train import train
+from ddetr_lite.models.backbone import BackboneConfig
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or sys.platform != "linux", reason="gloo's processes are found under /proc"
@@ -69,6 +71,10 @@ def recipes(folder: Path, coco: Path) -> dict[str, Recipe]:
     model = base.model
     model = replace(model, hints=2, dim=64)  # two channels in each group: a map of one cell still has a mean
     chosen["empty"] = replace(base, model=model, data=replace(base.data, size_bands=(32, 96)))
+    # With batch norms that are trained, each process has statistics of its own pictures.
+    base = tiny_recipe(folder, "detr", epochs=1, ema=0.5)
+    model = replace(base.model, backbone=BackboneConfig("resnet18", "none", frozen=False), stride=32)
+    chosen["batch-norms"] = replace(base, model=model)
     return chosen
 
 
@@ -145,6 +151,25 @@ def test_each_picture_is_evaluated_once_and_one_process_writes(together: dict[st
     lines = read_log(folder / "log.jsonl")
     assert [line["kind"] for line in lines].count("start") == 1
     assert lines[0]["processes"] == 2
+
+
+def test_all_processes_evaluate_the_model_that_is_saved(together: dict[str, tuple[Recipe, Path]]) -> None:
+    """Batch norms that are trained count each process's own pictures; detections are the checkpoint's all the same."""
+    recipe, folder = together["batch-norms"]
+    loaded = checkpoint.load_model(folder / "best.pt")
+    data = CocoDetection(CocoFolder.find(recipe.data.folder, "val"), eval_transform(recipe.augment))
+    alone = results_of(dict(detect(loaded.model, data, batch=2, workers=0)), data)
+    both = json.loads((folder / "detections.json").read_text(encoding="utf-8"))["detections"]
+    for mine, theirs in zip(by_picture(alone), by_picture(both), strict=True):
+        assert mine[0] == theirs[0]
+        assert mine[1] == pytest.approx(theirs[1], abs=1e-4)
+
+
+def by_picture(found: list[dict[str, Any]]) -> list[tuple[int, list[float]]]:
+    scores: dict[int, list[float]] = {}
+    for one in found:
+        scores.setdefault(one["image_id"], []).append(one["score"])
+    return [(image_id, sorted(scores[image_id])) for image_id in sorted(scores)]
 
 
 def test_a_process_without_objects_keeps_nobody_waiting(together: dict[str, tuple[Recipe, Path]]) -> None:

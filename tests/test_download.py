@@ -22,10 +22,9 @@ from ddetr_lite.datasets.download import (
     fetch_many,
     part_size,
     readable,
-    sweep,
 )
 from ddetr_lite.datasets.web import Client, DownloadError, Patience, Stopped
-from ddetr_lite.writing import write_bytes
+from ddetr_lite.writing import sweep, write_bytes
 
 BIG = bytes(range(256)) * 12_000  # 3 MB
 SMALL = b"picture " * 1000

@@ -466,3 +466,18 @@ def test_errors_say_what_does_not_fit() -> None:
         attend(backend="fast")
     with pytest.raises(ValueError, match="backend='cpu' needs tensors on the CPU, value is on meta"):
         attend(value.to("meta"), levels, locations.to("meta"), weights.to("meta"), "cpu")
+
+
+def test_a_gradient_of_a_gradient_on_a_cpu_is_refused_and_not_wrong() -> None:
+    """The reference has it; the form with a backward pass of its own says which to take."""
+    levels = [(4, 5), (2, 3)]
+    value = torch.randn(1, 26, 1, 8, requires_grad=True)
+    locations, weights = torch.rand(1, 3, 1, 2, 2, 2), torch.rand(1, 3, 1, 2, 2).requires_grad_()
+    for backend in ("cpu", "auto"):
+        output = multi_scale_deformable_attention(value, levels, locations, weights, backend)
+        with pytest.raises(RuntimeError, match='name backend="reference"'):
+            torch.autograd.grad(output.square().sum(), value, create_graph=True)
+    output = multi_scale_deformable_attention(value, levels, locations, weights, "reference")
+    (once,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
+    (twice,) = torch.autograd.grad(once.square().sum(), weights)
+    assert twice.abs().sum() > 0

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib import colors as mcolors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -123,12 +124,9 @@ def test_diagram_draws_every_block_and_arrow() -> None:
     arrows = [text for text in ax.texts if isinstance(text, Annotation) and text.arrow_patch is not None]
     assert [(tuple(arrow.xyann), tuple(arrow.xy)) for arrow in arrows] == [((0, 0), (1, 0)), ((1, 0), (1, 1))]
     assert ax.get_ylim() == (1.5, -0.5)  # row 0 is on top
-    frames = {text.get_text(): text.get_bbox_patch() for text in ax.texts if text.get_bbox_patch() is not None}
-    assert {name: patch is not None and patch.get_edgecolor()[3] > 0 for name, patch in frames.items()} == {
-        "first": False,
-        "second": True,
-        "third": True,
-    }
+    patches = {text.get_text(): text.get_bbox_patch() for text in ax.texts}
+    framed = {name for name, patch in patches.items() if patch and mcolors.to_rgba(patch.get_edgecolor())[3] > 0}
+    assert framed == {"second", "third"}
 
 
 def test_diagram_refuses_an_arrow_to_nowhere() -> None:

@@ -1,5 +1,6 @@
 """What surrounds the loop: skipped steps, running average, fine-tuning, forecast, profile, decoded pictures, and shares."""
 
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ddetr_lite.cli.training import _followed, _now_and_then
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler
 from ddetr_lite.datasets.picture_cache import PictureCache
+from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig, SizeDraw, train_transform
 from ddetr_lite.engine import checkpoint
@@ -486,9 +488,117 @@ def test_decoded_pictures_are_what_the_files_hold(large_pictures: Path, cache: A
 
 
 def test_pictures_keep_their_size_where_somebody_asks_for_it() -> None:
-    assert size_to_keep((480, 640), AugmentConfig(short_sides=(), eval_short_side=0)) == (480, 640)
-    assert size_to_keep((480, 640), AugmentConfig(short_sides=(240,), eval_short_side=300)) == (300, 400)
-    assert size_to_keep((100, 200), AugmentConfig(short_sides=(240,), eval_short_side=300)) == (100, 200)
+    assert size_to_keep((480, 640), (), 1333) == (480, 640)
+    assert size_to_keep((480, 640), (0,), 1333) == (480, 640)
+    assert size_to_keep((480, 640), (240, 300), 1333) == (300, 400)
+    assert size_to_keep((100, 200), (240, 300), 1333) == (100, 200)
+
+
+def odd_sizes(folder: Path) -> Path:
+    """A data set of which two pictures, once resized by `ONCE`, would be resized again to another size."""
+    content = tiny_coco.content()
+    sizes = iter([(303, 640), (640, 330), (330, 300)])
+    for image in content["images"]:
+        image["height"], image["width"] = next(sizes)
+    content["annotations"].append(
+        {"id": 6, "image_id": 7, "category_id": 3, "bbox": [100.5, 31, 333, 170.7], "area": 9}
+    )
+    return tiny_coco.write(folder, content)
+
+
+ONCE = AugmentConfig(short_sides=(80, 160), eval_short_side=160, max_side=208)
+
+
+@pytest.mark.parametrize("few", [0, 3])
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_an_evaluation_sees_the_same_bits_with_and_without_a_cache(tmp_path: Path, cache: Any, few: int) -> None:
+    base = tiny_recipe(odd_sizes(tmp_path / "odd"))
+    data = replace(base.data, overfit=few, size_bands=(32, 96))
+    # Training asks for more than evaluation: what is kept for it must not be what an evaluation gets.
+    augment = replace(ONCE, short_sides=(80, 190))
+    with_cache, without = (
+        datasets(replace(base, data=replace(data, cache=kind), augment=augment), ALONE)[1] for kind in (cache, "none")
+    )
+    assert with_cache.pictures is not None
+    for i in range(3):
+        image, target = with_cache[0, i]
+        other, wanted = without[0, i]
+        assert with_cache.read_image(i).shape[1:] == image.shape[1:], "it is kept in the size that is wanted"
+        assert torch.equal(image, other)
+        assert all(torch.equal(target[name], wanted[name]) for name in wanted)
+        assert target.keys() == wanted.keys()
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_training_sees_the_same_sizes_with_and_without_a_cache(tmp_path: Path, crop: bool) -> None:
+    """Turned, cut, with the size drawn for the whole batch or not: every draw and every size is that of the file."""
+    base = tiny_recipe(odd_sizes(tmp_path / "odd"))
+    augment = replace(ONCE, crop=crop, quarter_turn=True)
+    with_cache, without = (
+        datasets(replace(base, data=replace(base.data, cache=kind, size_bands=(32, 96)), augment=augment), ALONE)[0]
+        for kind in ("memory", "none")
+    )
+    shapes = set()
+    for epoch in range(12):
+        for i in range(3):
+            for key in ((epoch, i), (epoch, i, 0.7)):
+                (image, target), (other, wanted) = with_cache[key], without[key]
+                assert image.shape == other.shape
+                assert torch.allclose(target["boxes"], wanted["boxes"], atol=1e-3)
+                assert target.keys() == wanted.keys()
+                shapes.add(tuple(image.shape))
+    assert len(shapes) > 6
+
+
+def test_pictures_of_the_same_name_length_and_time_are_told_apart(tmp_path: Path) -> None:
+    """As in training and validation sets of bitmaps that were unpacked from one archive."""
+    folder = tmp_path / "data"
+    for split, grey in (("train", 10), ("val", 200)):
+        (folder / split).mkdir(parents=True)
+        Image.new("RGB", (9, 7), (grey,) * 3).save(folder / split / "a.bmp")
+        os.utime(folder / split / "a.bmp", (1_600_000_000, 1_600_000_000))
+
+    def kept(split: str, place: Path) -> PictureCache:
+        return PictureCache([place / split / "a.bmp"], lambda size: size, place / ".cache")
+
+    assert [int(kept(split, folder)[0].max()) for split in ("train", "val")] == [10, 200]
+    assert len(list((folder / ".cache").iterdir())) == 2
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert [int(kept(split, moved)[0].max()) for split in ("train", "val")] == [10, 200]
+    assert len(list((moved / ".cache").iterdir())) == 2, "pictures that were moved with their cache are found in it"
+
+
+def test_pictures_on_the_disk_are_only_read(large_pictures: Path) -> None:
+    """A folder may be write-protected once it is filled. (Root may write anyway, but the system says how a file is open.)"""
+    files = sorted((large_pictures / "train2017").iterdir())
+    folder = large_pictures / ".cache"
+    first = PictureCache(files, lambda size: size, folder)
+    (file,) = folder.iterdir()
+    folder.chmod(0o555)
+    file.chmod(0o444)
+    try:
+        again = PictureCache(files, lambda size: size, folder)
+        copied: PictureCache = pickle.loads(pickle.dumps(again))
+        for cache in (first, again, copied):
+            assert all(torch.equal(cache[i], read_picture(path)) for i, path in enumerate(files))
+        maps = Path("/proc/self/maps")
+        if maps.exists():
+            own = [line for line in maps.read_text(encoding="utf-8").splitlines() if line.endswith(str(file))]
+            assert own
+            assert {line.split()[1] for line in own} == {"r--s"}  # shared by all processes, writable by none
+    finally:
+        folder.chmod(0o755)
+    again[0].zero_()
+    assert again[0].any(), "what is handed out is a copy"
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(large_pictures: Path) -> None:
+    (large_pictures / ".cache").write_bytes(b"")
+    files = sorted((large_pictures / "train2017").iterdir())
+    with pytest.raises(
+        ValueError, match=r"cannot be written into .*\.cache \(.*\): choose --cache memory, or make it a"
+    ):
+        PictureCache(files, lambda size: size, large_pictures / ".cache")
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(large_pictures: Path) -> None:
@@ -657,7 +767,7 @@ def test_a_run_stopped_between_an_epoch_and_its_evaluation_makes_up_for_it(
 def test_a_state_is_found_again_as_it_was(shapes: Path, tmp_path: Path) -> None:
     model: Any = small_model("detr", 2)
     state = State(model, make_optimizers(model, recipe("coco").train), average_of(model, 0.9), 7, 0.25, 12.5, 3, 5)
-    state.save(tmp_path, recipe("coco", "detr"), ["a", "b"])
+    state.save(tmp_path, recipe("coco", "detr"), ["a", "b"], 10)
     other: Any = small_model("detr", 2, seed=1)
     found = State(other, make_optimizers(other, recipe("coco").train), average_of(other, 0.9))
     found.load(checkpoint.read(tmp_path / "last.pt"))

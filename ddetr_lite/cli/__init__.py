@@ -49,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise Mistake(f"unknown command {words[0]!r}: {hint}")
         COMMANDS[words[0]](words[1:])
     except (Mistake, ValueError, OSError, FloatingPointError) as error:
-        print(f"ddetr-lite: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ddetr-lite: {' '.join(_told(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nddetr-lite: stopped; a training run goes on with --resume", file=sys.stderr)
@@ -57,6 +57,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # tyro has shown a page of help, or `data check` has found errors
         return int(leaving.code or 0)
     return 0
+
+
+def _told(error: BaseException) -> str:
+    """What an error says; of one in a loading process not the way that it came, which torch puts before."""
+    text = str(error)
+    return text.rsplit(f"\n{type(error).__name__}: ", 1)[-1] if text.startswith("Caught ") else text
 
 
 def _help() -> str:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -18,7 +20,10 @@ class EvaluateOptions:
     checkpoint: Positional[Path]
     folder: Path | None = None
     """A folder in COCO's format; by default the one the model was trained on."""
-    split: str = "val"
+    split: str | None = None
+    """By default the one that the model was validated on, else "val"."""
+    size_bands: tuple[float, float] | None = None
+    """Where medium begins and ends: in pixels, or, below 1, as shares of the picture; by default as in training."""
     batch: int = 16
     workers: int = 2
     device: str = "auto"
@@ -33,9 +38,13 @@ def evaluate(words: list[str]) -> None:
     from ddetr_lite.datasets.transforms import eval_transform
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.distributed import pick_device
+    from ddetr_lite.engine.evaluate import area_ranges
     from ddetr_lite.engine.evaluate import evaluate as measure
     from ddetr_lite.engine.predict import augment_of
 
+    for name, least in (("batch", 1), ("workers", 0)):
+        if getattr(options, name) < least:
+            raise Mistake(f"--{name} {getattr(options, name)} must be at least {least}")
     loaded = load_model(options.checkpoint)
     trained_on = loaded.about.get("recipe", {}).get("data", {})
     folder = options.folder or trained_on.get("folder")
@@ -43,8 +52,10 @@ def evaluate(words: list[str]) -> None:
         raise Mistake(f"{options.checkpoint} does not say what it was trained on: name a data folder with --folder")
     if options.folder is None:
         make_shapes(loaded.about.get("recipe", {}).get("name"), str(folder))
-    data = CocoDetection(CocoFolder.find(folder, options.split), eval_transform(augment_of(loaded)), loaded.classes)
-    bands = tuple(trained_on.get("size_bands", (32, 96)))
+    split = options.split or trained_on.get("val_split", "val")
+    data = CocoDetection(CocoFolder.find(folder, split), eval_transform(augment_of(loaded)), loaded.classes)
+    bands = options.size_bands or tuple(trained_on.get("size_bands", (32, 96)))
+    area_ranges(data, bands)  # bands that do not fit are an error before all pictures are looked at
     model = loaded.model.to(pick_device(options.device))
     metrics = measure(model, data, bands, options.batch, options.workers, progress=True)
     print(f"{options.checkpoint} on {len(data)} pictures of {data.folder.annotations}")
@@ -56,7 +67,10 @@ def evaluate(words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Objects in pictures: writes each picture with boxes, and detections.json."""
+    """Objects in pictures: writes each picture with boxes, and detections.json.
+
+    A photo that its file says to turn is turned first, and boxes are in the picture as it is shown.
+    """
 
     checkpoint: Positional[Path]
     pictures: Positional[tuple[Path, ...]]
@@ -69,7 +83,7 @@ class PredictOptions:
 def predict(words: list[str]) -> None:
     """Find the objects in pictures of your own."""
     options = parse(PredictOptions, words, "ddetr-lite predict")
-    from ddetr_lite.datasets.pictures import read_picture
+    from ddetr_lite.datasets.pictures import picture_size, read_picture
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.predict import predict as find
     from ddetr_lite.plots.detection import boxes
@@ -80,22 +94,36 @@ def predict(words: list[str]) -> None:
     if not 0 <= options.threshold <= 1:
         raise Mistake(f"--threshold {options.threshold} must lie in 0..1")
     loaded = load_model(options.checkpoint)
-    pictures = {
-        path: read_picture(path) for path in options.pictures
-    }  # a mistyped path is found before anything is written
+    for path in options.pictures:
+        picture_size(path)  # a mistyped path is found before anything is written
     options.out.mkdir(parents=True, exist_ok=True)
-    results = []
-    for path, pixels in pictures.items():
-        found = find(loaded, pixels, options.threshold)
-        axes = boxes(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
-        drawn = options.out / f"{path.stem}.boxes.png"
-        drawn.write_bytes(png(axes.figure))  # type: ignore[arg-type]
-        height, width = pixels.shape[1:]
-        objects = [
-            {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)} for f in found
-        ]
-        results.append({"file": str(path), "height": height, "width": width, "objects": objects})
-        print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {drawn}")
-        for f in found:
-            print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
-    (options.out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    results: list[dict[str, Any]] = []
+    try:
+        for path, drawn in zip(options.pictures, _drawn_names(options.pictures), strict=True):
+            pixels = read_picture(path, upright=True)
+            found = find(loaded, pixels, options.threshold)
+            axes = boxes(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
+            (options.out / drawn).write_bytes(png(axes))
+            height, width = pixels.shape[1:]
+            objects = [
+                {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)}
+                for f in found
+            ]
+            results.append({"file": str(path), "height": height, "width": width, "objects": objects})
+            print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {options.out / drawn}")
+            for f in found:
+                print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
+    finally:  # what was found before a picture that cannot be decoded is kept
+        (options.out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _drawn_names(pictures: Sequence[Path]) -> list[str]:
+    """A file name for each picture with its boxes; of the same name in several folders the second gets "-2", and so on."""
+    names: list[str] = []
+    for path in pictures:
+        number, name = 1, f"{path.stem}.boxes.png"
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}.boxes.png"
+        names.append(name)
+    return names

@@ -4,7 +4,10 @@ from matplotlib.axes import Axes
 
 from ddetr_lite.plots import diagram
 
-_TRANSFORMER = (
+Blocks = dict[str, tuple[float, float, str]]
+Parts = tuple[Blocks, list[tuple[str, str, str]], set[str]]  # blocks, arrows, and which blocks are data
+
+_TRANSFORMER: Parts = (
     {
         "tokens": (0, 0, "tokens"),
         "encode": (1.4, 0, "self-attention,\nadd, norm"),
@@ -28,7 +31,7 @@ _TRANSFORMER = (
     ],
     {"tokens", "memory", "written", "next"},
 )
-_HEADS = {
+_HEADS: Blocks = {
     "class": (5.85, 1.6, "class head"),
     "box": (5.85, 2.4, "box head"),
     "logits": (7.2, 1.6, "logits\n(K, B, N_q, C+1)"),
@@ -40,7 +43,7 @@ _ANSWERS = [
     ("class", "logits", ""),
     ("box", "boxes", ""),
 ]
-_DETR = (
+_DETR: Parts = (
     {
         "pixels": (0, 0, "pixels"),
         "backbone": (1.45, 0, "backbone"),
@@ -63,7 +66,7 @@ _DETR = (
     ],
     {"pixels", "sines", "queries", "logits", "boxes"},
 )
-_DEFORMABLE_DETR = (
+_DEFORMABLE_DETR: Parts = (
     {
         "pixels": (0, 0, "pixels"),
         "backbone": (1.45, 0, "backbone"),
@@ -89,7 +92,7 @@ _DEFORMABLE_DETR = (
     ],
     {"pixels", "sines", "queries", "reference", "logits", "boxes"},
 )
-_ALL = {"transformer": _TRANSFORMER, "detr": _DETR, "deformable-detr": _DEFORMABLE_DETR}
+_ALL: dict[str, Parts] = {"transformer": _TRANSFORMER, "detr": _DETR, "deformable-detr": _DEFORMABLE_DETR}
 
 
 def architecture(name: str) -> Axes:

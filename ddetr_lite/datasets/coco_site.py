@@ -26,10 +26,10 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ddetr_lite.datasets.coco_subset import SPLITS, CocoSubset, write_subset
-from ddetr_lite.datasets.download import Job, check_free_space, download, sweep
+from ddetr_lite.datasets.download import Job, check_free_space, download
 from ddetr_lite.datasets.fields import Record
 from ddetr_lite.datasets.web import Client, DownloadError
-from ddetr_lite.writing import replacing, write_bytes
+from ddetr_lite.writing import replacing, sweep, write_bytes
 
 SITE = "http://images.cocodataset.org"
 ARCHIVE = "annotations_trainval2017.zip"

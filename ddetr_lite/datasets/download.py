@@ -42,12 +42,6 @@ class Outcome:
     left: int
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a run that was killed outright left of `writing.replacing`."""
-    for leftover in folder.glob(".*.unfinished"):
-        leftover.unlink(missing_ok=True)
-
-
 def check_free_space(folder: Path, needed: int, what: str) -> None:
     """Raises OSError where the disk of `folder`, which need not exist yet, lacks room for `needed` bytes."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())

@@ -4,21 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 # A picture so large that Pillow takes it for an attack is no OSError.
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
-def read_picture(path: str | Path) -> Tensor:
-    """(3, H, W), uint8, RGB, as the pixels lie in the file. Raises FileNotFoundError or ValueError naming the file."""
+def read_picture(path: str | Path, upright: bool = False) -> Tensor:
+    """(3, H, W), uint8, RGB, as the pixels lie in the file. Raises FileNotFoundError or ValueError naming the file.
+
+    upright: turned as the file says that it is to be shown (EXIF's orientation), which is not what boxes of a data set
+    in COCO's format refer to.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"picture {path} does not exist")
     try:
         with Image.open(path) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+            shown = ImageOps.exif_transpose(picture) if upright else picture
+            return torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1).contiguous()
     except UNREADABLE as error:
         raise ValueError(f"picture {path} cannot be read: {error}") from error
 

@@ -5,7 +5,7 @@ A process knows its place from the environment that torchrun sets. On GPUs they 
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -41,6 +41,12 @@ class World:
             dist.all_reduce(values)
             values /= self.size
         return values
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process what the first one has in these tensors."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def gather(self, value: Any) -> list[Any]:
         """What each process gave (picklable), in the order of ranks, in every process."""

@@ -32,6 +32,8 @@ def start_from(model: Model, classes: Sequence[str], path: str | Path) -> str:
         return f"Started from {path}: the same {len(kept)} classes, all weights carry over."
     rows = [(new_row, place[name]) for new_row, name in enumerate(classes) if name in place]
     for key, value in new.items():
+        if key not in old:  # what a batch norm that is trained counts, and a frozen one does not
+            continue
         if value.shape == old[key].shape and not _is_class_head(key):
             value.copy_(old[key])
         elif _is_encoder_head(model, key):  # its first row stands for "any object", whatever the classes are

@@ -3,6 +3,7 @@
 A named recipe says what is trained on; `--model` picks a row of the paper's table at the size that suits the data.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -198,7 +199,9 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name}={getattr(train, name)} must be at least 1")
     for name in (
         "workers",
+        "seed",
         "warmup_steps",
+        "drop_epoch",
         "evaluate_every",
         "clip_norm",
         "weight_decay",
@@ -206,8 +209,8 @@ def check(recipe: Recipe) -> None:
         "backbone_lr",
         "sampling_lr",
     ):
-        if getattr(train, name) < 0:
-            raise ValueError(f"{name}={getattr(train, name)} must not be negative")
+        if not 0 <= getattr(train, name) < math.inf:
+            raise ValueError(f"{name}={getattr(train, name)} must be a number, and not negative")
     for name, usual in (("lr", "1e-5 to 1e-3"), ("muon_lr", "0.002 to 0.02")):
         if not 0 < getattr(train, name) < 1:
             raise ValueError(f"{name}={getattr(train, name)} must lie between 0 and 1, usually {usual}")
@@ -220,6 +223,21 @@ def check(recipe: Recipe) -> None:
     for name in ("queries", "dim", "heads", "hidden", "decoder_layers", "anchor_strides", "proposals", "sampled"):
         if getattr(model, name, 1) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
+    for name in ("encoder_layers", "hints"):
+        if getattr(model, name, 0) < 0:
+            raise ValueError(f"{name}={getattr(model, name)} must not be negative")
+    if not isinstance(model, FasterRcnnConfig):
+        weights = asdict(model.loss)
+        for name, value in {**weights, **{f"matching.{k}": v for k, v in weights["matching"].items()}}.items():
+            if isinstance(value, float) and not 0 <= value < math.inf:
+                raise ValueError(f"loss.{name}={value} must be a number, and not negative")
+    augment = recipe.augment
+    if min(augment.short_sides, default=1) < 1 or augment.max_side < 1:
+        raise ValueError(f"short_sides={augment.short_sides} and max_side={augment.max_side} must be at least 1 pixel")
+    if augment.eval_short_side < 0:
+        raise ValueError(
+            f"eval_short_side={augment.eval_short_side} must be a number of pixels; 0 keeps pictures as they are"
+        )
     backbone = model.backbone
     if backbone.frozen and backbone.weights == "none" and not train.start_from:
         raise ValueError(

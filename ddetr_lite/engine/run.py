@@ -43,9 +43,10 @@ class State:
     evaluated: int = 0
     """The step of the latest evaluation that this state knows of."""
 
-    def save(self, folder: Path, recipe: Recipe, classes: list[str]) -> None:
-        """Write `last.pt`."""
-        content = model_content(self.model, classes, {"recipe": recipe_to_dict(recipe), "step": self.step})
+    def save(self, folder: Path, recipe: Recipe, classes: list[str], pictures: int) -> None:
+        """Write `last.pt`. pictures: how many there are to train on."""
+        about = {"recipe": recipe_to_dict(recipe), "step": self.step, "pictures": pictures}
+        content = model_content(self.model, classes, about)
         numbers = {name: getattr(self, name) for name in NUMBERS}
         average = None if self.average is None else self.average.state_dict()
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
@@ -93,13 +94,31 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
             raise ValueError(f"{last} was written by an older version: start a new run with --start-from {last}")
         return saved
     if place.main:
-        if own:  # it died between its first line and its first checkpoint
-            log.unlink()
+        if log.exists() and not last.exists() and not any(line["step"] for line in read_log(log)):
+            log.unlink()  # it died between its first line and its first checkpoint
         if log.exists():
             raise ValueError(f"{folder} already holds a run: go on with --resume, or give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
     return None
+
+
+def check_data(saved: dict[str, Any], training: CocoDetection) -> None:
+    """Raise ValueError where a run is to go on with other data: another folder may hold the same data elsewhere, no other."""
+    before, now = saved["classes"], training.classes
+    if before != now:
+        other = [f"{a!r} is now {b!r}" for a, b in zip(before, now) if a != b]
+        how = ", ".join(other[:3]) or f"there were {len(before)} classes and are now {len(now)}"
+        raise ValueError(
+            f"{training.folder.annotations} has other classes than the run began with ({how}): resume with its data, or start "
+            "a new run with --start-from, which goes by the names of classes"
+        )
+    pictures = saved["about"].get("pictures", len(training))  # older checkpoints do not say it
+    if pictures != len(training):
+        raise ValueError(
+            f"{training.folder.annotations} gives {len(training)} pictures to train on, and the run began with {pictures}: "
+            "resume with its data, or start a new run with --start-from"
+        )
 
 
 def _begun_by(log: Path) -> str | None:
@@ -112,7 +131,7 @@ def torchrun_id() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
-FREE = {"workers", "device", "accumulate", "cache", "compile", "folder"}
+FREE = {"workers", "device", "accumulate", "compile", "folder"}
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -124,6 +143,8 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
     for part in ("model", "augment", "data", "train"):
         for name in sorted({*before[part], *now[part]} - FREE):
             old, new = (json.loads(json.dumps(recipe[part].get(name))) for recipe in (before, now))  # tuples are lists
+            if name == "cache" and "none" not in (old, new):  # kept in memory or on the disk, pictures are the same
+                continue
             if old != new:
                 return f"{name} was {old} and is now {new}"
     return ""

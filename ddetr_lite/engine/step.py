@@ -30,9 +30,8 @@ class Step:
         self.losses = Losses(state.model)
         self.guard = Guard(place)
         self.shared: nn.Module = self.losses
-        # Only batch norms that are trained count pictures; all other buffers stay as they are.
-        counting = any(isinstance(module, nn.BatchNorm2d) for module in state.model.modules())
-        self.counted = list(state.model.buffers()) if counting else []
+        self.counted = counted_of(state.model)
+        counting = bool(self.counted)
         self.before: list[Tensor] = []
         if place.size > 1:
             named = inspect.signature(DistributedDataParallel).parameters
@@ -86,6 +85,11 @@ class Step:
             update_average(state.average, state.model, self.config.ema)
         state.step += 1
         return norm
+
+
+def counted_of(model: nn.Module) -> list[Tensor]:
+    """The buffers that change while a model trains: only batch norms that are trained count pictures."""
+    return list(model.buffers()) if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) else []
 
 
 def pictures_of(pieces: Sequence[Batch]) -> list[int]:

@@ -6,6 +6,7 @@ that is not. One process or many, one piece a step or several: a step is the sam
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from ddetr_lite.engine.forecast import forecast
 from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
 from ddetr_lite.engine.recipes import Recipe, check
-from ddetr_lite.engine.run import State, circumstances, open_run, write_json
+from ddetr_lite.engine.run import State, check_data, circumstances, open_run, write_json
 from ddetr_lite.engine.scaling import oddities
-from ddetr_lite.engine.step import Step, compile_layers
+from ddetr_lite.engine.step import Step, compile_layers, counted_of
 from ddetr_lite.engine.watch import choose_objects, watched_line
 from ddetr_lite.models.presets import Model, build
+from ddetr_lite.writing import alone_in
 
 
 def train(
@@ -45,9 +47,15 @@ def train(
     had a gradient that is not finite.
     """
     check(recipe)
-    with world(recipe.train.device) as place, same_bits(recipe.train.deterministic and place.device.type == "cuda"):
-        run = Run(recipe, Path(folder), resume, progress and place.main, place)
-        return run.train(after_epoch)
+    folder = Path(folder)
+    if resume and not folder.is_dir():
+        raise ValueError(f"nothing to resume: {folder} does not exist; start without --resume")
+    with (
+        world(recipe.train.device) as place,
+        same_bits(recipe.train.deterministic and place.device.type == "cuda"),
+        alone_in(folder) if place.main else nullcontext(),
+    ):
+        return Run(recipe, folder, resume, progress and place.main, place).train(after_epoch)
 
 
 class Run:
@@ -57,6 +65,8 @@ class Run:
         self.recipe, self.config, self.folder, self.place, self.progress = recipe, recipe.train, folder, place, progress
         saved = open_run(recipe, folder, resume, place)
         self.training, self.validation = datasets(recipe, place, progress)
+        if saved is not None:
+            check_data(saved, self.training)
         self.order = order_of(self.config, self.training)
         self.steps = self.order.steps_per_epoch * self.config.epochs
         for oddity in oddities(recipe, self.steps):
@@ -160,7 +170,7 @@ class Run:
 
     def _save(self) -> None:
         if self.place.main:
-            self.state.save(self.folder, self.recipe, self.training.classes)
+            self.state.save(self.folder, self.recipe, self.training.classes, len(self.training))
 
     def _log_step(self, epoch: int, losses: dict[str, Tensor], norm: Tensor, rate: float, speed: float) -> float:
         """Write a line of the log: the losses of the whole batch. Returns their sum."""
@@ -211,6 +221,7 @@ class Run:
         """AP of the model, or of its running average; each process looks at its share of the pictures."""
         state, place = self.state, self.place
         model = weights_to_use(state.model, state.average)
+        place.share(counted_of(model))  # each process has counted its own pictures; the first one's model is saved
         found = place.gather(
             dict(
                 detect(

@@ -92,7 +92,8 @@ def multi_scale_deformable_attention(
 
     Outside the picture the features are zero. A location that is not finite gives NaN. `backend` is `auto`
     (`choose_backend` says what that means here), or one of `BACKENDS`; one that cannot run raises, nothing falls back.
-    Raises ValueError when shapes, devices or levels do not fit together.
+    Gradients of gradients, and `torch.func`, need "reference". Raises ValueError when shapes, devices or levels do not fit
+    together.
     """
     _check(value, level_shapes, locations, weights)
     if backend == "auto":

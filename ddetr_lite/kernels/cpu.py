@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ddetr_lite.kernels.reference import LevelShapes
 
@@ -142,8 +141,12 @@ class _EmbeddingBagAttention(torch.autograd.Function):
         return output.view(*row.shape[:2], heads * channels)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # only where autograd is asked for a graph of the gradient
+            raise RuntimeError(
+                "the CPU's form of deformable attention has gradients once, not twice: for a gradient of a gradient "
+                '(create_graph=True) name backend="reference"'
+            )
         if ctx.empty:
             return *(grad_output.new_zeros(shape) for shape in ctx.shapes), None
         table, weights, fx, fy, inside, corners, shares = ctx.saved_tensors

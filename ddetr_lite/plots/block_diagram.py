@@ -26,7 +26,7 @@ def diagram(
     """
     if unknown := {end for arrow in arrows for end in arrow[:2]} - set(blocks):
         raise ValueError(f"arrows name {sorted(unknown)}, but the blocks are {sorted(blocks)}")
-    columns, rows = ([place[i] for place in blocks.values()] for i in (0, 1))
+    columns, rows = [column for column, _, _ in blocks.values()], [row for _, row, _ in blocks.values()]
     ax = axes_or_new(ax, height=_INCH_A_ROW * (max(rows) - min(rows) + 1))
     with mpl.rc_context(STYLE):
         frames = {}

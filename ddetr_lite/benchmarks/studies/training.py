@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Study, open_runs
 from ddetr_lite.benchmarks.studies.results import finished, scores_in
 from ddetr_lite.datasets.shapes import write_shapes
@@ -22,6 +20,7 @@ from ddetr_lite.engine.recipes import recipe_to_dict
 from ddetr_lite.engine.repeat import command
 from ddetr_lite.engine.run_results import row_of
 from ddetr_lite.plots.run_curves import score
+from ddetr_lite.writing import alone_in
 
 PAUSE = 0.5  # seconds between looks at the processes
 
@@ -47,23 +46,8 @@ def train_study(study: Study, folder: Path, jobs: int = 1, threads: int = 0, min
     diverged did not fail: it is over, with an AP of 0. Raises ValueError where another process trains in this folder.
     """
     prepare(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder), _ended_by_sigterm():
+    with alone_in(folder), _ended_by_sigterm():
         return _train_all(study, folder, jobs, threads, minutes)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two processes would train the same runs, and write into the same logs."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(f"{folder} is being trained in by another process: wait for it, or end it") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
