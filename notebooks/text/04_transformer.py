@@ -173,9 +173,7 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 # (In training, **dropout** usually sets a tenth of such numbers to zero, others in every step, and makes the rest larger by as much: a network may then lean on no single one of them. That paper and DETR have it; at our sizes it would only blur what we compare, so in these notebooks it is 0.)
 
 # %%
-layer = package.EncoderLayer(
-    d, heads=8, hidden=4 * d, dropout=0.0
-)
+layer = package.EncoderLayer(d, heads=8, hidden=4 * d, dropout=0.0)
 words = torch.randn(5, d)
 with torch.no_grad():
     together = layer.feed_forward(words)  # (5, d)

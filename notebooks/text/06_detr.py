@@ -645,7 +645,9 @@ print(f"at its own object {own:.1f}, at other objects {others:.1f}, at the groun
 def said_again(silent=()):
     """All sure detections of 60 pictures, and those among them that repeat one. silent: decoder layers."""
     layers = [model.transformer.decoder.layers[k].self_attn for k in silent]
-    hooks = [layer.register_forward_hook(lambda module, given, out: torch.zeros_like(out)) for layer in layers]
+    hooks = [
+        layer.register_forward_hook(lambda module, given, out: torch.zeros_like(out)) for layer in layers
+    ]
     count = again = 0
     for index in range(100, 160):
         pixels, _ = render_picture(ShapesConfig(), "val", index)

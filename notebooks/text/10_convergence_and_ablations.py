@@ -763,7 +763,9 @@ def conclude(overall, small_objects):
     for bound in (factor for factor in overall if factor.factor and factor.at_most):
         print(f"and at least {min(bound.factor.values):.1f} times with its {bound.baseline_epochs} epochs.")
     print("As many as in the paper at one of these heights:", max(values) >= 10)
-    smaller = {factor.baseline_epochs: factor for factor in small_objects if factor.factor and not factor.at_most}
+    smaller = {
+        factor.baseline_epochs: factor for factor in small_objects if factor.factor and not factor.at_most
+    }
     pairs = [(smaller[f.baseline_epochs].factor, f.factor) for f in read_off if f.baseline_epochs in smaller]
     larger = sum(small.mean > factor.mean for small, factor in pairs)
     print(f"For small objects it is larger at {larger} of {len(pairs)} heights where both can be read off.")
