@@ -120,6 +120,43 @@ def test_predict_keeps_pictures_of_one_name_apart(detector: Path, tmp_path: Path
     assert drawn == ["x-2-2.boxes.png", "x-2.boxes.png", "x-3.boxes.png", "x.boxes.png"]
     found = json.loads((out / "detections.json").read_text(encoding="utf-8"))
     assert [one["height"] for one in found] == [30, 31, 32, 33]
+    assert main(["predict", str(detector), str(tmp_path / "b"), "--out", str(tmp_path / "folder")]) == 0
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 3
+
+
+def test_a_folder_stands_for_what_is_in_it(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, pictures = tmp_path / "run", tmp_path / "pictures"
+    run.mkdir()
+    pictures.mkdir()
+    shutil.copy(detector, run / "best.pt")
+    words = ["predict", str(run), str(pictures), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "pictures holds no pictures (.bmp, .jpeg" in capsys.readouterr().err
+    Image.new("RGB", (40, 30)).save(pictures / "a.JPG")
+    (pictures / "notes.txt").write_text("no picture", encoding="utf-8")
+    assert main(words) == 0
+    assert main(["evaluate", str(tmp_path), "--folder", str(tmp_path)]) == 2
+    assert "best.pt does not exist" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_detector_sees_pictures_of_the_size_that_it_knows(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[Recipe] = []
+    monkeypatch.setattr("ddetr_lite.cli.training._run", lambda chosen, folder, resume: begun.append(chosen))
+    loaded = checkpoint.load_model(model_file)
+    for sizes, words in (({"eval_short_side": 160, "short_sides": [128, 160], "max_side": 208}, []), ({}, [])):
+        about = {"recipe": {**loaded.about["recipe"], "augment": {**loaded.about["recipe"]["augment"], **sizes}}}
+        checkpoint.save_model(tmp_path / "source.pt", loaded.model, loaded.classes, about)
+        assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt"), *words]) == 0
+    known, unknown = (one.augment for one in begun)
+    assert (known.short_sides, known.eval_short_side, known.max_side) == ((128, 160), 160, 208)
+    assert unknown == recipe("coco", "detr").augment
+    said = capsys.readouterr().out
+    assert "resized as the checkpoint's were: short sides (128, 160), 160 in evaluation" in said
+    assert "learned from pictures as they are, without resizing" in said
+    assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt"), "--eval-short-side", "96"]) == 0
+    assert begun[-1].augment.eval_short_side == 96
 
 
 def test_predict_turns_a_photo_as_its_file_says(detector: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import FLAT, Mistake, parse, table, take_flag, take_option, take_positional
+from ddetr_lite.datasets.transforms import AugmentConfig
 from ddetr_lite.engine.recipes import Recipe, check, recipe_names
 
 
@@ -69,11 +70,35 @@ def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
     chosen = recipe(name, model)
     if source is None:
         return chosen, words
-    config = load_model(source).model.config
+    loaded = load_model(source)
+    config = loaded.model.config
+    chosen = dataclasses.replace(chosen, augment=_sizes_of(loaded.about, chosen.augment))
     if model is None:
+        sizes = chosen.augment
         chosen = recipe(name, row_of(config_to_dict(config)))
-        chosen = dataclasses.replace(chosen, model=config)
+        chosen = dataclasses.replace(chosen, model=config, augment=sizes)
     return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, start_from=source)), words
+
+
+def _sizes_of(about: dict[str, Any], own: AugmentConfig) -> AugmentConfig:
+    """Pictures as large as those that the checkpoint learned from: at another size it would have to learn much anew."""
+    before = about.get("recipe", {}).get("augment", {})
+    if not before.get("eval_short_side"):
+        if before:
+            _say(
+                "The checkpoint learned from pictures as they are, without resizing; this recipe's short sides are "
+                f"{own.short_sides or 'those of the files'}. --short-sides and --eval-short-side give others."
+            )
+        return own
+    sizes = {name: before[name] for name in ("short_sides", "eval_short_side", "max_side") if name in before}
+    sizes["short_sides"] = tuple(sizes.get("short_sides", own.short_sides))
+    chosen = dataclasses.replace(own, **sizes)
+    if chosen != own:
+        _say(
+            f"Pictures are resized as the checkpoint's were: short sides {chosen.short_sides}, {chosen.eval_short_side} in "
+            "evaluation. --short-sides and --eval-short-side give others."
+        )
+    return chosen
 
 
 def _with_options(base: Recipe, words: list[str]) -> Recipe:

@@ -12,12 +12,15 @@ from tyro.conf import Positional
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import Mistake, parse, table
 
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """COCO's average precision of a checkpoint on a data set."""
 
     checkpoint: Positional[Path]
+    """A checkpoint, or the folder of a run, whose best.pt is taken."""
     folder: Path | None = None
     """A folder in COCO's format; by default the one the model was trained on."""
     split: str | None = None
@@ -45,7 +48,7 @@ def evaluate(words: list[str]) -> None:
     for name, least in (("batch", 1), ("workers", 0)):
         if getattr(options, name) < least:
             raise Mistake(f"--{name} {getattr(options, name)} must be at least {least}")
-    loaded = load_model(options.checkpoint)
+    loaded = load_model(_best_of(options.checkpoint))
     trained_on = loaded.about.get("recipe", {}).get("data", {})
     folder = options.folder or trained_on.get("folder")
     if folder is None:
@@ -73,8 +76,9 @@ class PredictOptions:
     """
 
     checkpoint: Positional[Path]
+    """A checkpoint, or the folder of a run, whose best.pt is taken."""
     pictures: Positional[tuple[Path, ...]]
-    """One or more picture files."""
+    """Picture files, or folders of them."""
     out: Path = Path("runs/predictions")
     threshold: float = 0.5
     """Leave out what scores less."""
@@ -93,13 +97,14 @@ def predict(words: list[str]) -> None:
         raise Mistake("name at least one picture: ddetr-lite predict CHECKPOINT PICTURE...")
     if not 0 <= options.threshold <= 1:
         raise Mistake(f"--threshold {options.threshold} must lie in 0..1")
-    loaded = load_model(options.checkpoint)
-    for path in options.pictures:
+    loaded = load_model(_best_of(options.checkpoint))
+    pictures = [path for given in options.pictures for path in _pictures_in(given)]
+    for path in pictures:
         picture_size(path)  # a mistyped path is found before anything is written
     options.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     try:
-        for path, drawn in zip(options.pictures, _drawn_names(options.pictures), strict=True):
+        for path, drawn in zip(pictures, _drawn_names(pictures), strict=True):
             pixels = read_picture(path, upright=True)
             found = find(loaded, pixels, options.threshold)
             axes = boxes(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
@@ -115,6 +120,20 @@ def predict(words: list[str]) -> None:
                 print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
     finally:  # what was found before a picture that cannot be decoded is kept
         (options.out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _best_of(checkpoint: Path) -> Path:
+    return checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
+
+
+def _pictures_in(path: Path) -> list[Path]:
+    """The picture files of a folder; another path as it is."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise Mistake(f"folder {path} holds no pictures ({', '.join(SUFFIXES)})")
+    return found
 
 
 def _drawn_names(pictures: Sequence[Path]) -> list[str]:

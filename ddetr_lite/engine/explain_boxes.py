@@ -121,6 +121,11 @@ def check_boxes(evidence: Evidence) -> Observation:
         return Observation(name, "cause", f"{text}, but {best:.2f} if {reading.name}", reading.remedy)
     if as_is >= GOOD:
         return Observation(name, "OK", text)
-    text += f"; no other reading fits clearly better (the next, {best:.2f}, if {reading.name})"
+    if best >= as_is + GAIN and best >= TIMES * as_is:
+        text += (
+            f"; another reading fits better ({best:.2f} if {reading.name}), but too badly to conclude anything from it"
+        )
+    else:
+        text += f"; no other reading fits clearly better (the next, {best:.2f}, if {reading.name})"
     remedy = "draw a few targets, as the model gets them; else train longer"
     return Observation(name, "OK" if evidence.young else "suspicious", text, "" if evidence.young else remedy)
