@@ -85,7 +85,8 @@ def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.C
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of an untrained DETR, validated on the split "test" by shares of the picture."""
     torch.manual_seed(0)
-    config: Any = replace(model_config("detr", "small"), dim=32, heads=2, hidden=32, queries=5)
+    small: Any = model_config("detr", "small")
+    config = replace(small, dim=32, heads=2, hidden=32, queries=5)
     about = {"recipe": {"data": {"val_split": "test", "size_bands": (0.2, 0.4)}, "augment": {"eval_short_side": 0}}}
     path = tmp_path_factory.mktemp("detector") / "detr.pt"
     checkpoint.save_model(path, build(config, 2), ["car", "brush"], about)
@@ -145,10 +146,10 @@ def test_a_fine_tuned_detector_sees_pictures_of_the_size_that_it_knows(
     begun: list[Recipe] = []
     monkeypatch.setattr("ddetr_lite.cli.training._run", lambda chosen, folder, resume: begun.append(chosen))
     loaded = checkpoint.load_model(model_file)
-    for sizes, words in (({"eval_short_side": 160, "short_sides": [128, 160], "max_side": 208}, []), ({}, [])):
+    for sizes in ({"eval_short_side": 160, "short_sides": [128, 160], "max_side": 208}, {}):
         about = {"recipe": {**loaded.about["recipe"], "augment": {**loaded.about["recipe"]["augment"], **sizes}}}
         checkpoint.save_model(tmp_path / "source.pt", loaded.model, loaded.classes, about)
-        assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt"), *words]) == 0
+        assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt")]) == 0
     known, unknown = (one.augment for one in begun)
     assert (known.short_sides, known.eval_short_side, known.max_side) == ((128, 160), 160, 208)
     assert unknown == recipe("coco", "detr").augment

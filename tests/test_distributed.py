@@ -73,7 +73,8 @@ def recipes(folder: Path, coco: Path) -> dict[str, Recipe]:
     chosen["empty"] = replace(base, model=model, data=replace(base.data, size_bands=(32, 96)))
     # With batch norms that are trained, each process has statistics of its own pictures.
     base = tiny_recipe(folder, "detr", epochs=1, ema=0.5)
-    model = replace(base.model, backbone=BackboneConfig("resnet18", "none", frozen=False), stride=32)
+    model = base.model
+    model = replace(model, backbone=BackboneConfig("resnet18", "none", frozen=False), stride=32)
     chosen["batch-norms"] = replace(base, model=model)
     return chosen
 

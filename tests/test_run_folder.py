@@ -100,7 +100,8 @@ def test_another_cache_may_be_given_but_not_none(shapes: Path, tmp_path: Path) -
 
 def test_frozen_batch_norms_carry_over_to_trained_ones(tmp_path: Path) -> None:
     """A trained batch norm counts its batches, in a tensor that a frozen one does not have."""
-    config: Any = replace(model_config("detr", "small"), **TINY, stride=32)
+    small: Any = model_config("detr", "small")
+    config = replace(small, **TINY, stride=32)
     frozen, trained = (replace(config, backbone=BackboneConfig("resnet18", "none", frozen=f)) for f in (True, False))
     source = build(frozen, 2)
     checkpoint.save_model(tmp_path / "source.pt", source, ["cat", "dog"], {})
