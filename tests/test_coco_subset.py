@@ -131,6 +131,13 @@ def test_chosen_are_pictures_with_an_object_of_the_classes_and_what_belongs_to_t
     assert describe(content) == f"{len(cars_or_persons)} pictures; person 32, car 24"
 
 
+def test_an_unclear_crowd_is_refused() -> None:
+    content = annotations(8, 5)
+    content["annotations"][1]["iscrowd"] = "0"
+    with pytest.raises(ValueError, match=r"instances_train2017.json: annotation 101 of image id .*iscrowd must be"):
+        pick(SMALL, content)
+
+
 def test_a_crowd_alone_does_not_make_a_picture_fit() -> None:
     content = annotations(1, 5)
     content["annotations"] = [a for a in content["annotations"] if a["iscrowd"]]

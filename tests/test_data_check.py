@@ -88,7 +88,8 @@ def many_boxes(content: Content, form: Callable[[float, float, float, float, int
         x, y = random.uniform(0, 1, 2) * (width - w, height - h)
         values = form(x, y, w, h, width, height)
         category = content["categories"][i % 2]["id"]
-        content["annotations"].append({"id": i, "image_id": record["id"], "category_id": category, "bbox": values})
+        known = {"id": i, "image_id": record["id"], "category_id": category, "area": w * h}
+        content["annotations"].append({**known, "bbox": values})
 
 
 def repaint(
@@ -139,6 +140,7 @@ BREAKAGES: list[tuple[str, str, Breakage]] = [
     ("id-missing", r"images\[1\] \(b.png\): id is missing", lambda f, c: c["images"][1].pop("id")),
     ("id-not-integer", r"images\[0\] \(a.jpg\): id is '42'", lambda f, c: image(c, id="42")),
     ("id-not-integer", r"images\[0\] \(a.jpg\): id is True", lambda f, c: image(c, id=True)),
+    ("id-too-large", r"images\[0\] \(a.jpg\): id is 9223372036854775808", lambda f, c: image(c, id=2**63)),
     ("id-not-integer", r"categories\[1\] \(car\): id is '3'", lambda f, c: c["categories"][1].update(id="3")),
     ("annotation-id-missing", r"annotations\[1\]", lambda f, c: c["annotations"][1].pop("id")),
     ("duplicate-image-id", r"image id 7: id 7 has 2 records: 'a.jpg', 'b.png'", lambda f, c: image(c, id=7)),
@@ -164,6 +166,14 @@ BREAKAGES: list[tuple[str, str, Breakage]] = [
     ("bbox-not-numbers", r"annotation 2 .*'5'", lambda f, c: annotation(c, bbox=["5", "5", "5", "5"])),
     ("bbox-not-numbers", r"annotation 2 .*bbox \[\[1\]", lambda f, c: annotation(c, bbox=[[1], [2], [3], [4]])),
     ("bbox-not-numbers", r"annotation 2 .*bbox None", lambda f, c: c["annotations"][1].pop("bbox")),
+    ("bbox-not-numbers", r"annotation 2 .*bbox \[1000", lambda f, c: annotation(c, bbox=[10**400, 2, 3, 4])),
+    ("iscrowd-unclear", r"annotation 2 of image id 42: iscrowd '0'", lambda f, c: annotation(c, iscrowd="0")),
+    ("iscrowd-unclear", r"annotation 2 of image id 42: iscrowd 2", lambda f, c: annotation(c, iscrowd=2)),
+    ("area-not-number", r"annotation 2 of image id 42: area None", lambda f, c: annotation(c, area=None)),
+    ("area-not-number", r"annotation 2 of image id 42: area '400'", lambda f, c: annotation(c, area="400")),
+    ("area-not-number", r"annotation 2 of image id 42: area nan", lambda f, c: annotation(c, area=float("nan"))),
+    ("area-not-number", r"annotation 2 of image id 42: area -1", lambda f, c: annotation(c, area=-1)),
+    ("area-missing", r"annotation 2 of image id 42: area is missing", lambda f, c: c["annotations"][1].pop("area")),
     ("box-without-area", r"annotation 2 .*\[5, 5, 0, 9\]", lambda f, c: annotation(c, bbox=[5, 5, 0, 9])),
     ("box-without-area", r"annotation 2 .*\[5, 5, -3, 9\]", lambda f, c: annotation(c, bbox=[5, 5, -3, 9])),
     ("box-outside", r"annotation 2 .*\[70, 5, 9, 9\] in 60×40", lambda f, c: annotation(c, bbox=[70, 5, 9, 9])),
@@ -275,11 +285,19 @@ def test_one_change_brings_few_other_kinds(folder: Path) -> None:
         "boxes-as-corners-": {"boxes-as-corners"},
         "boxes-normalised-": {"boxes-normalised"},
         "duplicate-annotation-id-": {"duplicate-annotation-id"},
+        "iscrowd-unclear-": {"iscrowd-unclear"},
+        "area-not-number-": {"area-not-number"},
+        "area-missing-": {"area-missing"},
     }
     for start, kinds in expected.items():
         name = next(name for name in NAMES if name.startswith(start))
         result = check_folder(broken(folder, BREAKAGES[NAMES.index(name)][2]), queries=200)
         assert {finding.kind for finding in result.findings} == kinds
+
+
+def test_a_crowd_without_a_number_is_no_finding(folder: Path) -> None:
+    for value in (None, False):
+        assert check_folder(broken(folder, lambda f, c, v=value: annotation(c, iscrowd=v))).findings == []  # type: ignore[misc]
 
 
 def test_all_problems_are_found_in_one_go(folder: Path) -> None:
@@ -406,6 +424,13 @@ def test_summary_by_hand() -> None:
     assert summary.bands() == {"small": 4, "medium": 1, "large": 0}
     assert summary.sides[1] == 32
     assert summary.shares[1] == pytest.approx(32 / 2400**0.5)
+
+
+def test_an_area_that_is_no_number_does_not_spoil_the_summary() -> None:
+    content = clean()
+    for value in (float("inf"), "400", 0, None):
+        content["annotations"][1]["area"] = value
+        assert summarise(split_of(content)).sides[1] == pytest.approx(200**0.5)
 
 
 def option(advice: Advice, name: str) -> float:

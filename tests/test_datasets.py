@@ -18,6 +18,7 @@ from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, collate
 from ddetr_lite.datasets.loading import EpochSampler
 from ddetr_lite.datasets.transforms import (
     AugmentConfig,
+    FileSize,
     RandomColor,
     RandomSizeCrop,
     ResizeShortSide,
@@ -27,6 +28,7 @@ from ddetr_lite.datasets.transforms import (
     saturation_matrix,
     train_transform,
 )
+from ddetr_lite.engine.evaluate import ap_of
 
 AUGMENT = AugmentConfig(short_sides=(24, 32, 48), max_side=70, color=True, flip_vertical=True)
 
@@ -80,6 +82,19 @@ def test_classes_of_a_checkpoint_are_matched_by_name(folder: Path) -> None:
         (lambda c: c["categories"][0].update(id="90"), r"categories\[0\] .*whole number, got '90'"),
         (lambda c: c["annotations"][0].update(image_id="42"), r"\(id 1\): image_id must be a whole number"),
         (lambda c: c["annotations"][0].update(bbox=["5", "5", "5", "5"]), r"image id 42: bbox must be four finite"),
+        (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), r"image id 42: bbox must be four finite"),
+        (lambda c: c["annotations"][0].update(iscrowd="0"), r"annotation 1 of image id 42: iscrowd must be .*got '0'"),
+        (
+            lambda c: c["annotations"][0].update(iscrowd=2),
+            r"annotation 1 of image id 42: iscrowd must be .*, or drop it",
+        ),
+        (
+            lambda c: c["annotations"][0].update(iscrowd=[]),
+            r"annotation 1 of image id 42: iscrowd must be 0 for an object",
+        ),
+        (lambda c: c["images"][0].update(id=2**63), r"images\[0\] \(id 9223372036854775808\): id .*give smaller ids"),
+        (lambda c: c["annotations"][0].update(image_id=2**63), r"annotations\[0\] \(id 1\): image_id .* 64 bits"),
+        (lambda c: c["categories"][0].update(id=-(2**63) - 1), r"categories\[0\] .* does not fit into 64 bits"),
         (lambda c: c["images"][1].update(id=42), r"two of 'images' have the id 42"),
         (
             lambda c: c["images"][0].update(file_name="../a.jpg"),
@@ -99,6 +114,35 @@ def test_broken_annotations_are_named(tmp_path: Path, breakage: Any, message: st
     path.write_text(json.dumps(annotations), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         dataset(folder)
+
+
+def test_a_crowd_is_one_or_true_and_nothing_else(tmp_path: Path) -> None:
+    content = tiny_coco.content()
+    for value, objects in ((0, 3), (1, 2), (False, 3), (True, 2), (None, 3)):
+        content["annotations"][2]["iscrowd"] = value
+        data = dataset(tiny_coco.write(tmp_path, content))
+        assert len(data.objects(0)) == objects
+        assert len(data[0][1]["labels"]) == objects
+
+
+@pytest.mark.parametrize(
+    "value", [None, "400", float("nan"), float("inf"), -1, [400], pytest.param(10**400, id="huge")]
+)
+def test_an_area_that_is_no_number_is_that_of_the_box(tmp_path: Path, value: Any) -> None:
+    """As where it is missing: the object is small, so it counts among the small ones."""
+    content = tiny_coco.content()
+    content["annotations"] = [{**content["annotations"][1], "area": value, "iscrowd": None}]
+    data = dataset(tiny_coco.write(tmp_path, content))
+    found = {"boxes": torch.tensor([[5.0, 5, 25, 15]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
+    metrics = ap_of({42: found}, data)
+    assert metrics["AP"] == metrics["AP_small"] == pytest.approx(1)
+    assert metrics["AP_medium"] == metrics["AP_large"] == -1
+
+
+def test_an_id_of_64_bits_is_fine(tmp_path: Path) -> None:
+    content = tiny_coco.content()
+    content["images"][1]["id"] = 2**63 - 1
+    assert int(dataset(tiny_coco.write(tmp_path, content))[1][1]["image_id"]) == 2**63 - 1
 
 
 def test_missing_and_broken_files_are_named(folder: Path) -> None:
@@ -124,6 +168,43 @@ def test_where_a_split_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="several files fit"):
         CocoFolder.find(folder, "train")
     assert CocoFolder.find(folder, "train2017").images == folder / "train2017"
+
+
+def places(root: Path, *names: str) -> Path:
+    """A folder with files (names that end in .json) and folders."""
+    for name in names:
+        path = root / name
+        (path.parent if name.endswith(".json") else path).mkdir(parents=True, exist_ok=True)
+        if name.endswith(".json"):
+            path.write_text("{}", encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "images"),
+    [
+        (("annotations/instances_train.json", "train_logs", "images/train"), "images/train"),
+        (("annotations/instances_train.json", "train_logs", "train"), "train"),
+        (("annotations/instances_train.json", "images/train2017", "images/x"), "images/train2017"),
+        (("annotations/instances_train.json", "images"), "images"),
+        (("annotations/instances_train2017.json", "train", "train2014", "images/train2017"), "images/train2017"),
+        (("annotations/train.json", "annotations/train_old.json", "annotations/instances_val.json", "train"), "train"),
+        (("train/_annotations.coco.json", "train_old/_annotations.coco.json"), "train"),
+        (("train_v2/_annotations.coco.json", "train_logs"), "train_v2"),
+    ],
+)
+def test_the_exact_name_of_a_split_is_preferred(tmp_path: Path, names: tuple[str, ...], images: str) -> None:
+    found = CocoFolder.find(places(tmp_path, *names), "train")
+    assert found.images == tmp_path / images
+    assert found.annotations == tmp_path / next(name for name in names if name.endswith(".json"))
+
+
+def test_several_folders_that_fit_are_named(tmp_path: Path) -> None:
+    folder = places(tmp_path, "annotations/instances_train.json", "train_logs", "images/train2017")
+    with pytest.raises(
+        FileNotFoundError, match=r"several folders fit: train_logs/, images/train2017/; rename .* train/"
+    ):
+        CocoFolder.find(folder, "train")
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(folder: Path) -> None:
@@ -190,6 +271,25 @@ def test_resize_rule_by_hand() -> None:
         1333,
     )  # capped: 1333·300/1000 = 399.9, rounded; then int(400·1000/300)
     assert resized_size(100, 100, 50, 1333) == (50, 50)
+    assert resized_size(32, 1000, 800, 1333) == (43, 1343)  # the shorter side is rounded, up from 42.66
+
+
+def test_the_size_of_the_file_counts_until_the_picture_is_changed() -> None:
+    kept = tv_tensors.Image(torch.zeros(3, 98, 206, dtype=torch.uint8))
+    resize = ResizeShortSide((160,), 208)
+    assert resize(kept).shape == (3, 99, 208)
+    image, target = resize(kept, {"file": FileSize(303, 640)})
+    assert (image.shape, target) == ((3, 98, 206), {"file": None})
+    assert RandomSizeCrop(50, 60)(kept, {"file": FileSize(303, 640)})[1] == {"file": None}
+
+
+def test_the_thinnest_pictures_keep_a_pixel() -> None:
+    assert resized_size(1, 3000, 800, 1333) == (1, 1333)
+    assert resized_size(3000, 1, 800, 1333) == (1333, 1)
+    thin = tv_tensors.Image(torch.zeros(3, 1, 3000, dtype=torch.uint8))
+    assert eval_transform(AugmentConfig())(thin).shape == (3, 1, 1333)
+    for _ in range(8):
+        assert min(train_transform(AugmentConfig())(thin).shape) >= 1
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddetr_lite.datasets.fields import Record, is_id, leads_outside, size_of
+from ddetr_lite.datasets.fields import Record, area_of, is_crowd, is_id, is_whole, leads_outside, size_of
 from ddetr_lite.datasets.findings import Finding
 
 
@@ -33,8 +33,8 @@ class Split:
         return f"{self.file}: annotation {record.get('id')} of image id {record.get('image_id')}"
 
     def objects(self) -> Iterator[Record]:
-        """The annotations that are single objects, not crowds."""
-        return (a for a in self.annotations if not a.get("iscrowd"))
+        """The annotations that are single objects, not crowds; also those of which nobody can tell."""
+        return (a for a in self.annotations if not is_crowd(a))
 
 
 def read_split(name: str, path: Path, file: str, folder: Path) -> tuple[Split | None, list[Finding]]:
@@ -65,7 +65,7 @@ def read_split(name: str, path: Path, file: str, folder: Path) -> tuple[Split | 
 
 def check_split(split: Split) -> list[Finding]:
     """Everything about ids, names and references in one file."""
-    parts = (_ids, _image_records, _category_names, _references)
+    parts = (_ids, _image_records, _category_names, _references, _areas_and_crowds)
     return [finding for part in parts for finding in part(split)]
 
 
@@ -78,7 +78,8 @@ def _ids(split: Split) -> Iterator[Finding]:
             if "id" not in record:
                 yield Finding("annotation-id-missing" if kind == "annotation" else "id-missing", where, "id is missing")
             elif not is_id(record["id"]):
-                yield Finding("id-not-integer", where, f"id is {record['id']!r}")
+                kind_of_id = "id-too-large" if is_whole(record["id"]) else "id-not-integer"
+                yield Finding(kind_of_id, where, f"id is {record['id']!r}")
         ids = Counter(record["id"] for record in records if is_id(record.get("id")))
         for value in (value for value, times in ids.items() if times > 1):
             shared = [r for r in records if r.get("id") == value]
@@ -145,6 +146,17 @@ def _references(split: Split) -> Iterator[Finding]:
                 twin = repr(str(value)) in known or (isinstance(value, str) and value in known)
                 hint = "; there is one of another type, text instead of a number or the reverse" if twin else ""
                 yield Finding(kind, where, f"{name} {value!r}{hint}")
+
+
+def _areas_and_crowds(split: Split) -> Iterator[Finding]:
+    for annotation in split.annotations:
+        where = split.annotation(annotation)
+        if is_crowd(annotation) is None:
+            yield Finding("iscrowd-unclear", where, f"iscrowd {annotation['iscrowd']!r:.40}")
+        if "area" not in annotation:
+            yield Finding("area-missing", where, "area is missing")
+        elif area_of(annotation) is None:
+            yield Finding("area-not-number", where, f"area {annotation['area']!r:.40}")
 
 
 def check_classes(splits: list[Split], imbalance: float = 100) -> list[Finding]:

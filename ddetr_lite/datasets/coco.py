@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
-from ddetr_lite.datasets.fields import four_numbers, is_id, leads_outside, size_of
+from ddetr_lite.datasets.fields import crowd_problem, four_numbers, is_crowd, is_id, is_whole, leads_outside, size_of
 from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.pictures import read_picture
-from ddetr_lite.datasets.transforms import SizeDraw, drop_empty_boxes
+from ddetr_lite.datasets.transforms import FileSize, SizeDraw, drop_empty_boxes
 
 Key = tuple[int, int] | tuple[int, int, float]
 """(epoch, index): which picture, and which draw of its augmentation; a third number, in 0..1, says how large it becomes."""
@@ -39,7 +40,9 @@ class CocoFolder:
         """Look in `root` for a split such as "train" or "val2017".
 
         Annotations: annotations/instances_SPLIT*.json, annotations/SPLIT*.json, or SPLIT*/_annotations.coco.json.
-        Pictures: SPLIT*/, images/SPLIT*/ or images/. Raises FileNotFoundError saying what was looked for.
+        Pictures: beside the latter, else SPLIT*/, images/SPLIT*/ or images/, SPLIT being the split or what the annotation
+        file is called. A name without the * is preferred. Raises FileNotFoundError saying what was looked for, and where
+        several names fit.
         """
         root = Path(root).expanduser()
         if not root.is_dir():
@@ -49,20 +52,34 @@ class CocoFolder:
             f"annotations/{split}*.json",
             f"{split}*/_annotations.coco.json",
         ]
-        found = next((sorted(root.glob(p)) for p in patterns if list(root.glob(p))), [])
+        found: list[Path] = []
+        for pattern in patterns:
+            exact = root / pattern.replace("*", "")
+            found = found or ([exact] if exact.is_file() else sorted(root.glob(pattern)))
         if len(found) != 1:
-            problem = f"several files fit: {', '.join(f.name for f in found)}" if found else "no file fits"
+            names = ", ".join(f.relative_to(root).as_posix() for f in found)
+            problem = f"several files fit: {names}" if found else "no file fits"
             raise FileNotFoundError(f"no annotations for split {split!r} in {root}: {problem} ({', '.join(patterns)})")
-        named = found[0].stem.removeprefix(
-            "instances_"
-        )  # of instances_train2017.json the pictures of 2017, not of 2014
-        places = (named, f"{split}*", f"images/{named}", f"images/{split}*", "images")
-        folders = [p for place in places for p in sorted(root.glob(place)) if p.is_dir()]
-        if not folders:
-            raise FileNotFoundError(
-                f"no pictures for split {split!r} in {root}: expected a folder {split}*/ or images/"
-            )
-        return cls(found[0], folders[0])
+        if found[0].name == "_annotations.coco.json":
+            return cls(found[0], found[0].parent)
+        return cls(found[0], _pictures(root, split, found[0].stem.removeprefix("instances_")))
+
+
+def _pictures(root: Path, split: str, named: str) -> Path:
+    """The folder of a split's pictures. named: the split as its annotation file calls it. Raises FileNotFoundError."""
+    # Of instances_train2017.json the pictures of 2017, not of 2014; of `train` those in train/, not in train_logs/.
+    exact = [root / place / name for name in (named, split) for place in ("", "images")]
+    if folder := next((p for p in exact if p.is_dir()), None):
+        return folder
+    folders = [p for place in (f"{split}*", f"images/{split}*") for p in sorted(root.glob(place)) if p.is_dir()]
+    if len(folders) > 1:
+        fit = ", ".join(p.relative_to(root).as_posix() + "/" for p in folders)
+        raise FileNotFoundError(
+            f"no pictures for split {split!r} in {root}: several folders fit: {fit}; rename the one that has them to {split}/"
+        )
+    if not folders and not (root / "images").is_dir():
+        raise FileNotFoundError(f"no pictures for split {split!r} in {root}: expected a folder {split}*/ or images/")
+    return folders[0] if folders else root / "images"
 
 
 class CocoDetection(Dataset):
@@ -127,6 +144,8 @@ class CocoDetection(Dataset):
                 raise ValueError(
                     f"{where}: bbox must be four finite numbers [x, y, width, height], got {annotation.get('bbox')}"
                 )
+            if problem := crowd_problem(annotation):
+                raise ValueError(f"{where}: {problem}")
             grouped[index].append(annotation)
         return grouped
 
@@ -146,7 +165,7 @@ class CocoDetection(Dataset):
 
     def objects(self, index: int) -> list[dict[str, Any]]:
         """The annotations of a picture that are single objects, not crowds."""
-        return [a for a in self.annotations[index] if not a.get("iscrowd", 0)]
+        return [a for a in self.annotations[index] if not is_crowd(a)]
 
     def file_of(self, index: int) -> Path:
         """Where a picture lies."""
@@ -174,27 +193,27 @@ class CocoDetection(Dataset):
         objects = self.objects(index)
         corners = np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
-        on_disk = (height, width)
-        if self.pictures is not None:
-            on_disk = self.pictures.on_disk[index]
-            if on_disk != (height, width):  # kept smaller than it is
-                corners *= np.tile(np.array((width / on_disk[1], height / on_disk[0]), np.float32), 2)
+        on_disk = (height, width) if self.pictures is None else self.pictures.on_disk[index]
         labels = np.array([self.label_of_category[a["category_id"]] for a in objects], dtype=np.int64)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=(height, width)),
+            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=on_disk),
             "labels": torch.from_numpy(labels),
             "image_id": torch.tensor(self.images[index]["id"]),
             "original_size": torch.tensor(on_disk),
         }
         image: Tensor = tv_tensors.Image(pixels)
-        target = drop_empty_boxes(target, (height, width))
+        target = drop_empty_boxes(target, on_disk)
+        carried: dict[str, Any] = {"size": SizeDraw(*draw)} if draw else {}
+        if on_disk != (height, width):  # kept smaller than it is: from here on as if the first step had resized it
+            target["boxes"] = F.resize(target["boxes"], [height, width])
+            carried["file"] = FileSize(*on_disk)
         if self.transform is not None:
             # The draw depends on nothing but these numbers: neither on the workers nor on what was drawn before.
             with torch.random.fork_rng(devices=[]):
                 seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1
                 torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would also seed every GPU
-                image, target = self.transform(image, {**target, "size": SizeDraw(*draw)} if draw else target)
-                target.pop("size", None)
+                image, target = self.transform(image, {**target, **carried})
+                target = {name: value for name, value in target.items() if name not in carried}
             target = drop_empty_boxes(target, (image.shape[-2], image.shape[-1]))
         return image.as_subclass(Tensor), {k: v.as_subclass(Tensor) for k, v in target.items()}
 
@@ -221,7 +240,12 @@ def _read(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{where} lacks {missing[0]!r}")
             record.pop("segmentation", None)  # nine tenths of COCO's file, and nothing here reads it
             if wrong := [n for n in ids if not is_id(record[n])]:
-                raise ValueError(f"{where}: {wrong[0]} must be a whole number, got {record[wrong[0]]!r}")
+                value = record[wrong[0]]
+                if is_whole(value):
+                    raise ValueError(
+                        f"{where}: {wrong[0]} {value} does not fit into 64 bits: give smaller ids, below 2**63"
+                    )
+                raise ValueError(f"{where}: {wrong[0]} must be a whole number, got {value!r}")
     for field in ("images", "categories"):
         counts = Counter(record["id"] for record in content[field])
         if twice := [i for i, n in counts.items() if n > 1]:

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ddetr_lite.datasets.fields import Record, four_numbers, is_id
+from ddetr_lite.datasets.fields import Record, crowd_problem, four_numbers, is_crowd, is_id
 from ddetr_lite.writing import write_bytes
 
 SPLITS: tuple[str, ...] = ("train", "val")
@@ -62,7 +62,7 @@ class CocoSubset:
 
     def fits(self, image: Record, objects: list[Record]) -> bool:
         """Whether a picture with these objects, of the subset's classes, may be chosen."""
-        boxes = [a["bbox"] for a in objects if not a.get("iscrowd", 0)]
+        boxes = [a["bbox"] for a in objects if not is_crowd(a)]
         if len(boxes) < self.min_objects or 0 < self.max_objects < len(boxes):
             return False
         area = image["width"] * image["height"]
@@ -123,7 +123,7 @@ def write_subset(path: Path, content: Record) -> None:
 def describe(content: Record) -> str:
     """Its pictures and its objects by class, most frequent first, such as: 20 pictures; person 35, car 4."""
     names = {c["id"]: c["name"] for c in content["categories"]}
-    found = Counter(names[a["category_id"]] for a in content["annotations"] if not a.get("iscrowd", 0))
+    found = Counter(names[a["category_id"]] for a in content["annotations"] if not is_crowd(a))
     parts = [f"{name} {count}" for name, count in found.most_common(8)]
     parts += (
         [f"{len(names) - 8} more classes"] if len(names) > 8 else [f"{n} 0" for n in names.values() if n not in found]
@@ -158,7 +158,7 @@ def _check_images(records: list[Record], source: str) -> dict[int, Record]:
         where = f"{source}: image id {record.get('id')!r}"
         for field in ("id", "width", "height"):
             if not is_id(record.get(field)) or (field != "id" and record[field] < 1):
-                raise ValueError(f"{where}: {field} is {record.get(field)!r}, and should be a whole number")
+                raise ValueError(f"{where}: {field} is {record.get(field)!r}, and should be a whole number below 2**63")
         if record["id"] in images:
             raise ValueError(f"{where} occurs twice")
         images[record["id"]] = record
@@ -188,3 +188,5 @@ def _check_annotation(annotation: Record, images: dict[int, Record], source: str
             f"{where} of image id {annotation['image_id']}: bbox must be four finite numbers [x, y, width, height], got "
             f"{annotation.get('bbox')}"
         )
+    if problem := crowd_problem(annotation):
+        raise ValueError(f"{where} of image id {annotation['image_id']}: {problem}")

@@ -1,16 +1,21 @@
 """What the fields of COCO's format may hold, for those who read a file and those who check one."""
 
 import os
-from math import isfinite
+import sys
 from typing import Any
 
 Record = dict[str, Any]
 """An entry of "images", "annotations" or "categories"."""
 
 
-def is_id(value: Any) -> bool:
-    """Whether an id is a whole number."""
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, and neither a string nor true or false."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_id(value: Any) -> bool:
+    """Whether an id is a whole number that a tensor can hold, which is one of 64 bits."""
+    return is_whole(value) and -(2**63) <= value < 2**63
 
 
 def is_number(value: Any) -> bool:
@@ -18,9 +23,35 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold, neither infinite nor NaN."""
+    return is_number(value) and abs(value) <= sys.float_info.max  # math.isfinite raises for a whole number beyond that
+
+
 def four_numbers(bbox: Any) -> bool:
     """Whether a bbox is four finite numbers."""
-    return isinstance(bbox, list) and len(bbox) == 4 and all(is_number(v) and isfinite(v) for v in bbox)
+    return isinstance(bbox, list) and len(bbox) == 4 and all(map(is_finite, bbox))
+
+
+def area_of(annotation: Record) -> float | None:
+    """The area that an annotation names, in square pixels; None where that is no finite number from 0 on: take its box's."""
+    area: Any = annotation.get("area")
+    return area if is_finite(area) and area >= 0 else None
+
+
+def is_crowd(annotation: Record) -> bool | None:
+    """Whether an annotation is a crowd: its iscrowd is 1 or true, and not 0, false, null or missing. None: it is neither."""
+    value = annotation.get("iscrowd")
+    if value is None:
+        return False
+    return bool(value) if isinstance(value, int) and value in (0, 1) else None
+
+
+def crowd_problem(annotation: Record) -> str:
+    """What is wrong with an annotation's iscrowd, with the remedy; "" where nothing is."""
+    if is_crowd(annotation) is not None:
+        return ""
+    return f"iscrowd must be 0 for an object or 1 for a crowd, got {annotation['iscrowd']!r}: write one of them, or drop it"
 
 
 def size_of(image: Record) -> tuple[float, float] | None:

@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
     # Ids and names.
     "id-missing": Kind("error", "a record has no id", "give it a whole number of its own"),
     "id-not-integer": Kind("error", "an id is not a whole number", "write ids as numbers, wherever they are used"),
+    "id-too-large": Kind("error", "an id does not fit into 64 bits", "give smaller ids, below 2⁶³, wherever they are used"),
     "duplicate-image-id": Kind(
         "error", "several pictures share an id", "give each its own; which objects belong to which picture is lost"
     ),
@@ -55,6 +56,12 @@ KINDS: dict[str, Kind] = {
     # What annotations refer to.
     "unknown-image-id": Kind("warning", "annotations of a picture that is not listed", "they are ignored; correct image_id"),
     "unknown-category-id": Kind("error", "annotations of a category that is not listed", "correct it, or add the category"),
+    # Areas and crowds.
+    "iscrowd-unclear": Kind("error", "iscrowd is neither 0 nor 1", "0 for an object, 1 for a crowd, or leave the field out"),
+    "area-not-number": Kind(
+        "warning", "area is not a number from 0 on", "w·h of the box is taken, for AP by size; correct or leave out the field"
+    ),
+    "area-missing": Kind("note", "annotations have no area", "w·h of the box is taken, for AP by size; pycocotools needs one"),
     # Boxes.
     "bbox-not-numbers": Kind("error", "bbox is not four finite numbers", "write [x, y, width, height], or delete it"),
     "boxes-as-corners": Kind("error", "boxes look like [x0, y0, x1, y1]", "subtract: COCO has [x, y, width, height]"),

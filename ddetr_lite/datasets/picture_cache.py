@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,9 @@ class PictureCache:
     """`cache[i]` is picture i as (3, H, W), uint8: a copy of its own; `on_disk[i]` the (height, width) of its file.
 
     files: the pictures' paths. target: from a picture's (height, width) on the disk to that in the cache.
-    folder: where the file lies that keeps them; None: in memory. An unreadable picture raises ValueError naming it.
+    folder: where the file lies that keeps them; None: in memory. A file that is there is only read, so the folder may be
+    write-protected, and it is found again where the folder has been moved together with the pictures. ValueError is raised
+    for an unreadable picture, naming it, and where memory, disk or write access is lacking.
     """
 
     def __init__(
@@ -62,25 +65,41 @@ class PictureCache:
                     "disk (one copy for all processes) or --cache none"
                 )
             return torch.empty(count, dtype=torch.uint8), False  # forked processes see the same pages
-        state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns, size) for f, size in zip(files, self.sizes)]
+        state = [_fingerprint(file, folder.parent, size) for file, size in zip(files, self.sizes)]
         key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / f"{key}.bytes"
         if self._file.exists():
             return self._open(self._file), True
-        if count > shutil.disk_usage(folder).free:
+        # Filled under another name, which a run that is killed leaves behind, and two runs do not share.
+        self._part = folder / f"{key}.{os.getpid()}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if count <= free:
+                with self._part.open("wb") as file:
+                    file.truncate(count)
+        except OSError as error:
+            raise ValueError(
+                f"the decoded pictures cannot be written into {folder} ({error.strerror}): choose --cache memory, or make it "
+                "a folder that you may write in"
+            ) from error
+        if count > free:
             raise ValueError(
                 f"the decoded pictures need {count / 1e9:.1f} GB in {folder}, more than is free there: choose --cache "
                 "none, or make room"
             )
-        # Filled under another name, which a run that is killed leaves behind, and two runs do not share.
-        self._part = folder / f"{key}.{os.getpid()}.part"
-        with self._part.open("wb") as file:
-            file.truncate(count)
-        return self._open(self._part), False
+        return self._open(self._part, writing=True), False
 
-    def _open(self, file: Path) -> Tensor:
-        return torch.from_file(str(file), shared=True, size=self.starts[-1], dtype=torch.uint8)
+    def _open(self, file: Path, writing: bool = False) -> Tensor:
+        """The bytes of a file: nothing is read before it is needed, and all processes see the same pages.
+
+        By NumPy, since torch maps a file either for writing, which a write-protected one forbids, or as pages that each process
+        may change for itself, for which the system must vouch with as much memory as the file is long.
+        """
+        mapped = np.memmap(file, np.uint8, "r+" if writing else "r", shape=(self.starts[-1],))
+        with warnings.catch_warnings():  # torch has no tensors that cannot be written to; nothing here writes to it
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(mapped)
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that are not forked: they open the file anew."""
@@ -112,6 +131,15 @@ class PictureCache:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+
+def _fingerprint(file: Path, base: Path, size: Size) -> tuple[str, int, int, Size]:
+    """What tells a picture that is kept from every other: its path, length and time of change, and the size it is kept in.
+
+    The path is that from the data folder, `base`: it stays the same where the folder is moved, or is mounted elsewhere.
+    """
+    state = file.stat()
+    return Path(os.path.relpath(file, base)).as_posix(), state.st_size, state.st_mtime_ns, size
 
 
 def _free_memory() -> float:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ddetr_lite.datasets.check_annotations import Split, class_counts
 from ddetr_lite.datasets.check_boxes import usable_boxes
-from ddetr_lite.datasets.fields import is_number, size_of
+from ddetr_lite.datasets.fields import area_of, size_of
 
 SMALL, LARGE = 32, 96  # √area in pixels where COCO's small ends, and where its large begins
 
@@ -22,7 +22,7 @@ class Summary:
     classes: dict[str, int]
     """Class name → objects, in the order of the category ids, which is that of the labels."""
     sides: np.ndarray
-    """(objects,), √area in pixels; the area is COCO's field where there is one, else that of the box."""
+    """(objects,), √area in pixels; the area is COCO's field where it is a number above 0, else that of the box."""
     shares: np.ndarray
     """(objects,), `sides` as a share of √(height·width) of the picture."""
     per_picture: np.ndarray
@@ -40,8 +40,7 @@ def summarise(split: Split) -> Summary:
     """The numbers of a split, which may have any of the faults that `check` finds."""
     boxes = usable_boxes(split)
     areas = [
-        record["area"] if is_number(record.get("area")) and record["area"] > 0 else max(w, 0) * max(h, 0)
-        for record, (_, _, w, h) in zip(boxes.records, boxes.bbox, strict=True)
+        area_of(record) or max(w, 0) * max(h, 0) for record, (_, _, w, h) in zip(boxes.records, boxes.bbox, strict=True)
     ]
     sides = np.sqrt(np.array(areas, dtype=float))
     numbers = dict.fromkeys((repr(image.get("id")) for image in split.images), 0)

@@ -33,7 +33,8 @@ class AugmentConfig:
     eval_short_side: int = 800
     """Evaluation: the shorter side. 0: pictures keep their size."""
     max_side: int = 1333
-    """The longer side is never longer than this."""
+    """The longer side should not be longer than this. It can be by some pixels where a picture is many times as long as high,
+    since it is the shorter side that is rounded, as in the official code: 1000×32 becomes 1343×43."""
     crop: bool = True
     """In half of the cases cut a random part out first, its sides 60 to 94 % of the middle one of `short_sides`."""
     flip: bool = True
@@ -50,11 +51,16 @@ def resized_size(height: int, width: int, short_side: int, max_side: int) -> tup
     """(height, width) after DETR's rule: the shorter side becomes `short_side`, unless the longer would exceed `max_side`.
 
     The other side is truncated, and only the cap is rounded, as in the official code: one or two pixels away from
-    torchvision's own `resize` in a third of all sizes.
+    torchvision's own `resize` in a third of all sizes. It is the shorter side that is rounded, so the longer one may exceed
+    `max_side` by up to half of longer / shorter: 32×1000 becomes 43×1343. What is already resized may be resized again by
+    a pixel or two: with 208 as `max_side` 303×640 becomes 98×206, and that 99×208. Where the shorter side would
+    round to 0 it stays 1, and the longer one becomes `max_side`.
     """
     shorter, longer = min(height, width), max(height, width)
     if longer / shorter * short_side > max_side:
         short_side = round(max_side * shorter / longer)
+        if short_side == 0:
+            return (max_side, 1) if width < height else (1, max_side)
     if width < height:
         return int(short_side * height / width), short_side
     return short_side, int(short_side * width / height)
@@ -67,13 +73,27 @@ class SizeDraw(float):
     """
 
 
+@dataclass(frozen=True)
+class FileSize:
+    """A picture's (height, width) on the disk, that a target may carry where the picture itself is kept smaller.
+
+    `ResizeShortSide` goes by it, so that a picture becomes as large as one that is read from its file: `resized_size` of what
+    it has made already may be another size. Where a transform has resized or cut the picture, it says nothing any more, and
+    None takes its place.
+    """
+
+    height: int
+    width: int
+
+
 class ResizeShortSide(v2.Transform):
     """Resize by `resized_size`, the short side drawn from a list; by the sample's `SizeDraw` where it has one.
 
-    free: draw always, whatever the sample carries.
+    The size is that of the sample's `FileSize` where it has one. free: draw always, whatever the sample carries.
     """
 
-    _transformed_types = (*v2.Transform._transformed_types, SizeDraw)  # else `make_params` would not see it
+    # Else `make_params` would not see them.
+    _transformed_types = (*v2.Transform._transformed_types, SizeDraw, FileSize)
 
     def __init__(self, short_sides: Sequence[int], max_side: int, free: bool = False):
         super().__init__()
@@ -82,23 +102,28 @@ class ResizeShortSide(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the size for this sample."""
         height, width = _size_of(flat_inputs)
+        file = next((i for i in flat_inputs if isinstance(i, FileSize)), FileSize(height, width))
         draw = next((i for i in flat_inputs if isinstance(i, SizeDraw)), None)
         if draw is None or self.free:
             place = int(torch.randint(len(self.short_sides), ()))
         else:
             place = min(int(draw * len(self.short_sides)), len(self.short_sides) - 1)
         short = self.short_sides[place]
-        return {"size": list(resized_size(height, width, short, self.max_side))}
+        return {"size": list(resized_size(file.height, file.width, short, self.max_side))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Pictures and boxes; all else passes."""
         if isinstance(inpt, SizeDraw):
             return inpt
+        if isinstance(inpt, FileSize):
+            return None
         return self._call_kernel(F.resize, inpt, params["size"], antialias=True)
 
 
 class RandomSizeCrop(v2.Transform):
     """Cut out a rectangle whose sides are drawn between `smallest` and `largest`, or the picture's where it is smaller."""
+
+    _transformed_types = (*v2.Transform._transformed_types, FileSize)
 
     def __init__(self, smallest: int, largest: int):
         super().__init__()
@@ -116,7 +141,7 @@ class RandomSizeCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Pictures and boxes; all else passes."""
-        return self._call_kernel(F.crop, inpt, **params)
+        return None if isinstance(inpt, FileSize) else self._call_kernel(F.crop, inpt, **params)
 
 
 class RandomColor(v2.Transform):
@@ -164,6 +189,8 @@ def hue_matrix(turn: float) -> Tensor:
 class RandomQuarterTurn(v2.Transform):
     """Turn by 90° counter-clockwise in half of the cases."""
 
+    _transformed_types = (*v2.Transform._transformed_types, FileSize)
+
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws whether this sample is turned."""
         return {"turned": bool(torch.randint(2, ())), "size": _size_of(flat_inputs)}
@@ -179,6 +206,8 @@ class RandomQuarterTurn(v2.Transform):
             x0, y0, x1, y1 = inpt.as_subclass(Tensor).unbind(-1)
             turned = torch.stack((y0, width - x1, y1, width - x0), dim=-1)
             return tv_tensors.BoundingBoxes(turned, format="XYXY", canvas_size=(width, height))
+        if isinstance(inpt, FileSize):
+            return FileSize(inpt.width, inpt.height)
         return inpt
 
 

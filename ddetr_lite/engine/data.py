@@ -1,11 +1,12 @@
 """The data sets of a recipe: read, checked against the model, and decoded beforehand where that is wanted."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Order
 from ddetr_lite.datasets.picture_cache import PictureCache
-from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform, resized_size, train_transform
+from ddetr_lite.datasets.transforms import eval_transform, resized_size, train_transform
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.evaluate import area_ranges
 from ddetr_lite.engine.recipes import Recipe, TrainConfig
@@ -34,8 +35,12 @@ def datasets(recipe: Recipe, place: World, progress: bool = False) -> tuple[Coco
     _check_queries(recipe, training)
     area_ranges(validation, data.size_bands)  # raises now what an evaluation would raise an epoch later
     if data.cache != "none":
-        for part in (training, validation):
-            _decode(part, recipe, place, progress)
+        evaluated = (recipe.augment.eval_short_side,)
+        for part, short_sides in (
+            (training, evaluated if few else recipe.augment.short_sides),
+            (validation, evaluated),
+        ):
+            _decode(part, recipe, short_sides, place, progress)
     return training, validation
 
 
@@ -57,13 +62,17 @@ def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
         )
 
 
-def _decode(part: CocoDetection, recipe: Recipe, place: World, progress: bool) -> None:
-    """Keep the pictures of a data set. On the disk the first process writes the file, and the others find it."""
-    folder = Path(recipe.data.folder) / ".cache" if recipe.data.cache == "disk" else None
+def _decode(part: CocoDetection, recipe: Recipe, short_sides: Sequence[int], place: World, progress: bool) -> None:
+    """Keep the pictures of a data set, which are asked for with these short sides.
+
+    On the disk the first process writes the file, and the others find it.
+    """
+    folder = Path(recipe.data.folder).expanduser() / ".cache" if recipe.data.cache == "disk" else None
     files = [part.file_of(i) for i in range(len(part))]
 
     def keep() -> None:
-        part.pictures = PictureCache(files, lambda size: size_to_keep(size, recipe.augment), folder, progress)
+        largest = recipe.augment.max_side
+        part.pictures = PictureCache(files, lambda size: size_to_keep(size, short_sides, largest), folder, progress)
 
     if folder is None or place.main:
         keep()
@@ -72,10 +81,14 @@ def _decode(part: CocoDetection, recipe: Recipe, place: World, progress: bool) -
         keep()
 
 
-def size_to_keep(size: tuple[int, int], augment: AugmentConfig) -> tuple[int, int]:
-    """The (height, width) in which a picture of this size is kept: no larger than the largest that anyone will ask for."""
-    wanted = [*augment.short_sides, augment.eval_short_side]
-    if not augment.short_sides or not augment.eval_short_side:
-        return size  # somebody asks for the picture as it is
-    largest = resized_size(*size, max(wanted), augment.max_side)
+def size_to_keep(size: tuple[int, int], short_sides: Sequence[int], max_side: int) -> tuple[int, int]:
+    """The (height, width) in which a picture of this size is kept: no larger than the largest that is asked for.
+
+    short_sides: those that the data set's transform resizes to; none, or 0: it takes pictures as they are. In evaluation there
+    is one, and a picture is resized once, to the very bits that come without a cache. In training most pictures are resized
+    a second time, from what is kept: their sizes are those without a cache, their pixels are a little softer.
+    """
+    if not short_sides or 0 in short_sides:
+        return size
+    largest = resized_size(*size, max(short_sides), max_side)
     return largest if largest[0] < size[0] else size

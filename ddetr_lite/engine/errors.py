@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ddetr_lite.datasets.coco import CocoDetection
+from ddetr_lite.datasets.fields import is_crowd
 from ddetr_lite.set_prediction.boxes import box_iou
 from ddetr_lite.set_prediction.postprocess import Detections
 
@@ -159,7 +160,7 @@ def _of_picture(
     keep = found["scores"] >= threshold
     order = found["scores"][keep].sort(descending=True, stable=True).indices
     boxes, scores, labels = (found[name][keep][order].cpu() for name in ("boxes", "scores", "labels"))
-    own = [a for a in dataset.annotations[index] if not a.get("iscrowd", 0)]
+    own = dataset.objects(index)
     true_boxes = _corners(own)
     true_labels = torch.tensor([dataset.label_of_category[a["category_id"]] for a in own], dtype=torch.int64)
     ignored = _ignored(boxes, labels, dataset, index, foreground)
@@ -208,7 +209,7 @@ def _ignored(boxes: Tensor, labels: Tensor, dataset: CocoDetection, index: int, 
     """Which detections are not judged. In a crowd counts how much of the *detection* lies in it, as pycocotools does it."""
     known = torch.tensor(sorted(dataset.label_of_category.values()))
     ignored = ~torch.isin(labels, known)
-    crowds = [a for a in dataset.annotations[index] if a.get("iscrowd", 0)]
+    crowds = [a for a in dataset.annotations[index] if is_crowd(a)]
     if crowds and len(boxes):
         found = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1).double().numpy()
         regions = np.array([a["bbox"] for a in crowds], dtype=np.float64)

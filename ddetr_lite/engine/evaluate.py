@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from ddetr_lite.datasets.coco import CocoDetection
-from ddetr_lite.datasets.fields import size_of
+from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
 from ddetr_lite.datasets.loading import EpochSampler, loader
 from ddetr_lite.models.presets import Model
 from ddetr_lite.set_prediction.postprocess import Detections
@@ -96,9 +96,15 @@ def _truth(dataset: CocoDetection) -> COCO:
     for objects in dataset.annotations:
         for annotation in objects:
             _, _, width, height = annotation["bbox"]
-            area = annotation.get("area", width * height)
-            crowd = int(annotation.get("iscrowd", 0))
-            annotations.append({**annotation, "id": len(annotations) + 1, "area": area, "iscrowd": crowd})
+            area = area_of(annotation)
+            annotations.append(
+                {
+                    **annotation,
+                    "id": len(annotations) + 1,
+                    "area": width * height if area is None else area,
+                    "iscrowd": int(bool(is_crowd(annotation))),
+                }
+            )
     categories = [{"id": i, "name": name} for i, name in dataset.categories.items()]
     return _coco({"info": {}, "images": dataset.images, "annotations": annotations, "categories": categories})
 
@@ -132,7 +138,8 @@ def area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list
         sizes = {size_of(image) for image in dataset.images}
         if len(sizes) > 1 or None in sizes:
             raise ValueError(
-                f"size_bands={size_bands} are shares of the picture, but pictures differ in size, or do not say it: give pixels"
+                f"size_bands={size_bands} are shares of the picture, but pictures differ in size, or do not say it: "
+                "give pixels, for example --size-bands 32 96"
             )
         height, width = sizes.pop() or (0, 0)
         side = float(np.sqrt(height * width))

@@ -35,8 +35,9 @@ class DataConfig:
     overfit: int = 0
     """Train and evaluate on the first so many pictures, as they are: the first gate for new data (`engine.overfitting`)."""
     cache: Literal["none", "memory", "disk"] = "none"
-    """Decode pictures once, at the largest size that training asks for: into memory, or into FOLDER/.cache, where later runs
-    find them."""
+    """Decode pictures once, at the largest size that they are asked for: into memory, or into FOLDER/.cache, where later runs
+    find them. Evaluation sees the same bits as without; in training, larger pictures are then resized twice, and so are a
+    little softer."""
     size_bands: tuple[float, float] = (32, 96)
     """Where small ends and large begins, as √area: in pixels, or, when both are below 1, as a share of the picture's side."""
 
