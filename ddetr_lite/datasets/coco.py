@@ -46,7 +46,9 @@ class CocoFolder:
         """
         root = Path(root).expanduser()
         if not root.is_dir():
-            raise FileNotFoundError(f"data folder {root} does not exist")
+            raise FileNotFoundError(
+                f"data folder {root} does not exist: name another with --folder; `ddetr-lite data coco` fetches a part of COCO"
+            )
         patterns = [
             f"annotations/instances_{split}*.json",
             f"annotations/{split}*.json",
