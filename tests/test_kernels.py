@@ -479,5 +479,10 @@ def test_a_gradient_of_a_gradient_on_a_cpu_is_refused_and_not_wrong() -> None:
             torch.autograd.grad(output.square().sum(), value, create_graph=True)
     output = multi_scale_deformable_attention(value, levels, locations, weights, "reference")
     (once,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
-    (twice,) = torch.autograd.grad(once.square().sum(), weights)
+    try:
+        (twice,) = torch.autograd.grad(once.square().sum(), weights)
+    except RuntimeError as error:
+        if "grid_sampler_2d_backward is not implemented" in str(error):
+            pytest.skip("this torch's grid_sample has no second derivative")
+        raise
     assert twice.abs().sum() > 0
