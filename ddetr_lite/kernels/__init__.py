@@ -92,8 +92,8 @@ def multi_scale_deformable_attention(
 
     Outside the picture the features are zero. A location that is not finite gives NaN. `backend` is `auto`
     (`choose_backend` says what that means here), or one of `BACKENDS`; one that cannot run raises, nothing falls back.
-    Gradients of gradients need "reference", and a torch whose `grid_sample` has them (2.15's has, 2.11's has not). Raises ValueError when shapes, devices or levels do not fit
-    together.
+    Gradients of gradients need "reference", and a torch whose `grid_sample` has them (2.15's has, 2.11's has not).
+    Raises ValueError when shapes, devices or levels do not fit together.
     """
     _check(value, level_shapes, locations, weights)
     if backend == "auto":
