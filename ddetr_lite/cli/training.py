@@ -72,11 +72,10 @@ def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
         return chosen, words
     loaded = load_model(source)
     config = loaded.model.config
-    chosen = dataclasses.replace(chosen, augment=_sizes_of(loaded.about, chosen.augment))
     if model is None:
-        sizes = chosen.augment
         chosen = recipe(name, row_of(config_to_dict(config)))
-        chosen = dataclasses.replace(chosen, model=config, augment=sizes)
+        chosen = dataclasses.replace(chosen, model=config)
+    chosen = dataclasses.replace(chosen, augment=_sizes_of(loaded.about, chosen.augment))
     return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, start_from=source)), words
 
 

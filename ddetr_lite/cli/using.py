@@ -138,11 +138,11 @@ def _pictures_in(path: Path) -> list[Path]:
 
 def _drawn_names(pictures: Sequence[Path]) -> list[str]:
     """A file name for each picture with its boxes; of the same name in several folders the second gets "-2", and so on."""
-    names: list[str] = []
+    names: dict[str, None] = {}  # in order, and quick to look up where a folder has thousands
     for path in pictures:
         number, name = 1, f"{path.stem}.boxes.png"
         while name in names:
             number += 1
             name = f"{path.stem}-{number}.boxes.png"
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)

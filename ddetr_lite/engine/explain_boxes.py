@@ -117,11 +117,12 @@ def check_boxes(evidence: Evidence) -> Observation:
     tried = [(mean_best_iou(found, data, predicted=r)[0], r) for r in OF_PREDICTIONS]
     tried += [(mean_best_iou(found, data, true=r)[0], r) for r in OF_TRUTH]
     best, reading = max(tried, key=lambda pair: pair[0])
-    if best >= FITS and best >= as_is + GAIN and best >= TIMES * as_is:
+    better = best >= as_is + GAIN and best >= TIMES * as_is
+    if better and best >= FITS:
         return Observation(name, "cause", f"{text}, but {best:.2f} if {reading.name}", reading.remedy)
     if as_is >= GOOD:
         return Observation(name, "OK", text)
-    if best >= as_is + GAIN and best >= TIMES * as_is:
+    if better:
         text += (
             f"; another reading fits better ({best:.2f} if {reading.name}), but too badly to conclude anything from it"
         )
