@@ -5,7 +5,7 @@ special.
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddetr_lite.batching import ImageBatch
 from ddetr_lite.models.backbone import BackboneConfig
@@ -97,3 +97,14 @@ def two_pictures(
     coarse = [torch.rand(1, 3, 6, 6, generator=generator) for _ in sizes]
     images = [nn.functional.interpolate(c, size=s, mode="bilinear")[0] for c, s in zip(coarse, sizes, strict=True)]
     return model.batch(images)
+
+
+def random_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """A state dict of values that are nowhere 0 or 1."""
+    state = network.state_dict()
+    for key, value in state.items():
+        if value.is_floating_point() and value.dim() == 1:
+            value.uniform_(0.5, 1.5)
+        elif key.endswith("num_batches_tracked"):
+            value.fill_(1)
+    return state

@@ -46,15 +46,18 @@ def test_it_finds_what_it_was_trained_on() -> None:
     target = {"boxes": torch.tensor([[8.0, 10, 40, 50], [50, 40, 90, 80]]), "labels": torch.tensor([0, 2])}
     model = build(SMALL, 3).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(60):
+    # Learned to the end, with a rate that falls: halfway, whether a second box is left over depends on the last digits.
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (100 - step) / 50))
+    for _ in range(100):
         optimizer.zero_grad()
         sum(model([image], [target]).values()).backward()
         optimizer.step()
+        schedule.step()
     (found,) = model.eval()([image])
     sure = found["scores"] > 0.5
     order = found["labels"][sure].argsort()
     assert found["labels"][sure][order].tolist() == [0, 2]
-    assert torch.allclose(found["boxes"][sure][order], target["boxes"], atol=8)
+    assert torch.allclose(found["boxes"][sure][order], target["boxes"], atol=4)
 
 
 def test_weak_detections_are_kept() -> None:

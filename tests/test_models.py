@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torchvision
+from parity_models import random_statistics
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -830,17 +831,6 @@ def test_overfits_one_picture(name: str) -> None:
 
 
 # ---------------------------------------------------------------- backbones
-
-
-def random_statistics(network: nn.Module) -> dict[str, Tensor]:
-    """A state dict of values that are nowhere 0 or 1."""
-    state = network.state_dict()
-    for key, value in state.items():
-        if value.is_floating_point() and value.dim() == 1:
-            value.uniform_(0.5, 1.5)
-        elif key.endswith("num_batches_tracked"):
-            value.fill_(1)
-    return state
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
-from torchvision.ops import FrozenBatchNorm2d
+
+from ddetr_lite.models.frozen_norms import freeze_batch_norms, watch_norms
 
 OWN = {"small": (32, 64, 128, 128), "tiny": (16, 32, 64, 64)}
 """Our own networks for training from scratch: channels of the stages at strides 4, 8, 16 and 32."""
@@ -104,7 +105,8 @@ class Backbone(nn.Module):
         self.config = config
         self.body = Body(_network(config.name))
         _load_weights(self.body, config)
-        ends = _stage_ends(self.body.steps(), config.name)
+        with watch_norms(self.body) as pairs:
+            ends = _stage_ends(self.body.steps(), config.name)
         needed = {*strides, *([4] if config.frozen else []), *([strides[-1] // 2] if config.dilation else [])}
         if missing := sorted(needed - ends.keys()):
             raise ValueError(f"backbone {config.name!r} has feature maps at strides {sorted(ends)}, not at {missing}")
@@ -122,7 +124,7 @@ class Backbone(nn.Module):
                 )
         self.body.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
         if config.frozen:
-            freeze_batch_norms(self.body)
+            freeze_batch_norms(self.body, pairs)
             for step in steps[: ends[4][0] + 1]:
                 step.requires_grad_(False)
 
@@ -182,17 +184,6 @@ def _dilate(steps: list[nn.Module]) -> None:
             elif spread and module.kernel_size != (1, 1):
                 module.dilation = tuple(2 * d for d in module.dilation)
                 module.padding = tuple(2 * int(p) for p in module.padding)
-
-
-def freeze_batch_norms(module: nn.Module) -> None:
-    """Replace every `BatchNorm2d` below `module` by torchvision's frozen form with the same values."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-            frozen.load_state_dict(child.state_dict())
-            module.add_module(name, frozen)
-        else:
-            freeze_batch_norms(child)
 
 
 def _load_weights(body: Body, config: BackboneConfig) -> None:
