@@ -12,8 +12,6 @@ from tyro.conf import Positional
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import Mistake, parse, table
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -130,9 +128,11 @@ def _pictures_in(path: Path) -> list[Path]:
     """The picture files of a folder; another path as it is."""
     if not path.is_dir():
         return [path]
+    from ddetr_lite.datasets.pictures import SUFFIXES
+
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not found:
-        raise Mistake(f"folder {path} holds no pictures ({', '.join(SUFFIXES)})")
+        raise Mistake(f"folder {path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     return found
 
 

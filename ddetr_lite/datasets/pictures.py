@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
+"""Endings, in lower case, of the files of a folder that are taken for pictures."""
 # A picture so large that Pillow takes it for an attack is no OSError.
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
