@@ -17,7 +17,7 @@ from ddetr_lite.convert import COCO_CATEGORIES
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.recipes import Recipe, recipe, recipe_to_dict
-from ddetr_lite.models.presets import build, model_config
+from ddetr_lite.models.presets import ROWS, build, model_config
 
 SMALLEST = ["--dim", "32", "--heads", "2", "--hidden", "32", "--queries", "5", "--encoder-layers", "1"]
 SMALLEST += ["--decoder-layers", "2", "--epochs", "1", "--batch", "2", "--workers", "0", "--log-every", "1"]
@@ -51,7 +51,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["data", "shapes", "--help"],
     ):
         assert main(words) == 0
-    assert "--schedule" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--schedule" in text
+    assert all(row in text for row in ROWS)
 
 
 def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,8 @@ def _sizes_of(about: dict[str, Any], own: AugmentConfig) -> AugmentConfig:
 
 
 def _with_options(base: Recipe, words: list[str]) -> Recipe:
+    from ddetr_lite.models.presets import ROWS
+
     parts = [f for f in dataclasses.fields(Recipe) if f.name != "name"]
     kind = dataclasses.make_dataclass(
         "TrainOptions",
@@ -108,8 +110,9 @@ def _with_options(base: Recipe, words: list[str]) -> Recipe:
         frozen=True,
     )
     kind.__doc__ = (
-        f"Train the recipe {base.name!r}. Besides these: --model ROW (a row of the paper's table), --out FOLDER (default runs/"
-        f"{base.name}), --resume (go on with the run in that folder), --profile (only measure where the time of a step goes)."
+        f"Train the recipe {base.name!r}. Besides these: --model ROW (a row of the paper's table, as there without hints: "
+        f"{', '.join(ROWS)}), --out FOLDER (default runs/{base.name}), --resume (go on with the run in that folder), --profile "
+        "(only measure where the time of a step goes)."
     )
     extra = ("--model", "--out", "--resume", "--profile")
     options: Any = parse(kind, words, f"ddetr-lite train {base.name}", extra=extra)
