@@ -18,13 +18,14 @@ import torch
 from filelock import FileLock
 from matplotlib.patches import Rectangle
 from torch import nn
+from torchvision.ops import box_iou
 
 from ddetr_lite.batching import RawBatch
 from ddetr_lite.benchmarks.cost import kept_bytes, multiply_adds
 from ddetr_lite.benchmarks.studies import STUDIES, training
 from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
 from ddetr_lite.benchmarks.studies.figure import rows_figure, study_figure
-from ddetr_lite.benchmarks.studies.mistakes import mistakes_table
+from ddetr_lite.benchmarks.studies.mistakes import NMS, mistakes_table, nms_table, without_repeats
 from ddetr_lite.benchmarks.studies.orderings import judge, verdict
 from ddetr_lite.benchmarks.studies.plan import (
     Ordering,
@@ -470,6 +471,33 @@ def test_legend_of_curves_lies_within_the_figure(name: str, tmp_path: Path) -> N
     assert legend.x1 <= drawn.bbox.x1
 
 
+def test_repeats_are_what_overlaps_a_surer_detection_of_its_class() -> None:
+    corners = torch.rand(60, 2) * 20
+    boxes = torch.cat((corners, corners + 5 + torch.rand(60, 2) * 20), 1)
+    found = {"boxes": boxes, "scores": torch.rand(60).sort(descending=True).values, "labels": torch.arange(60) % 2}
+    overlaps = box_iou(boxes, boxes)
+    kept: list[int] = []
+    for i in range(60):
+        if not any(overlaps[i, j] > NMS and found["labels"][i] == found["labels"][j] for j in kept):
+            kept.append(i)
+    assert 2 < len(kept) < 58
+    left = without_repeats(found)
+    for name, values in found.items():
+        assert torch.equal(left[name], values[kept])
+
+
+def test_scores_without_repeats_stand_beside_those_with_them(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    found = outcomes(STUDY, tmp_path)
+    last = found[-1]
+    known: dict[str, dict[str, Any]] = {"quick": {"run": last.run.name, "nms": {"AP": 0.75, "AP50": 0.9}}}
+    labels = {"slow": "Slow", "quick": "Quick"}
+    expected = ["Quick", f"{last.last['AP']:.3f}", "0.750", f"{last.last['AP50']:.3f}", "0.900"]
+    assert nms_table(labels, known, found)[1:] == [expected]
+    known["quick"].pop("nms")  # counted before there was such a thing
+    assert nms_table(labels, known, found)[1:] == []
+
+
 def test_mistakes_are_given_for_a_hundred_objects() -> None:
     known = {"b": {"epochs": 4, "threshold": 0.314, "objects": 40, **dict.fromkeys(KINDS, 2), "missed": 30}}
     assert mistakes_table({"a": "A", "b": "B"}, known)[1:] == [["B", "4", "0.31", *["5.0"] * 6, "75.0"]]
@@ -564,6 +592,7 @@ def test_command_trains_goes_on_and_writes(tiny: Study, tmp_path: Path, capsys: 
         ("slow", "quick"), objects_in(tmp_path)
     )
     assert all(row["missed"] <= row["objects"] for row in wrong.values())
+    assert "AP50 with NMS" in (kept / "table.md").read_text()
     assert not list(kept.rglob("*.pt"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("log.jsonl")}
     assert main(words) == 0

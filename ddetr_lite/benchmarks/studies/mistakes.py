@@ -5,14 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torchvision.ops import batched_nms
+
 from ddetr_lite.benchmarks.studies.results import Outcome, read_json
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.engine.errors import KINDS, best_threshold, detections_from_results, find_errors
+from ddetr_lite.engine.evaluate import ap_of
+from ddetr_lite.set_prediction.postprocess import Detections
+
+NMS = 0.5
+"""IoU above which, of two detections of a class, the surer one alone is kept: Faster R-CNN's own rule in torchvision."""
+WITH_NMS = ("AP", "AP50")
 
 
 def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]]:
     """By row: "run", its "epochs" and "step", the "threshold" of the score at which F1 is best, "objects", and how many there
-    are of each of `KINDS`.
+    are of each of `KINDS`; "nms": `WITH_NMS` of the same detections once repeats are taken out (`NMS`).
 
     Runs whose detections are not there (`detections.json` in the run's folder) are taken from `mistakes.json` in the study's
     folder, which is written anew. Raises ValueError where that file is broken.
@@ -34,14 +42,33 @@ def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]
             threshold = best_threshold(find_errors(grouped, sets[data]))
             errors = find_errors(grouped, sets[data], threshold)
             objects = sum(len(picture.true_labels) for picture in errors.pictures)
+            scores = ap_of({i: without_repeats(found) for i, found in grouped.items()}, sets[data], data.size_bands)
             counted[run.row.name] = {
-                **about, "epochs": run.epochs, "threshold": threshold, "objects": objects, **errors.counts
+                **about, "epochs": run.epochs, "threshold": threshold, "objects": objects, **errors.counts,
+                "nms": {name: scores[name] for name in WITH_NMS},
             }  # fmt: skip
         elif about.items() <= known.get(run.row.name, {}).items():  # counted where the detections were
             counted[run.row.name] = known[run.row.name]
     if counted:
         path.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
     return counted
+
+
+def without_repeats(found: Detections) -> Detections:
+    """The detections of a picture that non-maximum suppression within each class leaves."""
+    kept = batched_nms(found["boxes"], found["scores"], found["labels"], NMS)
+    return {name: found[name][kept] for name in ("boxes", "scores", "labels")}
+
+
+def nms_table(labels: dict[str, str], known: dict[str, dict[str, Any]], found: Sequence[Outcome]) -> list[list[str]]:
+    """A line for each row of `labels` (name → label): its scores as they are, and with non-maximum suppression."""
+    last = {outcome.run.name: outcome.last for outcome in found}
+    lines = [["model", *(f"{name}{what}" for name in WITH_NMS for what in ("", " with NMS"))]]
+    for name, label in labels.items():
+        if "nms" in known.get(name, {}) and known[name]["run"] in last:
+            pairs = ((last[known[name]["run"]][metric], known[name]["nms"][metric]) for metric in WITH_NMS)
+            lines.append([label, *(f"{value:.3f}" for pair in pairs for value in pair)])
+    return lines
 
 
 def mistakes_table(labels: dict[str, str], known: dict[str, dict[str, Any]]) -> list[list[str]]:
