@@ -132,7 +132,7 @@ def test_a_folder_stands_for_what_is_in_it(detector: Path, tmp_path: Path, capsy
     shutil.copy(detector, run / "best.pt")
     words = ["predict", str(run), str(pictures), "--out", str(tmp_path / "out")]
     assert main(words) == 2
-    assert "pictures holds no pictures (.bmp, .jpeg" in capsys.readouterr().err
+    assert "pictures holds no pictures (.bmp, .gif" in capsys.readouterr().err
     Image.new("RGB", (40, 30)).save(pictures / "a.JPG")
     (pictures / "notes.txt").write_text("no picture", encoding="utf-8")
     assert main(words) == 0

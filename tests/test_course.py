@@ -7,6 +7,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ddetr_lite import course
 from ddetr_lite.course import printing, saving
 from ddetr_lite.course.checking import examine
 from ddetr_lite.course.equations import EQUATIONS
-from ddetr_lite.course.exercises import Exercise
+from ddetr_lite.course.exercises import Case, Exercise
 from ddetr_lite.course.registry import EXERCISES, find
 from ddetr_lite.layers import attention
 from ddetr_lite.models.backbone import BackboneConfig
@@ -258,6 +259,112 @@ def test_changed_inputs_and_cut_gradients_are_found(tmp_path: Path) -> None:
     assert "changed its input `value`" in examine(ATTENTION, written(tmp_path, "wrong", changes)).text
     cuts = text.format(line="key = key.detach()", operator="= value *", back="")
     assert "no gradient flows back to `key`" in examine(ATTENTION, written(tmp_path, "wrong", cuts)).text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "softmax_with_temperature",
+            """def wrong(scores, temperature=1.0):
+    e = ((scores - scores.max(-1, keepdim=True).values) / temperature).exp()
+    e /= e.sum(-1, keepdim=True)
+    return e""",
+            "no gradient can be taken: one of the variables needed for gradient computation has been modified by an inplace",
+        ),
+        (
+            "box_iou",
+            """def wrong(a, b):
+    import numpy as np
+    x, y = a.numpy(), b.numpy()
+    side = np.minimum(x[..., 2:], y[..., 2:]) - np.maximum(x[..., :2], y[..., :2])
+    shared = side.clip(0).prod(-1)
+    areas = [(z[..., 2:] - z[..., :2]).prod(-1) for z in (x, y)]
+    return torch.as_tensor(shared / (areas[0] + areas[1] - shared).clip(1e-9))""",
+            "no gradient can be taken: Can't call numpy() on Tensor that requires grad",
+        ),
+        (
+            "class_loss",
+            """def wrong(logits, labels, queries, weight):
+    right = torch.full((len(logits),), logits.shape[-1] - 1)
+    right[queries] = labels
+    weights = torch.ones(logits.shape[-1])
+    weights[-1] = weight
+    return torch.nn.functional.cross_entropy(logits, right, weights).item()""",
+            "your function returned a float; a tensor is expected",
+        ),
+    ],
+)
+def test_right_numbers_that_nothing_can_learn_from(name: str, text: str, message: str, tmp_path: Path) -> None:
+    verdict = examine(find(name), written(tmp_path, "wrong", text))
+    assert not verdict
+    assert "right, but" in verdict.text
+    assert message in verdict.text
+
+
+@pytest.mark.parametrize(
+    "maximum", ["torch.maximum(a, b)", "torch.where(a > b, a, b)", "torch.stack((a, b)).max(0).values"]
+)
+def test_ways_to_take_a_maximum_are_alike(maximum: str, tmp_path: Path) -> None:
+    """They differ in the gradient at a tie, where there is more than one right answer."""
+    text = f"""def right(x, y):
+    x, y = torch.broadcast_tensors(x, y)
+    largest = lambda a, b: {maximum}
+    sides = (-largest(-x[..., 2:], -y[..., 2:]) - largest(x[..., :2], y[..., :2])).clamp(min=0)
+    shared = sides.prod(-1)
+    areas = [(z[..., 2:] - z[..., :2]).prod(-1) for z in (x, y)]
+    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-9)"""
+    assert examine(find("box_iou"), written(tmp_path, "right", text))
+
+
+def test_padding_is_not_compared(tmp_path: Path) -> None:
+    """In float64 the places on padding come out otherwise, and so they do where padding is set to 0."""
+    text = """def right(padding, dim, shift):
+    y, x = (~padding).double().cumsum(1), (~padding).double().cumsum(2)
+    parts = []
+    for count, last in ((y, y[:, -1:]), (x, x[:, :, -1:])):
+        angles = 2 * math.pi * (count - shift) / (last + 1e-6)
+        angles = angles[..., None] / 10000.0 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+        parts.append(torch.stack((angles.sin(), angles.cos()), -1).flatten(-2))
+    return torch.cat(parts, -1).float()"""
+    exercise = find("sine_encoding_2d")
+    right = written(tmp_path, "right", text)
+    assert not torch.allclose(right(*exercise.cases()[2].arguments), exercise.reference(*exercise.cases()[2].arguments))
+    assert examine(exercise, right)
+
+
+def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
+    """A plain 3 where 3.0 is expected; but no tensor of integers where one of floats is."""
+    exercise = Exercise(
+        name="half",
+        notebook="00",
+        task="Half of it.",
+        reference=lambda x: float(x) / 2,
+        cases=lambda: [Case("four", (4,))],
+        mistakes=(),
+        hints=(),
+    )
+    assert examine(exercise, lambda x: x // 2)
+    assert examine(exercise, lambda x: torch.tensor(x / 2))
+    assert not examine(exercise, lambda x: torch.tensor(x // 2))
+    assert not examine(exercise, lambda x: x // 3)
+    handed_on = replace(exercise, part=float)  # what comes after wants what the reference gives
+    assert "returned it as a tensor" in examine(handed_on, lambda x: torch.tensor(x / 2)).text
+    assert examine(handed_on, lambda x: x / 2)
+
+
+def test_a_loop_without_end_is_ended(tmp_path: Path) -> None:
+    text = """def wrong(scores_of, begin, end, longest):
+    words = [begin]
+    while True:
+        best = int(scores_of(torch.tensor(words)).argmax())
+        if best == end:
+            return torch.tensor(words[1:], dtype=torch.long)
+        words.append(best)"""
+    assert (
+        "it never stops where the model does not say `end`"
+        in examine(find("greedy"), written(tmp_path, "wrong", text)).text
+    )
 
 
 def test_a_verdict_shows_nothing_by_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,9 +36,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a function did with one input: its value, or the error it raised; and the arguments it changed."""
+    """What a function did with one input: its value (a number as a tensor), or the error it raised; and the arguments it
+    changed.
+    """
 
     value: Any = None
+    number: type | None = None
+    """int or float where the value was a plain number."""
     error: Exception | None = None
     changed: tuple[int, ...] = ()
 
@@ -70,6 +74,8 @@ def examine(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
             why = f"the result is right, but your function changed its input {names}"
             advice = "Make a new tensor: no `+=`, `/=` or `x[...] =` on an argument."
             return Verdict(False, _bad(exercise, why, [advice]))
+    if (exercise.differentiable or exercise.part) and (kinds := _other_kind(outcomes, expected)):
+        return Verdict(False, _bad(exercise, *kinds))
     if exercise.differentiable and (found := _gradient_problem(exercise, function, cases[1])):
         return Verdict(False, _bad(exercise, *found))
     return Verdict(True, f"✓ {exercise.name}: right on all {len(cases)} inputs.")
@@ -84,7 +90,9 @@ def run(function: Callable[..., Any], case: Case) -> Outcome:
         return Outcome(error=error)
     pairs = enumerate(zip(copies, case.arguments, strict=True))
     changed = tuple(i for i, (a, b) in pairs if isinstance(a, Tensor) and not torch.equal(a, b))
-    return Outcome(torch.tensor(value) if isinstance(value, bool | int | float) else value, changed=changed)
+    number = type(value) if type(value) in (int, float) else None
+    value = torch.tensor(value) if isinstance(value, bool | int | float) else value
+    return Outcome(case.compared(value) if case.compared else value, number, changed=changed)
 
 
 def _is_stub(error: Exception | None) -> bool:
@@ -98,9 +106,12 @@ def same(a: Outcome, b: Outcome, tolerance: float) -> bool:
         return type(a.error) is type(b.error) and str(a.error) == str(b.error)
     if not isinstance(a.value, Tensor) or not isinstance(b.value, Tensor):
         return type(a.value) is type(b.value) and a.value == b.value
-    if a.value.shape != b.value.shape or a.value.is_floating_point() != b.value.is_floating_point():
+    if a.value.shape != b.value.shape or (a.value.dtype == torch.bool) != (b.value.dtype == torch.bool):
         return False
-    if (a.value.dtype == torch.bool) != (b.value.dtype == torch.bool):
+    whole = a.value.is_floating_point() != b.value.is_floating_point()
+    if whole and not (
+        a.number and b.number
+    ):  # 3 is as good a number as 3.0, but a tensor of integers is none of floats
         return False
     x, y = a.value.detach().double(), b.value.detach().double()
     return torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -177,6 +188,24 @@ def _where(function: Callable[..., Any], error: Exception) -> list[str]:
     return [f"in line {line} of your function: {frames[-1].line}"]
 
 
+def _other_kind(outcomes: list[Outcome], expected: list[Outcome]) -> tuple[str, list[str]] | None:
+    """Where the numbers are right, but one is a plain number and the other a tensor, which what comes after cannot use."""
+    for mine, theirs in zip(outcomes, expected):
+        if (mine.number is None) == (theirs.number is None):
+            continue
+        if mine.number is None:
+            advice = "float(...) or .item() makes a number of a tensor with one element; `math` has sqrt, cos, exp for numbers."
+            return "the number is right, but your function returned it as a tensor; a plain number is expected", [
+                advice
+            ]
+        name = mine.number.__name__
+        advice = (
+            "Stay with torch: `.item()`, float(...) and `math` make plain numbers, and no gradient flows through them."
+        )
+        return f"the number is right, but your function returned a {name}; a tensor is expected", [advice]
+    return None
+
+
 def _gradient_problem(exercise: Exercise, function: Callable[..., Any], case: Case) -> tuple[str, list[str]] | None:
     """Compare the gradients of the inputs; None when they agree."""
 
@@ -188,7 +217,13 @@ def _gradient_problem(exercise: Exercise, function: Callable[..., Any], case: Ca
             (result * torch.linspace(0.5, 1.5, result.numel()).reshape(result.shape)).sum().backward()
         return [x.grad for x, f in zip(copies, floats) if f]
 
-    for i, (mine, theirs) in enumerate(zip(gradients(function), gradients(exercise.reference))):
+    try:
+        tried = gradients(function)
+    except Exception as error:  # a step of the learner's that autograd cannot undo, or numpy
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        advice = "Make new tensors: no `/=`, `+=` or `x[...] =` on a result that is still needed, and no numpy."
+        return f"the numbers are right, but no gradient can be taken: {why}", [advice]
+    for i, (mine, theirs) in enumerate(zip(tried, gradients(exercise.reference))):
         name = printing.names(exercise.reference, (i,))
         if mine is None:
             advice = "Stay with torch: `.item()`, `.detach()`, `.tolist()`, `torch.tensor()` and numpy cut it."

@@ -192,6 +192,10 @@ def _add_position(x: Tensor) -> Tensor:
     return x + torch.arange(len(x))[:, None] ** 2
 
 
+def _take_position_away(x: Tensor) -> Tensor:
+    return x - torch.arange(len(x))[:, None] ** 2
+
+
 def _add_up_the_past(x: Tensor) -> Tensor:
     return x.cumsum(0)
 
@@ -202,6 +206,10 @@ def _gap_cases() -> list[Case]:
         Case(
             "a function that adds the squared position",
             (_add_position, torch.tensor([[1.0], [2.0], [4.0]]), order),
+        ),
+        Case(
+            "a function that takes the squared position away",
+            (_take_position_away, torch.tensor([[1.0], [2.0], [4.0]]), order),
         ),
         Case("a function that adds up all words so far", (_add_up_the_past, normal(15, 3, 3), order)),
         Case("self-attention", (_attend_to_itself, normal(16, 5, 3), torch.tensor([3, 0, 4, 1, 2]))),
@@ -226,6 +234,10 @@ PERMUTATION_GAP = Exercise(
         Mistake(
             "the sign is kept: a large negative difference would be missed without abs()",
             lambda attend, x, order: (attend(x[order]) - attend(x)[order]).max(),
+        ),
+        Mistake(
+            "the sign is kept: without abs() a large negative difference is missed, whichever of the two comes first",
+            lambda attend, x, order: (attend(x)[order] - attend(x[order])).max(),
         ),
         Mistake(
             "this is the mean difference: one wrong word among many would hardly show, so take the largest",

@@ -203,7 +203,13 @@ def _sums(words: Tensor) -> Tensor:
     return torch.nn.functional.one_hot((words.sum() * 3 + len(words)) % 7, 7).float() - 0.5
 
 
+PATIENCE = 50
+"""Words after which a loop that does not count them is stopped."""
+
+
 def _never_ends(words: Tensor) -> Tensor:
+    if len(words) > PATIENCE:
+        raise RuntimeError(f"the model was asked for more than {PATIENCE} words: stop after `longest`")
     return torch.tensor([0.1, 0.0, 0.9, 0.3])
 
 
@@ -214,7 +220,7 @@ GREEDY = Exercise(
     "the words between.",
     reference=_greedy,
     cases=lambda: [
-        Case("a model that counts 3, 2, 1 and ends with 0", (_counts, 0, 0, 10)),
+        Case("a model that counts 3, 2, 1 and ends with 0", (_counts, 5, 0, 10)),
         Case("a model that never ends", (_never_ends, 1, 3, 4)),
         Case("a model that looks at all words so far", (_sums, 1, 6, 5)),
         Case("a model that ends at once", (_never_ends, 1, 2, 4)),
@@ -245,6 +251,10 @@ GREEDY = Exercise(
         Mistake(
             "the end does not end it: stop when the best word is `end`",
             lambda f, b, e, n: _write(f, b, -1, n),
+        ),
+        Mistake(
+            "it never stops where the model does not say `end`: count to `longest`",
+            lambda f, b, e, n: _write(f, b, e, 10 * PATIENCE),
         ),
         Mistake(
             "one word too many: `longest` counts the words without the one to begin with",

@@ -43,10 +43,13 @@ def _iou_with_a_pixel_more(a: Tensor, b: Tensor) -> Tensor:
 
 def _pairs_of_boxes() -> list[Case]:
     several = torch.tensor([[0.0, 0, 4, 2], [1, 1, 3, 4], [6, 5, 9, 9]])
-    others = torch.tensor([[2.0, 1, 6, 3], [1, 1, 3, 4], [0, 7, 5, 8], [5, 4, 10, 9]])
+    # No edge in common, since gradients are compared here: at a tie of two edges there is more than one right answer.
+    others = torch.tensor([[2.0, 0.8, 5.5, 3], [1.5, 0.5, 3.5, 4.5], [0.5, 7, 5, 8], [5, 4, 10, 8.5]])
+    alike = torch.tensor([[2.0, 1, 6, 3], [1, 1, 3, 4], [0, 7, 5, 8], [5, 4, 10, 9]])
     return [
         Case("two boxes that share a corner region", (torch.tensor([0.0, 0, 4, 2]), torch.tensor([2.0, 1, 5, 5]))),
         Case("three boxes, each with each of four", (several[:, None], others)),
+        Case("the same with boxes that share edges", (several[:, None], alike)),
         Case("boxes apart in x and in y", (torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[5.0, 6, 8, 9]]))),
     ]
 
@@ -352,6 +355,7 @@ CLASS_LOSS = Exercise(
     "the weight given.",
     reference=_class_loss,
     cases=_class_cases,
+    differentiable=True,
     part=losses.classification_losses,
     adapt=_plug_class_loss,
     hints=(

@@ -269,6 +269,8 @@ def _kind_cases() -> list[Case]:
         case("0.6 with its class, 0.7 with another", [0.6, 0.7], [yes, no]),
         case("0.02 with its class, 0.7 with another", [0.02, 0.7], [yes, no]),
         case("0.02 with its class, 0.2 with another", [0.02, 0.2], [yes, no]),
+        case("0.5 with an object of its class, which is enough to cover it", [0.5], [yes]),
+        case("0.5 with an object of another class", [0.5], [no]),
         case("a picture without objects", [], []),
     ]
 
@@ -300,6 +302,8 @@ KIND_OF_MISTAKE = Exercise(
                 lambda x, c: _kind(x, c, ("place", "class", "background"))),
         Mistake('a box that only touches an object of another class is of kind "both"; for "class" it has to cover it (0.5)',
                 lambda x, c: _kind(x, c, covers=0.1)),
+        Mistake("an IoU of exactly 0.5 is too little; it is enough, as everywhere in COCO's rules",
+                lambda x, c: _kind((x - 1e-6).clamp(min=0), c)),
         Mistake("a picture without objects was not thought of: the largest of no numbers is an error. There it is background",
                 _without_a_look_at_the_number),
     ),

@@ -14,6 +14,8 @@ class Case:
 
     what: str
     arguments: tuple[Any, ...]
+    compared: Callable[[Any], Any] | None = None
+    """What of a result is compared, where not all of it has a right answer."""
 
 
 @dataclass(frozen=True)
