@@ -69,8 +69,8 @@ def batch_images(images: Sequence[Tensor] | RawBatch, mean: Tensor, std: Tensor)
     return ImageBatch(pixels.masked_fill(mask[:, None], 0.0), mask, sizes)
 
 
-def _pad(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Checked pictures in one tensor on the device of `mean`, not yet normalised, and the size of each."""
+def check_images(images: Sequence[Tensor]) -> None:
+    """Raise ValueError, with the remedy, where there is no picture, or one is not (3, H, W) of bytes or floats."""
     if not images:
         raise ValueError("no pictures: give a list with at least one (3, H, W) tensor")
     for i, image in enumerate(images):
@@ -80,6 +80,11 @@ def _pad(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, list[tuple[int
             raise ValueError(
                 f"picture {i} must be (3, H, W), got {tuple(image.shape)}: convert it to RGB, channels first"
             )
+
+
+def _pad(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Checked pictures in one tensor on the device of `mean`, not yet normalised, and the size of each."""
+    check_images(images)
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     if len({image.dtype for image in images}) > 1:

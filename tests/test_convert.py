@@ -27,8 +27,10 @@ from ddetr_lite.convert import (
     to_official,
     write_official,
 )
+from ddetr_lite.convert.classes import with_class_names
 from ddetr_lite.convert.coco_ids import COCO91_NAMES
 from ddetr_lite.convert.infer import infer
+from ddetr_lite.convert.official import Converted
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
@@ -360,6 +362,20 @@ def test_cocos_heads_both_ways(kind: str) -> None:
     assert_same_tensors(to_contiguous(again.state_dict()), small.state_dict())
     # The official layout, with its second names, is cut in the same way.
     assert_same_tensors(to_contiguous(to_official(large)), to_official(small))
+
+
+def test_ninety_one_classes_of_ones_own_are_kept() -> None:
+    model = random_model(SMALL["detr"], classes=91)
+    for names, expected in (
+        (None, list(COCO_CATEGORIES)),
+        (list(COCO91_NAMES), list(COCO_CATEGORIES)),
+        (["street sign" if name == "N/A" else name for name in COCO91_NAMES], list(COCO_CATEGORIES)),
+        ([f"part {i}" for i in range(91)], [f"part {i}" for i in range(91)]),
+    ):
+        found = Converted(model.config, 91, model.state_dict(), None if names is None else tuple(names))
+        kept, said = with_class_names(found)
+        assert said == expected
+        assert kept.classes == len(expected)
 
 
 def test_heads_of_another_size() -> None:

@@ -120,3 +120,36 @@ def test_wrong_labels_are_refused() -> None:
     wrong = [{**t, "labels": t["labels"] + 1} for t in targets()]
     with pytest.raises(ValueError, match=r"labels \[1, 3\] must lie in 0..2"):
         model(pictures(), wrong)
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "message"),
+    [
+        ([], [], "no pictures"),
+        ([torch.zeros(1, 64, 64)], targets()[:1], r"must be \(3, H, W\), got \(1, 64, 64\)"),
+        (pictures(), targets()[:1], "2 pictures but 1 targets"),
+        (pictures()[:1], targets(), "1 pictures but 2 targets"),
+        (pictures(), None, "in training mode targets are needed"),
+        (pictures()[:1], [{"boxes": torch.zeros(1, 4), "labels": torch.tensor([0, 1])}], "2 labels but 1 boxes"),
+    ],
+)
+def test_what_does_not_fit_is_said_as_by_the_other_detectors(images: Any, given: Any, message: str) -> None:
+    for model in (build(SMALL, 3).train(), build(model_config("detr", "small"), 3).train()):
+        with pytest.raises(ValueError, match=message):
+            model(images, given)
+
+
+def test_other_precisions_and_flat_boxes() -> None:
+    """Pictures in any precision, as for the other detectors; boxes without area, from which it learns nothing."""
+    model = build(SMALL, 3)
+    images = [image / 255 for image in pictures()]
+    with torch.no_grad():
+        plain, wide = (model.eval()([image.to(dtype) for image in images]) for dtype in (torch.float32, torch.float64))
+    torch.testing.assert_close(plain[0]["boxes"], wide[0]["boxes"], atol=1e-3, rtol=1e-3)
+    flat = {"boxes": torch.tensor([[5.0, 5, 5, 30], [8, 10, 40, 50]]), "labels": torch.tensor([1, 0])}
+    without = {name: values[1:] for name, values in flat.items()}
+    losses = []
+    for target in (flat, without):
+        torch.manual_seed(0)
+        losses.append(model.train()(pictures()[:1], [target]))
+    assert losses[0] == losses[1]

@@ -28,13 +28,17 @@ class Branches(nn.Module):
         self.shared = nn.Conv2d(8, 8, 1)
         self.norm4 = nn.BatchNorm2d(8)
         self.norm5 = nn.BatchNorm2d(8)
+        self.forked = nn.Conv2d(8, 8, 1)
+        self.norm6 = nn.BatchNorm2d(8)
+        self.norm7 = nn.BatchNorm2d(8)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(self.grouped(x))
         x = self.norm2(self.biased(x)) + x
         x = self.norm3(self.rectified(x).relu_())  # the same tensor, changed meanwhile
         x = self.norm4(self.shared(x)) * self.shared(-x)
-        return self.norm5(x + 1)
+        x = self.forked(self.norm5(x + 1))
+        return self.norm6(x) * self.norm7(x)
 
 
 def test_only_what_is_the_same_is_folded() -> None:
@@ -53,7 +57,7 @@ def test_only_what_is_the_same_is_folded() -> None:
     assert kinds == {
         "grouped": FoldedConv2d, "norm1": FoldedNorm, "biased": FoldedConv2d, "norm2": FoldedNorm,
         "rectified": nn.Conv2d, "norm3": FrozenBatchNorm2d, "shared": nn.Conv2d, "norm4": FrozenBatchNorm2d,
-        "norm5": FrozenBatchNorm2d,
+        "norm5": FrozenBatchNorm2d, "forked": nn.Conv2d, "norm6": FrozenBatchNorm2d, "norm7": FrozenBatchNorm2d,
     }  # fmt: skip
     frozen = network(pixels)
     torch.testing.assert_close(frozen, expected)
@@ -105,6 +109,14 @@ def test_a_copy_and_a_loaded_backbone_use_their_own_numbers() -> None:
     first.load_state_dict(second.state_dict())
     torch.testing.assert_close(first(pixels), second(pixels))
     torch.testing.assert_close(copy(pixels), before)  # still what it was a copy of
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_backbone_can_be_made_in_inference_mode(frozen: bool) -> None:
+    with torch.inference_mode():
+        backbone = Backbone(BackboneConfig("resnet18", frozen=frozen)).eval()
+        assert backbone(torch.randn(1, 3, 64, 64))[-1].isfinite().all()
+    assert sum(isinstance(m, FoldedConv2d) for m in backbone.modules()) == (20 if frozen else 0)
 
 
 def test_maps_stay_in_bfloat16() -> None:

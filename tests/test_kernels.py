@@ -77,6 +77,7 @@ CASES: dict[str, dict] = {
         "channels": 1,
         "levels": [(2, 3)],
     },
+    "more samples than cells": {"batch": 1, "heads": 1, "points": 8, "levels": [(2, 2), (1, 1)]},
     "one query": {"queries": 1},
     "one point": {"points": 1},
     "wide heads": {"channels": 32},

@@ -30,6 +30,7 @@ from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConf
 from ddetr_lite.models.detector import MLP, Detector
 from ddetr_lite.models.detr import Detr, DetrConfig
 from ddetr_lite.models.hints import add_hints, jitter
+from ddetr_lite.models.presets import ROWS, model_config
 from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy
 from ddetr_lite.set_prediction.losses import DETR_LOSS
 from ddetr_lite.set_prediction.postprocess import postprocess
@@ -864,6 +865,19 @@ def test_small_backbone() -> None:
     assert [tuple(m.shape) for m in maps] == [(1, 64, 9, 5), (1, 128, 5, 3), (1, 128, 3, 2)]
     assert backbone.channels == [64, 128, 128]
     assert all(p.requires_grad for p in backbone.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("row", [row for row in ROWS if row != "faster-rcnn"])
+def test_models_run_in_float64(row: str) -> None:
+    config: Any = model_config(row, "small")
+    model: Any = build(config, 3).eval()
+    images = [torch.rand(3, 96, 128)]
+    plain = model.outputs(model.batch(images))
+    model.double()
+    wide = model.outputs(model.batch([image.double() for image in images]))
+    assert {wide.logits.dtype, wide.boxes.dtype} == {torch.float64}
+    torch.testing.assert_close(wide.boxes.float(), plain.boxes, atol=1e-4, rtol=1e-3)
 
 
 def test_dilation_is_torchvisions(tmp_path: Path) -> None:

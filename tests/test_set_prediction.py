@@ -510,6 +510,18 @@ def test_losses_equal_a_slow_loop(counts: list[int], kind: Kind) -> None:
             assert float(result[name + ending]) == pytest.approx(weight * value, rel=1e-4, abs=1e-5), name + ending
 
 
+def test_a_batch_without_objects_whose_no_object_counts_nothing() -> None:
+    """A mean over no weight at all is 0, and has a gradient of 0."""
+    targets = random_targets([0, 0], 3)
+    logits, boxes = random_predictions(2, 2, 5, 3, "softmax")
+    logits.requires_grad_()
+    losses = set_losses(Outputs(logits, boxes), targets, replace(DETR_LOSS, no_object=0.0))
+    assert losses["class"] == 0
+    losses["class"].backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
 @pytest.mark.parametrize("no_object", [0.1, 0.7])
 def test_own_weights_reach_the_losses(no_object: float) -> None:
     targets = random_targets([2, 1], 3)

@@ -18,7 +18,7 @@ from ddetr_lite.cli.training import _followed, _now_and_then
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler
 from ddetr_lite.datasets.picture_cache import PictureCache
-from ddetr_lite.datasets.pictures import read_picture
+from ddetr_lite.datasets.pictures import picture_size, read_picture
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig, SizeDraw, train_transform
 from ddetr_lite.engine import checkpoint
@@ -278,6 +278,9 @@ def test_the_forecast_leaves_batch_norms_and_gradients_alone(shapes: Path) -> No
     step = Step(State(model, [], None), chosen.train, ALONE)
     expected = forecast(chosen, step, training, len(validation), order_of(chosen.train, training))
     assert expected.steps == 15
+    odd = replace(chosen, train=replace(chosen.train, epochs=5, evaluate_every=2))
+    found = forecast(odd, step, training, len(validation), order_of(odd.train, training))
+    assert found.evaluations == 3  # after epochs 2, 4 and 5
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training
@@ -606,6 +609,30 @@ def test_a_picture_that_cannot_be_decoded_is_named(large_pictures: Path) -> None
     data = CocoDetection(CocoFolder.find(large_pictures, "train"))
     with pytest.raises(ValueError, match=r"a\.jpg cannot be read"):
         PictureCache([data.file_of(i) for i in range(3)], lambda size: size)
+
+
+def test_an_attempt_that_fails_leaves_no_large_file(large_pictures: Path) -> None:
+    files = sorted((large_pictures / "train2017").iterdir())
+    whole = files[-1].read_bytes()
+    files[-1].write_bytes(whole[: len(whole) // 2])  # a head, and half of the pixels
+    folder = large_pictures / ".cache"
+    with pytest.raises(ValueError, match=rf"{files[-1].name} cannot be read"):
+        PictureCache(files, lambda size: size, folder)
+    assert list(folder.iterdir()) == []
+    files[-1].write_bytes(whole)
+    assert len(PictureCache(files, lambda size: size, folder)) == len(files)
+
+
+def test_a_damaged_head_is_named(tmp_path: Path) -> None:
+    """Pillow says it in a ValueError of its own, without the file."""
+    (tmp_path / "a.ppm").write_bytes(b"P6 4 x 255 ")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    data = bytearray((tmp_path / "b.png").read_bytes())
+    data[11] = 2  # the length of the first chunk
+    (tmp_path / "b.png").write_bytes(data)
+    for name in ("a.ppm", "b.png"):
+        with pytest.raises(ValueError, match=rf"picture .*{name} cannot be read"):
+            picture_size(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ddetr_lite.convert.coco_ids import COCO_CATEGORIES, to_coco91, to_contiguous
+from ddetr_lite.convert.coco_ids import COCO91_NAMES, COCO_CATEGORIES, to_coco91, to_contiguous
 from ddetr_lite.convert.official import Converted
 from ddetr_lite.models.presets import SetModel, build
 
@@ -12,10 +12,11 @@ COCO_LOGITS = 91  # the highest category id and one, as official models count
 def with_class_names(found: Converted) -> tuple[SetModel, list[str]]:
     """The model, and the names of its classes.
 
-    A model with COCO's 91 logits is cut down to the 80 ids that exist; where the source names no classes they are called
-    "class 0", "class 1" and so on.
+    A model with COCO's 91 logits is cut down to the 80 ids that exist, unless its names say that they are other classes;
+    where the source names no classes they are called "class 0", "class 1" and so on.
     """
-    if found.classes == COCO_LOGITS:
+    names = found.names or COCO91_NAMES
+    if found.classes == COCO_LOGITS and all(a == b for a, b in zip(names, COCO91_NAMES, strict=True) if b != "N/A"):
         cut = replace(found, classes=len(COCO_CATEGORIES), state=to_contiguous(found.state))
         return cut.model(), list(COCO_CATEGORIES)
     return found.model(), list(found.names or (f"class {i}" for i in range(found.classes)))

@@ -46,11 +46,15 @@ class PictureCache:
             self.starts = np.cumsum([0, *(3 * h * w for h, w in self.sizes)]).tolist()
             self._bytes, filled = self._place(files, folder)
             if not filled:
-                places = range(len(files))
-                work = threads.map(lambda i: self._fill(i, files[i]), places)
-                for _ in tqdm(work, "decoding pictures", len(files), disable=not progress, leave=False):
-                    pass
-                self._seal()
+                try:
+                    work = threads.map(lambda i: self._fill(i, files[i]), range(len(files)))
+                    for _ in tqdm(work, "decoding pictures", len(files), disable=not progress, leave=False):
+                        pass
+                    self._seal()
+                except BaseException:  # a broken picture, or Ctrl-C: a file as large as the whole is not left behind
+                    threads.shutdown(cancel_futures=True)
+                    self._discard()
+                    raise
 
     def _place(self, files: Sequence[Path], folder: Path | None) -> tuple[Tensor, bool]:
         """The array of bytes, and whether an earlier run has filled it."""
@@ -120,8 +124,15 @@ class PictureCache:
         """Only a file that is whole gets its name, so that one that was cut off is never believed."""
         if self._file is not None and self._part is not None:
             self._bytes = torch.empty(0, dtype=torch.uint8)  # some systems rename no file that is open
+            with self._part.open("rb+") as file:
+                os.fsync(file.fileno())  # all of it is on the disk before it has the name that says so
             self._part.replace(self._file)
             self._bytes = self._open(self._file)
+
+    def _discard(self) -> None:
+        if self._part is not None:
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # some systems delete no file that is open
+            self._part.unlink(missing_ok=True)
 
     def _view(self, index: int) -> Tensor:
         return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, *self.sizes[index])

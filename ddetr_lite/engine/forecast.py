@@ -113,7 +113,7 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     peak = torch.cuda.max_memory_allocated(place.device) if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(place.device)  # the log is about the run
-    evaluations = config.epochs // config.evaluate_every if config.evaluate_every else 1
+    evaluations = -(-config.epochs // config.evaluate_every) if config.evaluate_every else 1
     return Forecast(
         order.steps_per_epoch * config.epochs,
         seconds,

@@ -175,6 +175,8 @@ class _EmbeddingBagAttention(torch.autograd.Function):
 def _dot_products(grad_bags: Tensor, table: Tensor, corners: Tensor) -> Tensor:
     """grad_bags (bags, D) · table (rows, D) at the pairs that `corners` names, in its shape."""
     bags, each = len(grad_bags), corners[0, 0, 0].numel()
+    if each > len(table):  # sampled_addmm allows no more entries than there are pairs; such a table is tiny
+        return (table[corners.view(bags, each)] @ grad_bags[..., None]).view_as(corners)
     pattern = torch.sparse_csr_tensor(
         torch.arange(0, bags * each + 1, each, dtype=torch.int32, device=table.device),
         corners.flatten(),

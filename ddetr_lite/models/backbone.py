@@ -105,7 +105,10 @@ class Backbone(nn.Module):
         self.config = config
         self.body = Body(_network(config.name))
         _load_weights(self.body, config)
-        with watch_norms(self.body) as pairs:
+        with (
+            torch.inference_mode(False),
+            watch_norms(self.body) as pairs,
+        ):  # a tensor of that mode has no version to watch
             ends = _stage_ends(self.body.steps(), config.name)
         needed = {*strides, *([4] if config.frozen else []), *([strides[-1] // 2] if config.dilation else [])}
         if missing := sorted(needed - ends.keys()):

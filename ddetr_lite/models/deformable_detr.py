@@ -24,7 +24,7 @@ from ddetr_lite.layers.deformable_transformer import (
 )
 from ddetr_lite.layers.positional_encoding import sine_encoding_2d, sine_encoding_of
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
-from ddetr_lite.models.detector import MLP, Detector
+from ddetr_lite.models.detector import MLP, Detector, widened
 from ddetr_lite.models.hints import add_hints
 from ddetr_lite.set_prediction.losses import DEFORMABLE_DETR_LOSS, Outputs, SetLoss
 from ddetr_lite.set_prediction.matching import Target
@@ -191,12 +191,12 @@ class DeformableDetr(Detector):
             content, query_position = self.queries_from(reference)
         else:
             query_position, content = self.query_embed.weight.expand(len(memory), -1, -1).chunk(2, dim=-1)
-            reference = self.transformer.reference_points(query_position).float().sigmoid()  # (B, N_q, 2)
+            reference = widened(self.transformer.reference_points(query_position)).sigmoid()  # (B, N_q, 2)
 
         refined: list[Tensor] = []
 
         def refine(k: int, hidden: Tensor, reference: Tensor) -> Tensor:
-            refined.append(refine_boxes(self.bbox_embed[k](hidden).float(), reference))
+            refined.append(refine_boxes(widened(self.bbox_embed[k](hidden)), reference))
             return refined[-1]
 
         hidden, _ = self.transformer.decoder(
@@ -208,7 +208,7 @@ class DeformableDetr(Detector):
             boxes = torch.stack(refined)
         else:
             logits = self.class_embed[0](hidden)
-            boxes = refine_boxes(self.bbox_embed[0](hidden).float(), reference)
+            boxes = refine_boxes(widened(self.bbox_embed[0](hidden)), reference)
         if query_mask is None:
             return Outputs(logits, boxes, encoder_logits, encoder_boxes)
         own = min(self.config.queries, mask.shape[1])
@@ -224,7 +224,7 @@ class DeformableDetr(Detector):
         valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~mask[..., None]
         unscaled = torch.log(anchors / (1 - anchors)).masked_fill(~valid, float("inf"))
         tokens = self.transformer.enc_output_norm(self.transformer.enc_output(memory.masked_fill(~valid, 0.0)))
-        return self.class_embed[-1](tokens), self.bbox_embed[-1](tokens).float() + unscaled
+        return self.class_embed[-1](tokens), widened(self.bbox_embed[-1](tokens)) + unscaled
 
     @staticmethod
     def anchors(mask: Tensor, level_shapes: LevelShapes, size: float = 0.05) -> Tensor:

@@ -61,26 +61,18 @@ class Detector(nn.Module, ABC):
         """
         batch = self.batch(images)
         if self.training:
-            if targets is None:
-                raise ValueError(
-                    "in training mode targets are needed: model(images, targets); or call model.eval() first"
-                )
             wanted = self.normalise_targets(targets, batch.sizes)
             return set_losses(self.outputs(batch, wanted), wanted, self.loss, counts)
         final = self.outputs(batch)
         return postprocess(final.logits[-1], final.boxes[-1], batch.sizes, self.loss.kind)
 
-    def normalise_targets(self, targets: Sequence[Target], sizes: Sequence[tuple[int, int]]) -> list[Target]:
+    def normalise_targets(self, targets: Sequence[Target] | None, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """Boxes from corners in pixels to (cx, cy, w, h) in 0..1 of each picture; labels are looked at once.
 
         Raises ValueError when there are more or fewer targets than pictures, or a label is not in 0..C−1.
         """
-        if len(targets) != len(sizes):
-            raise ValueError(f"{len(sizes)} pictures but {len(targets)} targets: give one for each")
-        counts = [len(t["labels"]) for t in targets]
-        for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
-            if target["boxes"].numel() != 4 * count:
-                raise ValueError(f"{_name(target, i)}: {count} labels but {target['boxes'].numel() // 4} boxes")
+        counts = check_counts(targets, len(sizes))
+        assert targets is not None
         labels = torch.cat([t["labels"] for t in targets]).long()
         boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets]).float()
         if labels.device.type == "cpu":  # on a GPU a look would be a wait
@@ -91,6 +83,21 @@ class Detector(nn.Module, ABC):
         normalised = xyxy_to_cxcywh(boxes) / scales.to(boxes.device, non_blocking=True)
         parts = zip(targets, labels.split(counts), normalised.split(counts), strict=True)
         return [{**target, "labels": own, "boxes": places} for target, own, places in parts]
+
+
+def check_counts(targets: Sequence[Target] | None, pictures: int) -> list[int]:
+    """How many objects each target has. Raises ValueError where it is not one target for each picture, and one box for each
+    label.
+    """
+    if targets is None:
+        raise ValueError("in training mode targets are needed: model(images, targets); or call model.eval() first")
+    if len(targets) != pictures:
+        raise ValueError(f"{pictures} pictures but {len(targets)} targets: give one for each")
+    counts = [len(t["labels"]) for t in targets]
+    for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
+        if target["boxes"].numel() != 4 * count:
+            raise ValueError(f"{_name(target, i)}: {count} labels but {target['boxes'].numel() // 4} boxes")
+    return counts
 
 
 def check_targets(labels: Tensor, boxes: Tensor, classes: int, targets: Sequence[Target]) -> None:
@@ -124,6 +131,11 @@ def _picture_of(place: int, targets: Sequence[Target]) -> int:
 
 def _name(target: Target, index: int) -> str:
     return f"image id {int(target['image_id'])}" if "image_id" in target else f"picture {index} of the batch"
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 where it is of half precision, which is too coarse for boxes; as it is in float32 and float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class MLP(nn.Module):

@@ -13,7 +13,7 @@ from ddetr_lite.batching import ImageBatch, flatten_levels, mask_for
 from ddetr_lite.layers.positional_encoding import LearnedEncoding2d, sine_encoding_2d
 from ddetr_lite.layers.transformer import Transformer
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
-from ddetr_lite.models.detector import MLP, Detector
+from ddetr_lite.models.detector import MLP, Detector, widened
 from ddetr_lite.set_prediction.losses import DETR_LOSS, Outputs, SetLoss
 from ddetr_lite.set_prediction.matching import Target
 
@@ -80,4 +80,4 @@ class Detr(Detector):
             position.flatten(1, 2),
             self.query_embed.weight,
         )  # (K, B, N_q, d)
-        return Outputs(self.class_embed(hidden), self.bbox_embed(hidden).float().sigmoid())
+        return Outputs(self.class_embed(hidden), widened(self.bbox_embed(hidden)).sigmoid())

@@ -17,9 +17,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch
+from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, check_images
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
-from ddetr_lite.models.detector import check_targets
+from ddetr_lite.models.detector import check_counts, check_targets
 from ddetr_lite.set_prediction.losses import Counts
 from ddetr_lite.set_prediction.matching import Target
 from ddetr_lite.set_prediction.postprocess import Detections
@@ -103,19 +103,28 @@ class FasterRcnn(FasterRCNN):
         counts: Counts | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
         """As `Detector.forward`; the losses are torchvision's four, means over what it sampled: `counts` is not used."""
-        device = self.roi_heads.box_predictor.cls_score.weight.device
+        weight = self.roi_heads.box_predictor.cls_score.weight
+        device = weight.device
         if isinstance(images, RawBatch):
             images = RawBatch(images.pixels.to(device, non_blocking=True), images.sizes).pictures()
+        check_images(images)
         moved = [image.to(device, non_blocking=True) for image in images]
-        scaled = [image if image.is_floating_point() else image.float() / 255 for image in moved]
-        if self.training and targets is not None:
-            labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("labels", "boxes"))
+        scaled = [image.to(weight.dtype) / (1 if image.is_floating_point() else 255) for image in moved]
+        if self.training:
+            check_counts(targets, len(images))
+            assert targets is not None
+            labels = torch.cat([t["labels"] for t in targets])
+            boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets])
             if labels.device.type == "cpu":  # on a GPU a look would be a wait
                 check_targets(labels, boxes, self.classes, targets)
-            wanted = [
-                {"boxes": t["boxes"].float().to(device), "labels": t["labels"].long().to(device) + 1} for t in targets
-            ]
+            wanted = [_with_area(t["boxes"].reshape(-1, 4).float().to(device), t["labels"].to(device)) for t in targets]
             losses: dict[str, Tensor] = super().forward(scaled, wanted)
             return {name.removeprefix("loss_"): value for name, value in losses.items()}
         found: list[Detections] = super().forward(scaled)
         return [{**f, "labels": f["labels"] - 1} for f in found]
+
+
+def _with_area(boxes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """torchvision's form of a target, whose class 0 is background. It refuses flat boxes, from which nothing can be cut out."""
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return {"boxes": boxes[kept], "labels": labels[kept].long() + 1}

@@ -1,10 +1,11 @@
-"""Batch norms that keep the numbers they were loaded with, as in DETR, and cost nothing behind a convolution.
+"""Batch norms that keep the numbers they were loaded with, as in DETR, and cost next to nothing behind a convolution.
 
 With its statistics fixed, a batch norm is y = s·x + t, one s and one t a channel. Behind a convolution it is a part of it:
 s·(w∗x) + t = (s·w)∗x + t. Scaling a few weights replaces two passes over a whole feature map in each direction; and in mixed
 precision the map stays in bfloat16, where a norm in float32 would turn it into float32. The gradient reaches w as before.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 Pairs = dict[nn.BatchNorm2d, nn.Conv2d]
-"""Each batch norm that follows a convolution directly, and that convolution."""
+"""Each batch norm that follows a convolution directly, and that convolution, whose map goes nowhere else."""
 
 
 class FoldedNorm(FrozenBatchNorm2d):
@@ -58,7 +59,11 @@ class FoldedConv2d(nn.Conv2d):
 
 @contextmanager
 def watch_norms(module: nn.Module) -> Iterator[Pairs]:
-    """Run `module` once inside, and the dict given holds its `Pairs`. A convolution that runs twice is in none."""
+    """Run `module` once inside, and the dict given holds its `Pairs`.
+
+    A convolution that runs twice, or whose map two norms take, is in none. That something else takes it, as a sum does,
+    cannot be seen here: no network of torchvision's does so.
+    """
     pairs: Pairs = {}
     runs: dict[nn.Module, int] = {}
     made: list[tuple[Tensor, int, nn.Conv2d]] = []  # the tensors are kept, so that none takes the place of another
@@ -82,7 +87,8 @@ def watch_norms(module: nn.Module) -> Iterator[Pairs]:
     finally:
         for hook in (*convs, *norms):
             hook.remove()
-        for norm in [norm for norm, conv in pairs.items() if runs[conv] > 1]:
+        readers = Counter(pairs.values())
+        for norm in [norm for norm, conv in pairs.items() if runs[conv] > 1 or readers[conv] > 1]:
             del pairs[norm]
 
 

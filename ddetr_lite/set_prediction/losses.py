@@ -91,7 +91,9 @@ def classification_losses(
     # Flat: over more dimensions torch has no deterministic form of it on CUDA.
     per_query = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight=weight, reduction="none")
     per_query = per_query.view(classes.shape)  # (K, B, N_q)
-    return per_query.sum((1, 2)) / (weight[classes].sum((1, 2)) if weight_sum is None else weight_sum)
+    whole = weight[classes].sum((1, 2)) if weight_sum is None else torch.as_tensor(weight_sum)
+    # All weights are 0 where "no object" counts nothing and there are no objects: the loss is 0 then, not 0/0.
+    return per_query.sum((1, 2)) / whole.clamp(min=torch.finfo(per_query.dtype).tiny)
 
 
 def box_losses(
@@ -137,7 +139,8 @@ def set_losses(
     "class/hint/0" ... "class/hint" for queries with hints.
     targets: for each picture "labels" (T,) and "boxes" (T, 4), (cx, cy, w, h) in 0..1; "image_id" names it in errors.
     counts: of the whole step, where these pictures are a part of it (`count` of all its targets): then the losses of the
-    parts, summed, are those of the whole, as is their mean over processes.
+    parts, summed, are those of the whole, as is their mean over processes. (But for the class loss of hints, which are padded
+    to the most objects of a picture in each part.)
     """
     whole = counts
     if counts is None:

@@ -773,8 +773,9 @@ course.check("shift_matrix", shift_matrix)
 # Difficulty ●●●●○ · Importance ●●●●● · about 15 minutes
 #
 # The encoding of every cell of a padded batch. Count real cells down and across (`cumsum` adds up along a dimension),
-# subtract `shift`, divide by how many real cells there are, and multiply by 2π. Padding has no right answer, but do as
-# the official code does, with 1e-6 added to the number of cells. Use `package.sine_encoding_of`.
+# subtract `shift`, divide by how many real cells there are, and multiply by 2π. Add
+# 1e-6 to that number, as the official code does, so that nothing is divided by zero. What then stands on padding means
+# nothing, and is not compared. Use `package.sine_encoding_of`.
 
 
 # %% tags=["exercise"]

@@ -539,7 +539,7 @@ logits[7] = torch.tensor([0.0, 3, 0, 1])  # ... but takes it for a ring
 
 
 # %%
-def matching_cost(probabilities, boxes, labels, target_boxes):
+def three_costs(probabilities, boxes, labels, target_boxes):
     """Every query with every object: (N_q, C+1), (N_q, 4), (T,), (T, 4) → three costs (N_q, T)."""
     by_class = -probabilities[:, labels]  # (N_q, T)
     l1 = (boxes[:, None] - target_boxes).abs().sum(-1)  # (N_q, 1, 4) − (T, 4) → (N_q, T)
@@ -547,7 +547,7 @@ def matching_cost(probabilities, boxes, labels, target_boxes):
     return by_class, 5 * l1, -2 * overlap
 
 
-parts = matching_cost(logits.softmax(-1), said_boxes, true_labels, true_boxes)
+parts = three_costs(logits.softmax(-1), said_boxes, true_labels, true_boxes)
 total = sum(parts)
 detr = matching.MatchingCost(1.0, 5.0, 2.0)
 ours = matching.matching_cost(
@@ -644,7 +644,7 @@ def hungarian_loss(logits, boxes, labels, target_boxes, no_object=0.1):
     """One picture: (N_q, C+1), (N_q, 4), (T,), (T, 4) → three losses, unweighted."""
     with torch.no_grad():
         rows, columns = linear_sum_assignment(
-            sum(matching_cost(logits.softmax(-1), boxes, labels, target_boxes))
+            sum(three_costs(logits.softmax(-1), boxes, labels, target_boxes))
         )
     right = torch.full((len(logits),), logits.shape[-1] - 1)
     right[rows] = labels[columns]
@@ -1106,7 +1106,8 @@ course.check("generalized_box_iou", generalized_box_iou)
 #
 # Difficulty ●●●○○ · Importance ●●●●● · about 15 minutes
 #
-# DETR's cost of every pair, with its weights: 1 for the class, 5 for L1, 2 for GIoU.
+# DETR's cost of every pair, with its weights: 1 for the class, 5 for L1, 2 for GIoU. `three_costs` of section 7 gives them
+# apart; here their sum is asked for, one table.
 
 
 # %% tags=["exercise"]
@@ -1154,7 +1155,7 @@ course.check("matching_cost", matching_cost)
 
 # %% tags=["exercise"]
 def class_loss(logits, labels, queries, no_object):
-    """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar, a weighted mean over all queries."""
+    """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor: a weighted mean over all queries."""
     raise NotImplementedError
 
 
@@ -1175,7 +1176,7 @@ course.check("class_loss", class_loss)
 #
 # ```python
 # def class_loss(logits, labels, queries, no_object):
-#     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar, a weighted mean over all queries."""
+#     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor: a weighted mean over all queries."""
 #     last = logits.shape[-1] - 1
 #     classes = torch.full((len(logits),), last, device=logits.device)
 #     classes[queries] = labels

@@ -593,7 +593,7 @@ course.check("slope", slope)
 #
 # Difficulty ●●●○○ · Importance ●●●○○ · about 10 minutes
 #
-# The start of section 6: head m looks in the direction of the angle 2π·m/M; point p is p + 1 cells away (both counted from 0), where "away" is the larger of |x| and |y| (as a king walks in chess).
+# The start of section 6: head m looks in the direction (cos, sin) of the angle 2π·m/M, as (x, y), where y grows downwards as in every picture; point p is p + 1 cells away (both counted from 0), where "away" is the larger of |x| and |y| (as a king walks in chess).
 
 
 # %% tags=["exercise"]

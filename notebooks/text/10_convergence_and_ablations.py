@@ -1013,7 +1013,7 @@ print(verdict([0.50, 0.52], [0.40, 0.49]), "·", verdict([0.50, 0.52], [0.51]), 
 
 # %%
 from ddetr_lite.benchmarks.studies.figure import rows_figure
-from ddetr_lite.benchmarks.studies.orderings import judge
+from ddetr_lite.benchmarks.studies.orderings import judge as judge_orderings
 from ddetr_lite.benchmarks.studies.table import orderings_table
 
 
@@ -1021,7 +1021,7 @@ def show_study(name, folder=""):
     """Chart, scores and orderings of a study, as far as it has been run."""
     if (one := read_study(name, folder)) is None:
         return None
-    pairs = [[side.values if side else () for side in judged.here] for judged in judge(one.study, one.runs)]
+    pairs = [[side.values if side else () for side in judged.here] for judged in judge_orderings(one.study, one.runs)]
     said = [verdict(*pair) for pair in pairs]
     print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
     alt = "Lying bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."

@@ -1081,7 +1081,7 @@ course.check("model_boxes", model_boxes)
 #
 # Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
 #
-# Section 3 in one function. The warm-up is linear over `warmup` steps (which may be 0), and its first step is not zero; the schedule counts from step 0 as well, and both factors are multiplied. Schedules: "constant", "linear" (1 − step/steps), "cosine" (½ + ½ cos(π · step/steps)), "step" (a tenth from `drop_step` on).
+# Section 3 in one function. The warm-up takes 1/`warmup` of the rate in step 0, 2/`warmup` in step 1, and so on up to all of it; where `warmup` is 0 there is none. The schedule counts from step 0 as well, and both factors are multiplied. Schedules: "constant", "linear" (1 − step/steps), "cosine" (½ + ½ cos(π · step/steps)), "step" (a tenth from `drop_step` on).
 
 
 # %% tags=["exercise"]

@@ -295,7 +295,7 @@ plots.show(
 #
 # $$\text{output} = S\, V,$$
 #
-# where V holds the values, a row for each cell, and row q of S holds the shares of query q: few numbers, and zeros else. A matrix of that kind is **sparse**.
+# where V holds the values, a row for each cell (R rows; 9 below), and row q of S holds the shares of query q: few numbers, and zeros else. A matrix of that kind is **sparse**.
 #
 # By hand, on a map of 3 × 3 cells. Its first channel is 1, 2, ..., 9, the second is 8 in the middle, and 0 else. At x = ½, y = ½ the four upper left cells count a quarter each: (1 + 2 + 4 + 5)/4 = 3, and 8/4 = 2.
 

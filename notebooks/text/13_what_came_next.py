@@ -287,7 +287,7 @@ for what, query in (("of our objects", match.query), ("of all queries", slice(No
 #
 # The match of section 1 jumps. DN-DETR (*denoising*) goes around it: in training it adds queries made from the **true boxes, with noise**, and each has to say its own object's box and class. Nothing has to be matched, for one knows from which object a query was made. Several *groups* of them, each with noise of its own, give that many more lessons in each step. After training they are left out; nothing of the model changes, and it costs nothing then.
 #
-# The package has a part of this, under the name *hints* (`models/hints.py`), and the detector of 00 was trained with them. So it should be able to mend a noised box. Can it? Five groups of the four objects, corners moved by up to 0.4 of half the width and height. (DINO moves corners, too, by up to half the width and height as it is usually run. DN-DETR itself moves a box's centre by up to that, and changes its width and height by up to 0.4 of themselves.)
+# The package has a part of this, under the name *hints* (`models/hints.py`), and the detector of 00 was trained with them. So it should be able to mend a noised box. Can it? Five groups of the four objects, corners moved by up to 0.4 of half the width and height. (DINO moves corners, too, by up to half the width and height as it is usually run. DN-DETR itself moves a box's *centre* by up to 0.4 of half the width and height, and changes width and height by up to 0.4 of themselves.)
 
 # %%
 torch.manual_seed(2)
