@@ -494,7 +494,7 @@ for name in ("grid_sample", "with_bags", "ddetr_lite"):
         print(f"{name:>12}, {label:<20} {took:7.1f} ms  {times['grid_sample'][what] / took:5.2f} ×")
 
 # %% [markdown]
-# Such numbers hold for one machine, one shape and one moment: whoever measures while other work is going on measures that work. So here is the log of section 3 (two cores, nothing else running, fifteen repetitions, all in turns). `encoder-quarter` has a quarter of the paper's cells; `decoder` has 300 queries on those maps; `small` has the levels of section 3, with 64, 128 and 256 channels in 8 heads.
+# Such numbers hold for one machine, one shape and one moment: whoever measures while other work is going on measures that work. So here is the log of section 3 (two cores, nothing else running, fifteen repetitions, all in turns). (It is as old as its date; the package's form has become leaner since, with the same numbers as results.) `encoder-quarter` has a quarter of the paper's cells; `decoder` has 300 queries on those maps; `small` has the levels of section 3, with 64, 128 and 256 channels in 8 heads.
 
 # %%
 on = log["machine"]
