@@ -1155,7 +1155,7 @@ course.check("matching_cost", matching_cost)
 
 # %% tags=["exercise"]
 def class_loss(logits, labels, queries, no_object):
-    """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor: a weighted mean over all queries."""
+    """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor, a weighted mean."""
     raise NotImplementedError
 
 
@@ -1176,7 +1176,7 @@ course.check("class_loss", class_loss)
 #
 # ```python
 # def class_loss(logits, labels, queries, no_object):
-#     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor: a weighted mean over all queries."""
+#     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor, a weighted mean."""
 #     last = logits.shape[-1] - 1
 #     classes = torch.full((len(logits),), last, device=logits.device)
 #     classes[queries] = labels

@@ -1012,8 +1012,8 @@ print(verdict([0.50, 0.52], [0.40, 0.49]), "·", verdict([0.50, 0.52], [0.51]), 
 # The orderings of table 1. DETR was trained for 500 epochs there and Deformable DETR for 50; our DETR rows have a long schedule, four times as long, and a short one as long as the others'. (The paper has 50 epochs for DETR-DC5 too, and 109 for Faster R-CNN, the detector with anchors that 06 names. *FPN* is a feature pyramid: coarse maps are enlarged and added to finer ones, so that each has both.) *Single scale* means one map, at stride 32, or at 16 with DC5. The authors' scores of Deformable DETR are those of their released code, a little more than the paper says.
 
 # %%
+from ddetr_lite.benchmarks.studies import orderings
 from ddetr_lite.benchmarks.studies.figure import rows_figure
-from ddetr_lite.benchmarks.studies.orderings import judge as judge_orderings
 from ddetr_lite.benchmarks.studies.table import orderings_table
 
 
@@ -1021,7 +1021,7 @@ def show_study(name, folder=""):
     """Chart, scores and orderings of a study, as far as it has been run."""
     if (one := read_study(name, folder)) is None:
         return None
-    pairs = [[side.values if side else () for side in judged.here] for judged in judge_orderings(one.study, one.runs)]
+    pairs = [[side.values if side else () for side in o.here] for o in orderings.judge(one.study, one.runs)]
     said = [verdict(*pair) for pair in pairs]
     print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
     alt = "Lying bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
@@ -1135,7 +1135,7 @@ photos = show_study("coco-mini-cpu")
 show_mistakes(photos)
 
 # %% [markdown]
-# Of a hundred objects Faster R-CNN misses 78.8, and Deformable DETR ++ 81.8: that is not the difference. But the second says five times as many duplicates (10.8 against 2.0), and more boxes in the wrong place (21.2 against 12.7). Duplicates are a lead that Faster R-CNN has not learned: it ends with non-maximum suppression (05), a rule that deletes what overlaps a surer detection of the same class. A set of predictions has to learn not to repeat itself, and 888 steps are too few for that.
+# Of a hundred objects Faster R-CNN misses 78.8, and Deformable DETR ++ 81.8: that is not the difference. But the second says five times as many duplicates (10.8 against 2.0), and more boxes in the wrong place (21.2 against 12.7). Here Faster R-CNN's advantage is nothing that it has learned: it ends with non-maximum suppression (05), a rule that deletes what overlaps a surer detection of the same class. A set of predictions has to learn not to repeat itself, and 888 steps are too few for that.
 #
 # > **Claim:** a part of the lead is nothing but that rule.
 # >
@@ -1155,7 +1155,7 @@ for name in ("deformable-detr-two-stage", "hints"):
     print(f"{name}: the rule alone closes {closed:.0%} of the lead in AP50")
 
 # %% [markdown]
-# It is: more than half of the lead of Faster R-CNN in AP50 is the rule. (For itself nothing changes, as it must be: the rule has been applied. For DETR nothing changes either: at stride 32 it sees 35 cells at most, and what little it says is mostly in the wrong place.) The authors of DETR saw the same within a trained model: NMS helps the predictions of its first decoder layer, and no longer those of the last. What is left of the lead is boxes that are not tight yet.
+# It is: more than half of the lead of Faster R-CNN in AP50 is the rule. (For itself nothing changes, as it must be: the rule has been applied. For DETR nothing changes either: at stride 32 it sees 35 cells at most, and what it says is wrong in other ways.) The authors of DETR saw the same within a trained model: NMS helps the predictions of its first decoder layer, and no longer those of the last. What is left of the lead is boxes that are not tight yet.
 #
 # And the hints, which closed more than half of the lead on drawings? With them a few more objects are found (12.1 instead of 10.4), but more wrong things are said, too, and in AP the two cannot be told apart. What helps one training need not help another. (One seed each, and 198 pictures to judge by.)
 #
