@@ -108,10 +108,8 @@ def same(a: Outcome, b: Outcome, tolerance: float) -> bool:
         return type(a.value) is type(b.value) and a.value == b.value
     if a.value.shape != b.value.shape or (a.value.dtype == torch.bool) != (b.value.dtype == torch.bool):
         return False
-    whole = a.value.is_floating_point() != b.value.is_floating_point()
-    if whole and not (
-        a.number and b.number
-    ):  # 3 is as good a number as 3.0, but a tensor of integers is none of floats
+    numbers = a.number is not None and b.number is not None  # 3 is as good a number as 3.0; of tensors that is not so
+    if not numbers and a.value.is_floating_point() != b.value.is_floating_point():
         return False
     x, y = a.value.detach().double(), b.value.detach().double()
     return torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -194,15 +192,12 @@ def _other_kind(outcomes: list[Outcome], expected: list[Outcome]) -> tuple[str, 
         if (mine.number is None) == (theirs.number is None):
             continue
         if mine.number is None:
-            advice = "float(...) or .item() makes a number of a tensor with one element; `math` has sqrt, cos, exp for numbers."
-            return "the number is right, but your function returned it as a tensor; a plain number is expected", [
-                advice
-            ]
-        name = mine.number.__name__
-        advice = (
-            "Stay with torch: `.item()`, float(...) and `math` make plain numbers, and no gradient flows through them."
-        )
-        return f"the number is right, but your function returned a {name}; a tensor is expected", [advice]
+            what = "it as a tensor; a plain number is expected"
+            advice = "float(...) or .item() makes a number of a tensor; `math` has sqrt, cos and exp for numbers."
+        else:
+            what = f"{'an int' if mine.number is int else 'a float'}; a tensor is expected"
+            advice = "Stay with torch: `.item()`, float(...) and `math` make plain numbers, which have no gradient."
+        return f"the number is right, but your function returned {what}", [advice]
     return None
 
 

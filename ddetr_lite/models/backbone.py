@@ -105,10 +105,8 @@ class Backbone(nn.Module):
         self.config = config
         self.body = Body(_network(config.name))
         _load_weights(self.body, config)
-        with (
-            torch.inference_mode(False),
-            watch_norms(self.body) as pairs,
-        ):  # a tensor of that mode has no version to watch
+        # Not in inference mode, whose tensors have no version to watch.
+        with torch.inference_mode(False), watch_norms(self.body) as pairs:
             ends = _stage_ends(self.body.steps(), config.name)
         needed = {*strides, *([4] if config.frozen else []), *([strides[-1] // 2] if config.dilation else [])}
         if missing := sorted(needed - ends.keys()):
