@@ -9,6 +9,7 @@ from torch import Tensor
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
 """Endings, in lower case, of the files of a folder that are taken for pictures."""
+
 # A picture so large that Pillow takes it for an attack is no OSError; a damaged head may be a ValueError.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 

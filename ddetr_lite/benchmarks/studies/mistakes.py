@@ -42,7 +42,8 @@ def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]
             threshold = best_threshold(find_errors(grouped, sets[data]))
             errors = find_errors(grouped, sets[data], threshold)
             objects = sum(len(picture.true_labels) for picture in errors.pictures)
-            scores = ap_of({i: without_repeats(found) for i, found in grouped.items()}, sets[data], data.size_bands)
+            kept = {image_id: without_repeats(one) for image_id, one in grouped.items()}
+            scores = ap_of(kept, sets[data], data.size_bands)
             counted[run.row.name] = {
                 **about, "epochs": run.epochs, "threshold": threshold, "objects": objects, **errors.counts,
                 "nms": {name: scores[name] for name in WITH_NMS},

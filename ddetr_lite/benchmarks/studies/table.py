@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddetr_lite.benchmarks.cost import seconds_per_picture
-from ddetr_lite.benchmarks.studies.mistakes import mistakes_table, nms_table
+from ddetr_lite.benchmarks.studies.mistakes import NMS, mistakes_table, nms_table
 from ddetr_lite.benchmarks.studies.orderings import CLOSE, judge
 from ddetr_lite.benchmarks.studies.plan import PlannedRun, Row, Study
 from ddetr_lite.benchmarks.studies.results import (
@@ -57,7 +57,9 @@ def tables(
         intro = "For a hundred objects of the validation set (seed 0, IoU 0.5, the score at which F1 is best; TIDE's kinds):"
         parts += ["## Where detections go wrong", intro, markdown(mistakes_table(labels, known))]
         if len(repeats := nms_table(labels, known, found)) > 1:
-            intro = "Non-maximum suppression (IoU 0.5, within a class), without which a set of predictions has to do:"
+            intro = (
+                f"Non-maximum suppression (IoU {NMS}, within a class), without which a set of predictions has to do:"
+            )
             parts += [intro, markdown(repeats)]
     chosen = rates(study, folder)
     tried = searched(study, folder)
