@@ -494,7 +494,7 @@ for name in ("grid_sample", "with_bags", "ddetr_lite"):
         print(f"{name:>12}, {label:<20} {took:7.1f} ms  {times['grid_sample'][what] / took:5.2f} ×")
 
 # %% [markdown]
-# Such numbers hold for one machine, one shape and one moment: whoever measures while other work is going on measures that work. So here is the log of section 3 (two cores, nothing else running, fifteen repetitions, all in turns). (It is as old as its date; the package's form has become leaner since, with the same numbers as results.) `encoder-quarter` has a quarter of the paper's cells; `decoder` has 300 queries on those maps; `small` has the levels of section 3, with 64, 128 and 256 channels in 8 heads.
+# Such numbers hold for one machine, one shape and one moment: whoever measures while other work is going on measures that work. So here is the log of section 3 (two cores, nothing else running, fifteen repetitions, all in turns). `encoder-quarter` has a quarter of the paper's cells; `decoder` has 300 queries on those maps; `small` has the levels of section 3, with 64, 128 and 256 channels in 8 heads.
 
 # %%
 on = log["machine"]
@@ -513,11 +513,11 @@ ax = plots.grouped_bars(gains, "Times as fast as grid_sample, model-like locatio
 plots.show(
     ax,
     alt="For five shapes how many times as fast as grid_sample the package is, forward and with backward: from hardly more "
-    "than once to almost ten times.",
+    "than once to almost nine times.",
 )
 
 # %% [markdown]
-# The claim is wrong, in both directions: at the shape of the encoder (a quarter of the paper's area) the gain of 9.82 forward becomes 5.77 with backward; for 8 channels a head (`small-64`) 1.12 becomes 1.53. And the gain forward grows with the channels of a head: 1.12 for 8, 1.73 for 16, 8.06 for 32. The lines of section 3 alone would not give that jump from 16 to 32; perhaps the tensor of samples no longer fits into a cache there. That was not tested. The log has two other forms: Hugging Face's, and one that gathers rows as ours does, compiled by torch:
+# The claim is wrong, in both directions: at the shape of the encoder (a quarter of the paper's area) the gain of 8.73 forward becomes 5.78 with backward; for 8 channels a head (`small-64`) 1.23 becomes 1.60. And the gain forward grows with the channels of a head: 1.23 for 8, 3.13 for 16, 8.54 for 32, more than the lines of section 3 alone would give; perhaps the tensor of samples no longer fits into a cache. That was not tested. At the `decoder` it is only 1.19: the package copies all cells into a table with frames (section 4), however few queries look at them. The log has two other forms: Hugging Face's, and one that gathers rows as ours does, compiled by torch:
 
 # %%
 lines = []
@@ -531,9 +531,9 @@ for row in log["rows"]:
 Table(("ms, forward / with backward", *log["rows"][0]["peers"]), lines)
 
 # %% [markdown]
-# With narrow heads (`small-64`, `small-128`) the compiled form is the fastest forward, at `small-256` nearly so; at `encoder-quarter` it is far behind, so rows alone do not explain it, and we have not looked further. Its backward, which has to add gradients to rows wherever they fall, is slower than the package's everywhere. (Left to itself, `backend="auto"`, the package takes its own form on a CPU from 8 channels a head on, else `grid_sample`.)
+# With narrow heads (`small-64`, `small-128`) and at the `decoder` the compiled form is the fastest forward; at `encoder-quarter` it is far behind, so rows alone do not explain it, and we have not looked further. Its backward, which has to add gradients to rows wherever they fall, is slower than the package's everywhere. (Left to itself, `backend="auto"`, the package takes its own form on a CPU from 8 channels a head on, else `grid_sample`.)
 #
-# And 21 times the floor of memory is a lot. Memory is not the only bound of a CPU, but the form is also dozens of operations, and not one (section 5). Which brings us to kernels.
+# And 35 times the floor of memory is a lot. Memory is not the only bound of a CPU, but the form is also dozens of operations, and not one (section 5). Which brings us to kernels.
 
 # %% [markdown]
 # ## 7. A kernel of our own
