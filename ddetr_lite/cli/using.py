@@ -80,6 +80,7 @@ class PredictOptions:
     out: Path = Path("runs/predictions")
     threshold: float = 0.5
     """Leave out what scores less."""
+    device: str = "auto"
 
 
 def predict(words: list[str]) -> None:
@@ -87,6 +88,7 @@ def predict(words: list[str]) -> None:
     options = parse(PredictOptions, words, "ddetr-lite predict")
     from ddetr_lite.datasets.pictures import picture_size, read_picture
     from ddetr_lite.engine.checkpoint import load_model
+    from ddetr_lite.engine.distributed import pick_device
     from ddetr_lite.engine.predict import predict as find
     from ddetr_lite.plots.detection import boxes
     from ddetr_lite.plots.style import png
@@ -99,6 +101,7 @@ def predict(words: list[str]) -> None:
     pictures = [path for given in options.pictures for path in _pictures_in(given)]
     for path in pictures:
         picture_size(path)  # a mistyped path is found before anything is written
+    loaded.model.to(pick_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     try:

@@ -44,7 +44,7 @@ def sampling_locations(reference: Tensor, offsets: Tensor, level_shapes: LevelSh
     if reference.shape[-1] == 4:
         return centre + offsets / points * _for_each_point(reference[..., 2:], points) * 0.5
     # (W, H) and not (H, W): offsets are (x, y). The authors' first release had it the other way round.
-    sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
+    sizes = torch.tensor([(w, h) for h, w in level_shapes], dtype=offsets.dtype).to(offsets.device, non_blocking=True)
     return centre + offsets / sizes[:, None].expand(offsets.shape[2:]).contiguous()
 
 

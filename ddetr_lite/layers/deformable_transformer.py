@@ -64,8 +64,8 @@ def encoder_reference_points(level_shapes: LevelShapes, ratios: Tensor) -> Tenso
     for level, (centres, (h, w)) in enumerate(
         zip(cell_centres(level_shapes, ratios.device), level_shapes, strict=True)
     ):
-        size = torch.tensor((w, h), dtype=ratios.dtype, device=ratios.device)
-        points.append(centres / (ratios[:, None, level] * size))  # (B, H·W, 2)
+        real = torch.stack((ratios[:, level, 0] * w, ratios[:, level, 1] * h), dim=-1)  # (B, 2), in cells
+        points.append(centres / real[:, None])  # (B, H·W, 2)
     return torch.cat(points, dim=1)[:, :, None] * ratios[:, None]
 
 
@@ -99,7 +99,8 @@ class DeformableEncoderLayer(FeedForward):
         masks = [None] * len(sizes) if padding_mask is None else padding_mask.split(sizes, dim=1)
         parts = zip(*(t.split(sizes, dim=1) for t in (query, reference, x)), masks, level_shapes, strict=True)
         return torch.cat(
-            [self.self_attn(q, r[:, :, [i]], v, [shape], mask) for i, (q, r, v, mask, shape) in enumerate(parts)], dim=1
+            [self.self_attn(q, r[:, :, i : i + 1], v, [shape], mask) for i, (q, r, v, mask, shape) in enumerate(parts)],
+            dim=1,
         )
 
 

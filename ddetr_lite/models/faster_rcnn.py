@@ -117,14 +117,18 @@ class FasterRcnn(FasterRCNN):
             boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets])
             if labels.device.type == "cpu":  # on a GPU a look would be a wait
                 check_targets(labels, boxes, self.classes, targets)
-            wanted = [_with_area(t["boxes"].reshape(-1, 4).float().to(device), t["labels"].to(device)) for t in targets]
+            wanted = [
+                {name: values.to(device, non_blocking=True) for name, values in _with_area(target).items()}
+                for target in targets
+            ]
             losses: dict[str, Tensor] = super().forward(scaled, wanted)
             return {name.removeprefix("loss_"): value for name, value in losses.items()}
         found: list[Detections] = super().forward(scaled)
         return [{**f, "labels": f["labels"] - 1} for f in found]
 
 
-def _with_area(boxes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _with_area(target: Target) -> dict[str, Tensor]:
     """torchvision's form of a target, whose class 0 is background. It refuses flat boxes, from which nothing can be cut out."""
+    boxes, labels = target["boxes"].reshape(-1, 4).float(), target["labels"]
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return {"boxes": boxes[kept], "labels": labels[kept].long() + 1}

@@ -1,0 +1,34 @@
+"""Steps of training through the Triton kernels, on a chip or, in their interpreter, on a pretended one."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from pretend_gpu import pretend_gpu
+from test_pretend_gpu import CASES, learn
+
+from ddetr_lite.kernels import triton
+
+pytestmark = pytest.mark.skipif(triton is None, reason="needs a GPU, or TRITON_INTERPRET=1")
+
+
+@pytest.mark.parametrize("case", ["own level", "two stages, hints"])
+def test_two_steps_are_those_of_a_cpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients, from pictures to the optimizers: so kernels get what layers really give them."""
+    taken: list[torch.Size] = []
+    original = triton.attend_fused
+
+    def counted(value: torch.Tensor, *rest: Any) -> torch.Tensor:
+        taken.append(value.shape)
+        output: torch.Tensor = original(value, *rest)
+        return output
+
+    monkeypatch.setattr(triton, "attend_fused", counted)
+    losses, norm, _ = learn("cpu", *CASES[case])
+    assert not taken
+    with nullcontext() if torch.cuda.is_available() else pretend_gpu():
+        other_losses, other_norm, _ = learn("cuda", *CASES[case])
+    assert taken
+    assert other_losses == pytest.approx(losses, rel=1e-3)
+    assert other_norm == pytest.approx(norm, rel=1e-2)
