@@ -112,7 +112,7 @@ POINTS = Exercise(
                 lambda s, r: _points(s, r, divide=False)),
         Mistake("the points are shares of the picture: multiply by each level's ratio",
                 lambda s, r: _points(s, r, multiply="none")),
-        Mistake("the ratio of the token's own level is used for all levels",
+        Mistake("every level gets the centre on the token's own map: ratios are left out, or its own level's is used for all",
                 lambda s, r: _points(s, r, multiply="own")),
         Mistake("the cells come column by column; tokens go row by row",
                 lambda s, r: _points(s, r, by_columns=True)),
@@ -167,11 +167,13 @@ def _multi_scale_attention(value: Tensor, level_shapes: LevelShapes, locations: 
 
 
 def _attention_cases() -> list[Case]:
-    def case(what: str, seed: int, batch: int, queries: int, heads: int, points: int, shapes: LevelShapes) -> Case:
+    def case(
+        what: str, seed: int, batch: int, queries: int, heads: int, points: int, shapes: LevelShapes, total: float = 1
+    ) -> Case:
         tokens = sum(h * w for h, w in shapes)
         size = (batch, queries, heads, len(shapes), points)
         locations = 1.2 * normal(seed, *size, 2).sigmoid() - 0.1
-        shares = normal(seed + 1, batch, queries, heads, len(shapes) * points).softmax(-1).view(size)
+        shares = normal(seed + 1, batch, queries, heads, len(shapes) * points).softmax(-1).view(size) * total
         return Case(what, (normal(seed + 2, batch, tokens, heads, 4), shapes, locations, shares))
 
     return [
@@ -179,6 +181,7 @@ def _attention_cases() -> list[Case]:
         case(
             "two pictures, three queries, three levels, some points outside", 143, 2, 3, 3, 4, [(4, 6), (2, 3), (1, 2)]
         ),
+        case("weights that sum to 2: they are used as they are", 146, 1, 2, 2, 3, [(3, 2), (2, 2)], total=2),
     ]
 
 
@@ -221,7 +224,11 @@ ATTENTION = Exercise(
                 lambda v, s, a, w: _attend(v, s, a, w, swap_xy=True)),
         Mistake("the levels are averaged; they are added, since the weights sum to one over all of them",
                 lambda v, s, a, w: _attend(v, s, a, w, mean=True)),
-        Mistake("the weights are normed on each level; they sum to one over all levels and points already",
+        Mistake("the weights are divided by their sum; they are used as they are",
+                lambda v, s, a, w: _attend(v, s, a, w / w.sum((3, 4), keepdim=True))),
+        Mistake("the softmax is taken once more; the weights are given",
+                lambda v, s, a, w: _attend(v, s, a, w.flatten(3).softmax(-1).view_as(w))),
+        Mistake("the weights are normed on each level; they are used as they are",
                 lambda v, s, a, w: _attend(v, s, a, w, per_level=True)),
         Mistake("the numbers of the values are only cut anew: channels have to come before cells, permute(0, 2, 3, 1)",
                 lambda v, s, a, w: _attend(v, s, a, w, cut_only=True)),

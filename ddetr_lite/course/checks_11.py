@@ -234,10 +234,12 @@ LOSS_OF_SHARE = Exercise(
     mistakes=(
         Mistake("each process divides by its own objects: an object then weighs more where there are few",
                 lambda e, o: e.sum() / max(len(e), 1)),
-        Mistake("this is the mean of no numbers, NaN, where a process has no object: divide the sum",
+        Mistake("this is the mean over the process's own objects: where they are few each weighs more; of none it is NaN",
                 lambda e, o: e.mean()),
         Mistake("the sum is divided by the objects of all processes; they average afterwards, which divides once more",
                 lambda e, o: e.sum() / o.sum().clamp(min=1)),
+        Mistake("the number of all objects counts as 1 at least; their mean has to",
+                lambda e, o: e.sum() * len(o) / o.sum().clamp(min=1)),
         Mistake("0 / 0 is NaN: without any object divide by 1, clamp(min=1)", lambda e, o: e.sum() / _mean(o)),
         Mistake("a process without objects counts as one; the mean counts as 1 at least, not each process",
                 lambda e, o: e.sum() / o.clamp(min=1).float().mean()),

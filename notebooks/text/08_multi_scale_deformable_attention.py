@@ -371,7 +371,7 @@ print(
 )
 
 # %% [markdown]
-# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a leaning is true: the larger the object, the smaller that share. This is one detector, its last layer, and the boxes that were counted above.
+# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a leaning is true: the larger the object, the smaller that share. This is one detector, its last layer, and the boxes that were counted above. (Would the finest map be enough, then? Its cells know of the coarse ones, since the encoder has let the levels look at one another. In [10](10_convergence_and_ablations.ipynb), section 4.4, a model with one map of stride 8 is about as good as one with three.)
 
 # %% [markdown]
 # ## 8. Explore

@@ -164,7 +164,7 @@ print("logits within 1e-4:", (logits - their_logits).abs().max().item() < 1e-4)
 # %% [markdown]
 # ## 3. How a new one begins
 #
-# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights and a bias of −2 for the size: a box begins with its centre at the reference and, where that is only a point, with 12 % of the picture's width and height (σ(−2) = 0.12). Why the bias of the class heads?
+# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights, so that a box begins where its reference is. Where that is only a point, a bias of −2 gives it 12 % of the picture's width and height (σ(−2) = 0.12); where it is a box (behind the first layer with refinement, everywhere with two stages) there is no such bias, and the box begins as its reference. Why the bias of the class heads?
 #
 # > **Claim:** where the bias begins hardly changes the first loss.
 # >
@@ -282,7 +282,7 @@ plots.show(
 )
 
 # %% [markdown]
-# DETR is sure of nothing yet; the third model finds all three objects. (Scores of a focal loss are lower than those of a softmax, hence the threshold of 0.3 for the other two.)
+# DETR is sure of nothing yet; the third model finds all three objects, though here it takes the square for a circle. (Scores of a focal loss are lower than those of a softmax, hence the threshold of 0.3 for the other two.)
 
 # %% [markdown]
 # ## 5. Refinement: each layer mends the box of the one before
@@ -386,7 +386,7 @@ print(f"{covered} of 4 objects have a proposal with an IoU above 0.5")
 # %% [markdown]
 # ## 7. Weights come and go
 #
-# Names of parameters here are the official ones, so that a checkpoint of the authors loads into this model, and this model's weights into theirs; `tests/test_convert.py` holds the names and numbers of all keys. What differs: with two stages the official file holds the heads a second time, under the decoder's name.
+# Names of parameters here are the official ones, so that a checkpoint of the authors loads into this model, and this model's weights into theirs; `tests/test_convert.py` holds the names and numbers of all keys. What differs: with refinement the official file holds the box heads a second time, under the decoder's name, and with two stages the class heads, too.
 
 # %%
 from ddetr_lite.convert.official import from_official, to_official
@@ -507,7 +507,7 @@ print(f"up to {lost:.1f} cells are lost by rounding to bfloat16")
 #
 # ### 9.3 A location that is not a number
 #
-# What `grid_sample` makes of a NaN location is not promised: some versions, on some devices, make zeros of it. Then the loss stays finite, the gradient of that point is gone, and nobody sees it.
+# What `grid_sample` makes of a NaN location depends on version and device: its documentation says −1, the map's border; here, on a CPU, it is NaN; elsewhere it has been zeros. Then the loss stays finite, the gradient of that point is gone, and nobody sees it.
 
 # %%
 from ddetr_lite.kernels import multi_scale_deformable_attention

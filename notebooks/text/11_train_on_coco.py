@@ -673,7 +673,7 @@ print(
 )
 
 # %% [markdown]
-# If each process divides by its own number, the lonely object weighs four times as much as the others. Dividing by the *mean* number of objects of a process, here 2.5, gives the loss of the whole. For that one number the processes have to talk, before the backward pass (`set_prediction/losses.py`, `count`).
+# If each process divides by its own number, the lonely object weighs four times as much as the others. Dividing by the *mean* number of objects of a process, here 2.5, gives the loss of the whole. For that number (and that of pictures, which DETR's softmax with its "no object" needs) the processes have to talk before the backward pass (`set_prediction/losses.py`, `count`).
 #
 # > **Claim:** the average over processes takes care of it.
 # >
