@@ -33,7 +33,6 @@ from ddetr_lite.engine.run import State
 from ddetr_lite.engine.step import Step
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.backbone import BackboneConfig
-from ddetr_lite.models.presets import build, model_config
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/gpu runs there"),
@@ -65,10 +64,7 @@ def learn(
     device: str, row: str, change: dict[str, Any], accumulate: int = 1
 ) -> tuple[dict[str, float], float, nn.Module]:
     """Losses and the gradient's length in the second of two steps, and the model after it, with its gradients."""
-    config: Any = model_config(row, "small")
-    sizes = {name: size for name, size in {**TINY, "dropout": 0.1}.items() if hasattr(config, name)}
-    torch.manual_seed(0)
-    model = build(replace(config, **sizes, **change), 3).to(device).train()
+    model = small_model(row, 3, sizes={**TINY, "dropout": 0.1}, **change).to(device).train()
     settings = TrainConfig(optimizer="muon", ema=0.9, precision="fp32", accumulate=accumulate)
     state = State(model, make_optimizers(model, settings), average_of(model, settings.ema))
     step = Step(state, settings, World(torch.device(device)))

@@ -51,10 +51,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(folder, ShapesConfig(size=48, min_size=0.15, train_images=20, val_images=5), progress=False)
 
 
-def small_model(row: str, classes: int, seed: int = 0) -> Any:
+def small_model(row: str, classes: int, seed: int = 0, sizes: dict[str, Any] = TINY, **change: Any) -> Any:
+    """sizes: those that its configuration does not know are left out. change: of any field."""
     torch.manual_seed(seed)
     config: Any = model_config(row, "small")
-    return build(replace(config, **{k: v for k, v in TINY.items() if hasattr(config, k)}), classes)
+    return build(replace(config, **{k: v for k, v in sizes.items() if hasattr(config, k)}, **change), classes)
 
 
 # ---------------------------------------------------------------- steps without a finite gradient

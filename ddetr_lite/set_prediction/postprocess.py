@@ -37,8 +37,7 @@ def postprocess(
         query, labels = index // classes, index % classes
     chosen = cxcywh_to_xyxy(boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
     # One copy for all pictures, and none that a GPU is waited for.
-    far = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=chosen.dtype).to(chosen.device, non_blocking=True)[
-        :, None
-    ]
+    far = torch.tensor([[(w, h, w, h)] for h, w in sizes], dtype=chosen.dtype)  # (B, 1, 4)
+    far = far.to(chosen.device, non_blocking=True)
     pixels = torch.minimum((chosen * far).clamp(min=0), far)  # (B, n, 4)
     return [{"boxes": b, "scores": s, "labels": own} for b, s, own in zip(pixels, scores, labels, strict=True)]
