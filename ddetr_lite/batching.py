@@ -71,9 +71,14 @@ def batch_images(images: Sequence[Tensor] | RawBatch, mean: Tensor, std: Tensor)
 
 def check_images(images: Sequence[Tensor]) -> None:
     """Raise ValueError, with the remedy, where there is no picture, or one is not (3, H, W) of bytes or floats."""
-    if not images:
+    if len(images) == 0:
         raise ValueError("no pictures: give a list with at least one (3, H, W) tensor")
     for i, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise ValueError(
+                f"picture {i} is a {type(image).__name__}: give a tensor (3, H, W), such as torchvision's pil_to_tensor makes; "
+                "of an array (H, W, 3) torch.from_numpy(array).permute(2, 0, 1)"
+            )
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"picture {i} is {image.dtype}: give uint8 in 0..255, or floating point in 0..1")
         if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:

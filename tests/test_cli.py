@@ -134,7 +134,8 @@ def test_a_folder_stands_for_what_is_in_it(detector: Path, tmp_path: Path, capsy
     assert main(words) == 2
     assert "pictures holds no pictures (.bmp, .gif" in capsys.readouterr().err
     Image.new("RGB", (40, 30)).save(pictures / "a.JPG")
-    (pictures / "notes.txt").write_text("no picture", encoding="utf-8")
+    for hidden in ("notes.txt", "._a.JPG"):
+        (pictures / hidden).write_text("no picture", encoding="utf-8")
     assert main(words) == 0
     assert main(["evaluate", str(tmp_path), "--folder", str(tmp_path)]) == 2
     assert "best.pt does not exist" in capsys.readouterr().err
@@ -158,6 +159,10 @@ def test_a_fine_tuned_detector_sees_pictures_of_the_size_that_it_knows(
     assert "learned from pictures as they are, without resizing" in said
     assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt"), "--eval-short-side", "96"]) == 0
     assert begun[-1].augment.eval_short_side == 96
+    (tmp_path / "run").mkdir()
+    (tmp_path / "source.pt").rename(tmp_path / "run" / "best.pt")
+    assert main(["train", "coco", f"--start_from={tmp_path / 'run'}"]) == 0  # a run's folder, and tyro's other hyphen
+    assert begun[-1].model == loaded.model.config
 
 
 def test_predict_turns_a_photo_as_its_file_says(detector: Path, tmp_path: Path) -> None:
@@ -265,9 +270,13 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
     backbone = replace(base.backbone, name="resnet18", weights="none")
     model = build(replace(base, backbone=backbone, **small), 80).eval()  # type: ignore[arg-type]
     checkpoint.save_model(tmp_path / "a.pt", model, list(COCO_CATEGORIES), {})
-    assert main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "official.pth")]) == 0
+    official = tmp_path / "new" / "official.pth"
+    assert main(["convert", str(tmp_path / "a.pt"), str(official)]) == 0
     options = ["--queries", "7"]
-    assert main(["convert", str(tmp_path / "official.pth"), str(tmp_path / "b.pt"), *options]) == 0
+    assert main(["convert", str(official), str(tmp_path / "b.pt"), *options]) == 0
+    assert "The 91 logits are taken for COCO's ids, 80 of which are classes; --no-coco" in capsys.readouterr().out
+    assert main(["convert", str(official), str(tmp_path / "all.pt"), *options, "--no-coco"]) == 0
+    assert "91 classes" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "b.pt"), str(tmp_path / "hub")]) == 0
     assert main(["convert", str(tmp_path / "hub"), str(tmp_path / "c.pt")]) == 0
     assert "80 classes" in capsys.readouterr().out
@@ -303,6 +312,8 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.name", "resnet5"], "did you mean resnet50"),
         (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.weights", "w.pth"], "w.pth is no file"),
         (["train", "shapes", "--resume", "--out", "OUT"], "nothing to resume"),
+        (["train", "shapes", "--resume", "--model=detr"], "--model cannot change when a run goes on"),
+        (["train", "shapes", "--start_from", "none.pt"], "checkpoint none.pt does not exist"),
         (
             ["train", "shapes", "--folder", "COCO", "--out", "OUT", "--queries", "1"],
             "has 2 objects, the model only 1 queries",
@@ -311,6 +322,13 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
         (["evaluate", "MODEL", "--folder", "no/where"], "data folder no/where does not exist"),
         (["evaluate", "MODEL", "--folder", "COCO", "--split", "tset"], "no annotations for split 'tset'"),
         (["evaluate"], "checkpoint"),
+        (
+            ["evaluate", "MODEL", "--folder", "COCO", "--size-bands", "20", "8"],
+            "size_bands=(20.0, 8.0) must be positive",
+        ),
+        (["evaluate", "MODEL", "--size-bands", "3"], "parsing --size-bands: expected FLOAT FLOAT, got '3'; `"),
+        (["convert", "none.pth", "OUT.pt", "--heads", "x"], "parsing --heads: expected INT, got 'x'; `"),
+        (["convert", "none.pth", "OUT.pt", "--heads", "-4"], "--heads -4 must be at least 1"),
         (["predict", "MODEL", "none.png"], "picture none.png does not exist"),
         (["predict", "MODEL", "MODEL"], "cannot be read"),
         (["predict", "MODEL"], "at least one picture"),

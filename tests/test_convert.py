@@ -376,6 +376,9 @@ def test_ninety_one_classes_of_ones_own_are_kept() -> None:
         kept, said = with_class_names(found)
         assert said == expected
         assert kept.classes == len(expected)
+    kept, said = with_class_names(Converted(model.config, 91, model.state_dict()), coco=False)
+    assert said == [f"class {i}" for i in range(91)]
+    assert kept.classes == 91
 
 
 def test_heads_of_another_size() -> None:

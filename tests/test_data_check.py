@@ -27,7 +27,8 @@ from ddetr_lite.datasets.summary import summarise
 from ddetr_lite.engine.advice import Advice, DataFacts, advise, finest_stride, head_size
 from ddetr_lite.engine.recipes import Recipe, recipe
 from ddetr_lite.models.presets import ROWS
-from ddetr_lite.plots.data_check import contact_sheet
+from ddetr_lite.plots.data_check import contact_sheet, histograms
+from ddetr_lite.plots.style import png
 
 Content = dict[str, Any]
 Breakage = Callable[[Path, Content], Any]
@@ -39,7 +40,8 @@ def clean() -> Content:
     content = tiny_coco.content()
     boxes = {1: [40, 20, 20, 20], 4: [8, 20, 6, 4], 5: [0, 0, 20, 20]}
     for annotation in content["annotations"]:
-        annotation["bbox"] = boxes.get(annotation["id"], annotation["bbox"])
+        if box := boxes.get(annotation["id"]):
+            annotation.update(bbox=box, area=box[2] * box[3])
     content["annotations"].append({"id": 6, "image_id": 7, "category_id": 90, "bbox": [3, 4, 9, 9], "area": 81})
     return content
 
@@ -172,6 +174,7 @@ BREAKAGES: list[tuple[str, str, Breakage]] = [
     ("area-not-number", r"annotation 2 of image id 42: area None", lambda f, c: annotation(c, area=None)),
     ("area-not-number", r"annotation 2 of image id 42: area '400'", lambda f, c: annotation(c, area="400")),
     ("area-not-number", r"annotation 2 of image id 42: area nan", lambda f, c: annotation(c, area=float("nan"))),
+    ("area-not-number", r"annotation 2 of image id 42: area 0", lambda f, c: annotation(c, area=0)),
     ("area-not-number", r"annotation 2 of image id 42: area -1", lambda f, c: annotation(c, area=-1)),
     ("area-missing", r"annotation 2 of image id 42: area is missing", lambda f, c: c["annotations"][1].pop("area")),
     ("box-without-area", r"annotation 2 .*\[5, 5, 0, 9\]", lambda f, c: annotation(c, bbox=[5, 5, 0, 9])),
@@ -293,6 +296,19 @@ def test_one_change_brings_few_other_kinds(folder: Path) -> None:
         name = next(name for name in NAMES if name.startswith(start))
         result = check_folder(broken(folder, BREAKAGES[NAMES.index(name)][2]), queries=200)
         assert {finding.kind for finding in result.findings} == kinds
+
+
+def test_an_empty_box_with_an_area_of_nothing_is_one_finding(folder: Path) -> None:
+    result = check_folder(broken(folder, lambda f, c: annotation(c, bbox=[5, 5, 0, 10], area=0)))
+    assert {finding.kind for finding in result.findings} == {"box-without-area"}
+
+
+def test_what_windows_and_macos_add_is_no_finding(folder: Path) -> None:
+    """A byte order mark before the JSON, and hidden files beside the pictures."""
+    (folder / TRAIN).write_bytes(b"\xef\xbb\xbf" + (folder / TRAIN).read_bytes())
+    (folder / "train2017" / "._a.jpg").write_bytes(b"no picture")
+    assert check_folder(folder).findings == []
+    assert len(CocoDetection(CocoFolder.find(folder, "train"))) == 3
 
 
 def test_a_crowd_without_a_number_is_no_finding(folder: Path) -> None:
@@ -590,6 +606,19 @@ def test_command_survives_each_kind(
     assert code in (0, 1)
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert KINDS[kind].remedy in {finding["remedy"] for finding in report["findings"]} or kind == "many-objects"
+
+
+def test_dollars_in_names_are_no_mathematics(folder: Path) -> None:
+    """Between two of them matplotlib reads a formula, and raises where it is none."""
+    split = Split(
+        "val", "f.json", folder / "train2017",
+        [{"id": "$\\x$", "file_name": "a.jpg", "width": 60, "height": 40}],
+        [{"id": 1, "image_id": "$\\x$", "category_id": 1, "bbox": [5, 5, 20, 20]}],
+        [{"id": 1, "name": "$\\frac$ 5"}],
+    )  # fmt: skip
+    for drawn in (contact_sheet(split), histograms(summarise(split))):
+        assert drawn is not None
+        png(drawn)
 
 
 def test_the_contact_sheet_shows_every_class_and_the_same_pictures_each_time(folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_coco
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -16,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, collate
 from ddetr_lite.datasets.loading import EpochSampler
+from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.transforms import (
     AugmentConfig,
     FileSize,
@@ -83,6 +85,7 @@ def test_classes_of_a_checkpoint_are_matched_by_name(folder: Path) -> None:
         (lambda c: c["annotations"][0].update(image_id="42"), r"\(id 1\): image_id must be a whole number"),
         (lambda c: c["annotations"][0].update(bbox=["5", "5", "5", "5"]), r"image id 42: bbox must be four finite"),
         (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), r"image id 42: bbox must be four finite"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 1e300, 4]), r"image id 42: bbox must be four finite"),
         (lambda c: c["annotations"][0].update(iscrowd="0"), r"annotation 1 of image id 42: iscrowd must be .*got '0'"),
         (
             lambda c: c["annotations"][0].update(iscrowd=2),
@@ -126,17 +129,17 @@ def test_a_crowd_is_one_or_true_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "400", float("nan"), float("inf"), -1, [400], pytest.param(10**400, id="huge")]
+    "value", [None, "400", float("nan"), float("inf"), -1, 0, [400], pytest.param(10**400, id="huge")]
 )
 def test_an_area_that_is_no_number_is_that_of_the_box(tmp_path: Path, value: Any) -> None:
-    """As where it is missing: the object is small, so it counts among the small ones."""
+    """As where it is missing. The object is medium: zero is an area that some exporters write, and would be small."""
     content = tiny_coco.content()
-    content["annotations"] = [{**content["annotations"][1], "area": value, "iscrowd": None}]
+    content["annotations"] = [{**content["annotations"][1], "bbox": [5, 5, 50, 30], "area": value, "iscrowd": None}]
     data = dataset(tiny_coco.write(tmp_path, content))
-    found = {"boxes": torch.tensor([[5.0, 5, 25, 15]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
+    found = {"boxes": torch.tensor([[5.0, 5, 55, 35]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
     metrics = ap_of({42: found}, data)
-    assert metrics["AP"] == metrics["AP_small"] == pytest.approx(1)
-    assert metrics["AP_medium"] == metrics["AP_large"] == -1
+    assert metrics["AP"] == metrics["AP_medium"] == pytest.approx(1)
+    assert metrics["AP_small"] == metrics["AP_large"] == -1
 
 
 def test_an_id_of_64_bits_is_fine(tmp_path: Path) -> None:
@@ -156,6 +159,44 @@ def test_missing_and_broken_files_are_named(folder: Path) -> None:
     (folder / "annotations" / "instances_train2017.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not a readable JSON file"):
         dataset(folder)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_file_of_another_size_than_its_record_is_named(folder: Path, kept: bool) -> None:
+    """Its boxes are in pixels of the record's size: such as those of a phone's photo that was annotated upright."""
+    turned = Image.open(folder / "train2017" / "a.jpg").transpose(Image.Transpose.ROTATE_90)
+    turned.save(folder / "train2017" / "a.jpg")
+    data = dataset(folder)
+    if kept:
+        data.pictures = PictureCache([data.file_of(i) for i in range(3)], lambda size: size)
+    with pytest.raises(
+        ValueError,
+        match=r"train2017\.json: image id 42 says width 60, height 40, but .*a\.jpg has width 40, height 60: .*data check",
+    ):
+        data[0]
+    assert len(data[1]) == 2
+    for record in data.images:
+        record.pop("width")
+    assert tuple(data[0][1]["original_size"]) == (60, 40)  # a record that names no size says nothing against it
+
+
+def test_missing_pictures_are_found_without_reading_any(folder: Path) -> None:
+    data = dataset(folder)
+    data.check_files()
+    (folder / "train2017" / "b.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"image id 7: picture .*b\.png does not exist \(1 of 3 are missing\): restore"
+    ):
+        data.check_files()
+    data.images[0]["file_name"] = "sub\\a.jpg"
+    with pytest.raises(ValueError, match=r"2 of 3 .*; in a file_name write / instead of"):
+        data.check_files()
+
+
+def test_pictures_are_counted_from_nothing(folder: Path) -> None:
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match=rf"picture {index} of 3"):
+            dataset(folder)[index]
 
 
 def test_where_a_split_is_looked_for(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -787,17 +788,67 @@ def test_bfloat16_training_step(name: str) -> None:
 def test_boxes_and_references_are_not_rounded_to_bfloat16(name: str) -> None:
     model = build(CONFIGS[name]).eval()
     randomise(model)
-    references = []
+    references, changes = [], []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         references.append(args[2])
 
+    for head in (module for module in model.modules() if isinstance(module, MLP)):
+        head.register_forward_hook(lambda head, args, output: changes.append(output))
     if isinstance(model, DeformableDetr):
         model.transformer.decoder.register_forward_pre_hook(keep, with_kwargs=True)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model.outputs(model.batch(pictures()))
     assert outputs.boxes.dtype == torch.float32
     assert all(r.dtype == torch.float32 for r in references)
+    assert changes
+    assert all((change != change.bfloat16()).any() for change in changes)  # nor were the changes before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["detr", "deformable", "deformable ++ two-stage"])
+@torch.no_grad()
+def test_a_whole_model_in_another_precision(name: str, dtype: torch.dtype) -> None:
+    model, images = build(CONFIGS[name]).eval(), pictures()
+    expected = model.outputs(model.batch(images))
+    found = model.to(dtype).outputs(model.batch(images))
+    tolerance = {torch.float16: 0.02, torch.bfloat16: 0.15, torch.float64: 1e-4}[dtype]
+    # Sorted: rounded scores may rank the proposals of the first stage in another order.
+    logits, wanted = (x.logits[-1].sort(dim=1).values for x in (found, expected))
+    assert logits.dtype == dtype
+    assert torch.allclose(logits.to(torch.float32), wanted, atol=tolerance, rtol=0)
+
+
+def test_what_is_exported_gives_the_same() -> None:
+    """`torch.export` takes only operations that every device knows."""
+
+    class Raw(nn.Module):
+        def __init__(self, model: Detector):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+            mask = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.bool)
+            outputs = self.model.outputs(ImageBatch(pixels, mask, []))
+            return outputs.logits, outputs.boxes
+
+    for name in ("detr", "deformable ++ two-stage"):
+        raw, pixels = Raw(build(CONFIGS[name]).eval()), torch.randn(2, 3, 64, 96)
+        exported = torch.export.export(raw, (torch.randn(2, 3, 64, 96),)).module()
+        torch.testing.assert_close(exported(pixels), raw(pixels), atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_and_targets_that_are_no_tensors() -> None:
+    model = build(CONFIGS["detr"])
+    together = torch.rand(2, 3, 64, 96)
+    losses = model(together, [{"boxes": torch.ones(1, 4), "labels": torch.zeros(1)}] * 2)  # a batch is a list, too
+    assert all(loss.isfinite() for loss in losses.values())
+    with pytest.raises(ValueError, match=r"picture 0 is a ndarray: give a tensor \(3, H, W\)"):
+        model([np.zeros((64, 96, 3), np.uint8)], truths()[:1])
+    with pytest.raises(ValueError, match="no pictures"):
+        model(torch.rand(0, 3, 64, 96))
+    with pytest.raises(ValueError, match="picture 0 of the batch: 'boxes' is a list: give a tensor"):
+        model(together[:1], [{"boxes": [[1, 2, 3, 4]], "labels": torch.tensor([0])}])
 
 
 @pytest.mark.parametrize("name", ["detr", "deformable + refinement"])

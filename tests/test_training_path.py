@@ -240,8 +240,26 @@ def test_fine_tuning_with_the_same_classes_and_with_another_model(tmp_path: Path
     with pytest.raises(ValueError, match="holds a DeformableDetr, the recipe a Detr: leave --model out"):
         start_from(small_model("detr", 2), ["cat", "dog"], tmp_path / "source.pt")
     other: Any = model_config("deformable-detr", "small")
-    with pytest.raises(ValueError, match="was made with queries=6, this recipe says 7"):
+    with pytest.raises(
+        ValueError, match="was made with queries=6, this recipe says 7: use the checkpoint's, since its"
+    ):
         start_from(build(replace(other, **{**TINY, "queries": 7}), 2), ["cat"], tmp_path / "source.pt")
+
+
+def test_more_objects_than_a_checkpoint_has_queries(shapes: Path, tmp_path: Path) -> None:
+    """Two stages make as many queries as they are told to; those that are learned are weights, and as many as they are."""
+    for row, remedy in (
+        ("deformable-detr-two-stage", r"only 2 queries: train with --queries \d+ or more$"),
+        ("deformable-detr", r"either leave out such pictures, or train with --queries \d+ or more and without --start"),
+    ):
+        chosen = tiny_recipe(shapes, row, start_from=str(tmp_path / f"{row}.pt"), epochs=1)
+        classes = CocoDetection(CocoFolder.find(shapes, "train")).classes
+        few = replace(chosen, model=replace(chosen.model, queries=2))  # type: ignore[arg-type]
+        checkpoint.save_model(tmp_path / f"{row}.pt", build(few.model, len(classes)), classes, {})
+        with pytest.raises(ValueError, match=remedy):
+            train(few, tmp_path / row, progress=False)
+        if row == "deformable-detr-two-stage":
+            assert train(chosen, tmp_path / row, progress=False)["AP"] >= 0
 
 
 def test_a_fine_tuned_run_begins_where_the_checkpoint_ended(shapes: Path, tmp_path: Path) -> None:
@@ -651,6 +669,8 @@ def test_a_damaged_head_is_named(tmp_path: Path) -> None:
         ({"data": {"val_split": "test"}}, "no annotations for split 'test'"),
         ({"model": {"queries": 2}}, "the model only 2 queries: train with --queries"),
         ({"model": {"dim": 30}}, "dim=30"),
+        ({"train": {"seed": 2**64}}, "seed=18446744073709551616 does not fit into 64 bits"),
+        ({"train": {"backbone_lr": 0.0}}, "backbone_lr=0 with backbone.frozen=False"),
         ({"model": {"heads": 3}}, "3"),
     ],
 )

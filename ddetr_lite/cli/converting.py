@@ -25,6 +25,9 @@ class ConvertOptions:
     """Nor a two-stage model's number of queries: 300."""
     dilation: bool | None = None
     """Nor DC5: taken from "dc5" in the file's name."""
+    coco: bool = True
+    """Whether 91 logits are COCO's category ids, as in the official models; --no-coco keeps them all, for classes of your own.
+    Hugging Face's files name their classes, and need no option."""
 
 
 def convert(words: list[str]) -> None:
@@ -35,6 +38,9 @@ def convert(words: list[str]) -> None:
     from ddetr_lite.models.faster_rcnn import FasterRcnn
 
     source, target = options.source, options.target
+    for name in ("heads", "queries"):
+        if (getattr(options, name) or 1) < 1:
+            raise Mistake(f"--{name} {getattr(options, name)} must be at least 1")
     if target.exists():
         raise Mistake(f"{target} exists already: give another name")
     if source.suffix == ".pt":
@@ -47,7 +53,11 @@ def convert(words: list[str]) -> None:
             found = converting.read_official(
                 source, heads=options.heads, dilation=options.dilation, queries=options.queries
             )
-        model, names = converting.with_class_names(found)
+        model, names = converting.with_class_names(found, options.coco)
+        if found.classes == 91 and len(names) < 91:
+            print(
+                f"The 91 logits are taken for COCO's ids, {len(names)} of which are classes; --no-coco keeps them all."
+            )
         about = {"converted_from": source.name}
     if isinstance(model, FasterRcnn):
         raise Mistake(f"{source} is a Faster R-CNN: only DETR and Deformable DETR have a form among the authors' files")

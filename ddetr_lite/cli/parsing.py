@@ -37,7 +37,7 @@ def _one_line(text: str, kind: type, words: list[str], program: str, extra: tupl
         tyro.cli(kind, args=["--help"], prog=program)
     known = [*extra, *re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*", _plain(page.getvalue()))]
     for word in words:
-        option = word.split("=")[0].replace("_", "-")
+        option = option_of(word)
         if option.startswith("--") and option not in known:
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -45,6 +45,8 @@ def _one_line(text: str, kind: type, words: list[str], program: str, extra: tupl
     titles = ("Value error", "Invalid choice", "Missing argument", "Required options", "Parsing error")
     lines = [line for line in _plain(text).splitlines() if line not in titles and not line.startswith(program)]
     said = re.split(r" (?:Argument|For full) helptext", " ".join(lines))[0]
+    # Of an option that may be left out, tyro says why each of its types does not fit, None's among them.
+    said = re.sub(r"no type matching \{None\}\|\{?(.*?)\}? could be .* from \[(.*?)\].*", r"expected \1, got \2", said)
     return said + f"; `{program} --help` lists all options"
 
 
@@ -64,21 +66,27 @@ def take_positional(words: list[str], name: str, choices: str, example: str) -> 
     return words[0], words[1:]
 
 
+def option_of(word: str) -> str:
+    """The option that a word such as "--lr=1e-4" names, "--lr"; underscores are as good as hyphens."""
+    return word.split("=")[0].replace("_", "-")
+
+
 def take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
     """The value of `--option value` or `--option=value`, and the other words."""
     for i, word in enumerate(words):
-        if word == option:
+        if option_of(word) == option:
+            if "=" in word:
+                return word.split("=", 1)[1], words[:i] + words[i + 1 :]
             if i + 1 == len(words) or words[i + 1].startswith("-"):
                 raise Mistake(f"{option} needs a value")
             return words[i + 1], words[:i] + words[i + 2 :]
-        if word.startswith(f"{option}="):
-            return word.split("=", 1)[1], words[:i] + words[i + 1 :]
     return None, words
 
 
 def take_flag(words: list[str], flag: str) -> tuple[bool, list[str]]:
     """Whether `--flag` is among the words, and the other words."""
-    return flag in words, [word for word in words if word != flag]
+    left = [word for word in words if option_of(word) != flag]
+    return left != words, left
 
 
 def table(metrics: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ddetr_lite.cli.data import make_shapes
-from ddetr_lite.cli.parsing import FLAT, Mistake, parse, table, take_flag, take_option, take_positional
+from ddetr_lite.cli.parsing import FLAT, Mistake, option_of, parse, table, take_flag, take_option, take_positional
 from ddetr_lite.datasets.transforms import AugmentConfig
 from ddetr_lite.engine.recipes import Recipe, check, recipe_names
 
@@ -47,7 +47,7 @@ def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> tuple[Recipe,
     """That of the run in the folder."""
     from ddetr_lite.engine.recipes import recipe_from_dict
 
-    if "--model" in words:
+    if any(option_of(word) == "--model" for word in words):
         raise Mistake("--model cannot change when a run goes on: leave it out")
     path = folder / "recipe.json"
     if not path.exists():
@@ -124,7 +124,7 @@ def _followed(chosen: Recipe, base: Recipe, words: list[str]) -> tuple[Recipe, l
     from ddetr_lite.engine.overfitting import as_overfitting
     from ddetr_lite.engine.scaling import follow
 
-    named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    named = {option_of(word).lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     if chosen.data.overfit and "schedule" not in named:
         chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, schedule="constant"))
     chosen, reasons = follow(chosen, base, named)

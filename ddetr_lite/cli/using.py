@@ -46,7 +46,7 @@ def evaluate(words: list[str]) -> None:
     for name, least in (("batch", 1), ("workers", 0)):
         if getattr(options, name) < least:
             raise Mistake(f"--{name} {getattr(options, name)} must be at least {least}")
-    loaded = load_model(_best_of(options.checkpoint))
+    loaded = load_model(options.checkpoint)
     trained_on = loaded.about.get("recipe", {}).get("data", {})
     folder = options.folder or trained_on.get("folder")
     if folder is None:
@@ -97,7 +97,7 @@ def predict(words: list[str]) -> None:
         raise Mistake("name at least one picture: ddetr-lite predict CHECKPOINT PICTURE...")
     if not 0 <= options.threshold <= 1:
         raise Mistake(f"--threshold {options.threshold} must lie in 0..1")
-    loaded = load_model(_best_of(options.checkpoint))
+    loaded = load_model(options.checkpoint)
     pictures = [path for given in options.pictures for path in _pictures_in(given)]
     for path in pictures:
         picture_size(path)  # a mistyped path is found before anything is written
@@ -123,17 +123,13 @@ def predict(words: list[str]) -> None:
         (options.out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def _best_of(checkpoint: Path) -> Path:
-    return checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
-
-
 def _pictures_in(path: Path) -> list[Path]:
     """The picture files of a folder; another path as it is."""
     if not path.is_dir():
         return [path]
-    from ddetr_lite.datasets.pictures import SUFFIXES
+    from ddetr_lite.datasets.pictures import SUFFIXES, is_picture
 
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    found = sorted(file for file in path.iterdir() if is_picture(file))
     if not found:
         raise Mistake(f"folder {path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     return found

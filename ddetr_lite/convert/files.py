@@ -48,6 +48,7 @@ def write_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappi
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{path} must end in .safetensors or .pth")
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     if path.suffix == ".safetensors":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddetr_lite.datasets.fields import Record, area_of, is_crowd, is_id, is_whole, leads_outside, size_of
+from ddetr_lite.datasets.fields import Record, area_of, four_numbers, is_crowd, is_id, is_whole, leads_outside, size_of
 from ddetr_lite.datasets.findings import Finding
 
 
@@ -40,7 +40,7 @@ class Split:
 def read_split(name: str, path: Path, file: str, folder: Path) -> tuple[Split | None, list[Finding]]:
     """The annotations at `path`, and what is wrong with the form of the file; None where nothing can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         return None, [Finding("json-broken", file, f"line {error.lineno}, column {error.colno}: {error.msg}")]
     except (OSError, UnicodeDecodeError) as error:
@@ -155,8 +155,14 @@ def _areas_and_crowds(split: Split) -> Iterator[Finding]:
             yield Finding("iscrowd-unclear", where, f"iscrowd {annotation['iscrowd']!r:.40}")
         if "area" not in annotation:
             yield Finding("area-missing", where, "area is missing")
-        elif area_of(annotation) is None:
+        elif area_of(annotation) is None and not _is_empty(annotation):
             yield Finding("area-not-number", where, f"area {annotation['area']!r:.40}")
+
+
+def _is_empty(annotation: Record) -> bool:
+    """Whether an area of 0 is that of its box, which is a finding itself."""
+    bbox: Any = annotation.get("bbox")
+    return annotation["area"] == 0 and four_numbers(bbox) and min(bbox[2:]) == 0
 
 
 def check_classes(splits: list[Split], imbalance: float = 100) -> list[Finding]:

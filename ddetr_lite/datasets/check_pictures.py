@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ddetr_lite.datasets.check_annotations import Split
 from ddetr_lite.datasets.fields import Record, leads_outside, size_of
 from ddetr_lite.datasets.findings import Finding
-from ddetr_lite.datasets.pictures import SUFFIXES, read_picture
+from ddetr_lite.datasets.pictures import is_picture, read_picture
 
 ORIENTATION = 0x0112  # EXIF's tag: 1 upright, 2..4 mirrored or upside down, 5..8 with width and height exchanged
 MODES = {
@@ -145,7 +145,7 @@ def check_unnamed(splits: list[Split]) -> list[Finding]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return (p for p in folder.rglob("*") if is_picture(p))
 
 
 def _stem(name: str) -> str:

@@ -173,6 +173,18 @@ class CocoDetection(Dataset):
         """Where a picture lies."""
         return self.folder.images / self.images[index]["file_name"]
 
+    def check_files(self) -> None:
+        """Raise ValueError, naming the first, where pictures are missing. Files are not opened."""
+        missing = [i for i in range(len(self)) if not self.file_of(i).is_file()]
+        if missing:
+            slashes = (
+                "" if "\\" not in self.images[missing[0]]["file_name"] else "; in a file_name write / instead of \\"
+            )
+            raise ValueError(
+                f"{self.folder.annotations}: image id {self.images[missing[0]]['id']}: picture {self.file_of(missing[0])} does "
+                f"not exist ({len(missing)} of {len(self)} are missing): restore them, or drop their records{slashes}"
+            )
+
     def read_image(self, index: int) -> Tensor:
         """The picture as it lies on the disk, or in `pictures`: (3, H, W), uint8, RGB."""
         if self.pictures is not None:
@@ -190,12 +202,15 @@ class CocoDetection(Dataset):
 
     def __getitem__(self, key: int | Key) -> tuple[Tensor, dict[str, Tensor]]:
         epoch, index, *draw = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}: {self.folder.annotations} has them from 0 on")
         pixels = self.read_image(index)
         height, width = pixels.shape[1:]
         objects = self.objects(index)
         corners = np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         on_disk = (height, width) if self.pictures is None else self.pictures.on_disk[index]
+        self._check_size(index, on_disk)
         labels = np.array([self.label_of_category[a["category_id"]] for a in objects], dtype=np.int64)
         target = {
             "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=on_disk),
@@ -219,11 +234,21 @@ class CocoDetection(Dataset):
             target = drop_empty_boxes(target, (image.shape[-2], image.shape[-1]))
         return image.as_subclass(Tensor), {k: v.as_subclass(Tensor) for k, v in target.items()}
 
+    def _check_size(self, index: int, on_disk: tuple[int, int]) -> None:
+        """Boxes are in pixels of the size that the record names: of a file of another size they would be wrong, unnoticed."""
+        record = self.images[index]
+        if (named := size_of(record) or on_disk) != on_disk:
+            raise ValueError(
+                f"{self.folder.annotations}: image id {record['id']} says width {named[1]:g}, height {named[0]:g}, but "
+                f"{self.file_of(index)} has width {on_disk[1]}, height {on_disk[0]}: its boxes would be in the wrong places; "
+                "`ddetr-lite data check` lists all such pictures, and what to do"
+            )
+
 
 def _read(path: Path) -> dict[str, Any]:
     """An annotation file that has all that the data set relies on. What else may be wrong, `ddetr-lite data check` finds."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # also with a byte order mark
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable JSON file: {error}") from error
     for field, ids, names in (

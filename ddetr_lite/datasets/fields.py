@@ -28,15 +28,18 @@ def is_finite(value: Any) -> bool:
     return is_number(value) and abs(value) <= sys.float_info.max  # math.isfinite raises for a whole number beyond that
 
 
+LARGEST = 1e18  # of a bbox: beyond, sums and products of a float32 come near its end
+
+
 def four_numbers(bbox: Any) -> bool:
-    """Whether a bbox is four finite numbers."""
-    return isinstance(bbox, list) and len(bbox) == 4 and all(map(is_finite, bbox))
+    """Whether a bbox is four finite numbers, none of them absurdly large."""
+    return isinstance(bbox, list) and len(bbox) == 4 and all(is_finite(v) and abs(v) <= LARGEST for v in bbox)
 
 
 def area_of(annotation: Record) -> float | None:
-    """The area that an annotation names, in square pixels; None where that is no finite number from 0 on: take its box's."""
+    """The area that an annotation names, in square pixels; None where that is no finite number above 0: take its box's."""
     area: Any = annotation.get("area")
-    return area if is_finite(area) and area >= 0 else None
+    return area if is_finite(area) and area > 0 else None
 
 
 def is_crowd(annotation: Record) -> bool | None:
@@ -57,7 +60,7 @@ def crowd_problem(annotation: Record) -> str:
 def size_of(image: Record) -> tuple[float, float] | None:
     """(height, width) that a picture's record names, None where it names none."""
     height, width = image.get("height"), image.get("width")
-    if is_number(height) and is_number(width) and height > 0 and width > 0:  # type: ignore[operator]
+    if is_finite(height) and is_finite(width) and height > 0 and width > 0:  # type: ignore[operator]
         return height, width  # type: ignore[return-value]
     return None
 

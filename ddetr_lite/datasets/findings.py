@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
     # Areas and crowds.
     "iscrowd-unclear": Kind("error", "iscrowd is neither 0 nor 1", "0 for an object, 1 for a crowd, or leave the field out"),
     "area-not-number": Kind(
-        "warning", "area is not a number from 0 on", "w·h of the box is taken, for AP by size; correct or leave out the field"
+        "warning", "area is not a number above 0", "w·h of the box is taken, for AP by size; correct or leave out the field"
     ),
     "area-missing": Kind("note", "annotations have no area", "w·h of the box is taken, for AP by size; pycocotools needs one"),
     # Boxes.

@@ -10,6 +10,12 @@ from torch import Tensor
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
 """Endings, in lower case, of the files of a folder that are taken for pictures."""
 
+
+def is_picture(path: Path) -> bool:
+    """Whether a folder's file is taken for a picture: by its ending, and macOS's hidden "._x.jpg" are none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 # A picture so large that Pillow takes it for an attack is no OSError; a damaged head may be a ValueError.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 

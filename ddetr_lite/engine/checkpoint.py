@@ -53,8 +53,12 @@ def save_model(path: str | Path, model: Model, classes: list[str], about: dict[s
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of either kind. Raises ValueError naming the file, FileNotFoundError where there is none."""
+    """The content of a checkpoint of either kind; of a run's folder, that of its best.pt.
+
+    Raises ValueError naming the file, FileNotFoundError where there is none.
+    """
     path = Path(path).expanduser()
+    path = path / "best.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
@@ -64,8 +68,8 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format", "none") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} is not a checkpoint of this package (format {found!r}, expected {FORMAT!r}). The authors' and Hugging "
-            "Face's files are read by `ddetr-lite convert`"
+            f"{path} is not a checkpoint of this package (format {found!r}, expected {FORMAT!r}). The authors' files are read "
+            "by `ddetr-lite convert` once they end in .pth, Hugging Face's as the folder that they lie in"
         )
     return content
 

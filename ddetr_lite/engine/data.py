@@ -10,6 +10,7 @@ from ddetr_lite.datasets.transforms import eval_transform, resized_size, train_t
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.evaluate import area_ranges
 from ddetr_lite.engine.recipes import Recipe, TrainConfig
+from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
 
 
@@ -33,6 +34,8 @@ def datasets(recipe: Recipe, place: World, progress: bool = False) -> tuple[Coco
         limit=few or None,
     )
     _check_queries(recipe, training)
+    for part in (training, validation):
+        part.check_files()  # a validation picture that is missing would be noticed an epoch later
     area_ranges(validation, data.size_bands)  # raises now what an evaluation would raise an epoch later
     if data.cache != "none":
         evaluated = (recipe.augment.eval_short_side,)
@@ -56,9 +59,15 @@ def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
         return
     most, index = max((len(training.objects(i)), i) for i in range(len(training)))
     if most > recipe.model.queries:
+        learned = not (isinstance(recipe.model, DeformableDetrConfig) and recipe.model.two_stage)
+        remedy = f"train with --queries {most} or more"
+        if (
+            recipe.train.start_from and learned
+        ):  # a checkpoint's queries are weights of it, so there are as many as it has
+            remedy = f"its queries are weights, so either leave out such pictures, or {remedy} and without --start-from"
         raise ValueError(
             f"{training.folder.annotations}: image id {training.images[index]['id']} has {most} objects, the model only "
-            f"{recipe.model.queries} queries: train with --queries {most} or more"
+            f"{recipe.model.queries} queries: {remedy}"
         )
 
 

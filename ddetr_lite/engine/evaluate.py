@@ -134,6 +134,8 @@ def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> lis
 def area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
     """Areas in square pixels, from and to, of all, small, medium and large objects. Raises as `ap_of`."""
     small, large = size_bands
+    if not 0 < small < large:
+        raise ValueError(f"size_bands={size_bands} must be positive and rising, for example --size-bands 32 96")
     if large < 1:
         sizes = {size_of(image) for image in dataset.images}
         if len(sizes) > 1 or None in sizes:

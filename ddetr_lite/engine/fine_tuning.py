@@ -5,6 +5,7 @@ the checkpoint does not know starts as in a new model.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from torch import Tensor
@@ -82,13 +83,20 @@ def _same_model(model: Model, source: Model, path: str | Path) -> None:
     # These change no weight.
     for config in (ours, theirs):
         config["loss"] = config.get("loss", {}).get("kind")
-    for free in ("dropout", "hints", "anchor_size", "sampled", "proposals"):
-        ours.pop(free, None)
-        theirs.pop(free, None)
+    free = ["dropout", "hints", "anchor_size", "sampled", "proposals"]
+    if ours.get("two_stage"):
+        free.append("queries")  # the encoder's best proposals, however many: only queries that are learned are weights
+    for config, name in product((ours, theirs), free):
+        config.pop(name, None)
     for config in (ours, theirs):
         config["backbone"] = {k: v for k, v in config["backbone"].items() if k not in ("weights", "frozen")}
     for name, value in ours.items():
         if value != theirs[name]:
             raise ValueError(
                 f"{path} was made with {name}={theirs[name]}, this recipe says {value}: use the checkpoint's"
+                + (
+                    ", since its queries are learned weights, or train without --start-from"
+                    if name == "queries"
+                    else ""
+                )
             )

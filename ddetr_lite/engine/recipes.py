@@ -212,6 +212,8 @@ def check(recipe: Recipe) -> None:
     ):
         if not 0 <= getattr(train, name) < math.inf:
             raise ValueError(f"{name}={getattr(train, name)} must be a number, and not negative")
+    if train.seed >= 2**63:
+        raise ValueError(f"seed={train.seed} does not fit into 64 bits: give one below 2**63")
     for name, usual in (("lr", "1e-5 to 1e-3"), ("muon_lr", "0.002 to 0.02")):
         if not 0 < getattr(train, name) < 1:
             raise ValueError(f"{name}={getattr(train, name)} must lie between 0 and 1, usually {usual}")
@@ -244,6 +246,11 @@ def check(recipe: Recipe) -> None:
         raise ValueError(
             f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
             "stem; give weights, or train all of it with --backbone.no-frozen"
+        )
+    if train.backbone_lr == 0 and not backbone.frozen:
+        raise ValueError(
+            "backbone_lr=0 with backbone.frozen=False: no weight of the backbone would be trained, but the statistics of its "
+            "batch norms would go on changing; take --backbone.frozen, or give a rate"
         )
     if isinstance(model, DeformableDetrConfig) and min(model.levels, model.points) < 1:
         raise ValueError(f"levels={model.levels} and points={model.points} must be at least 1")

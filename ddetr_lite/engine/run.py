@@ -131,7 +131,7 @@ def torchrun_id() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
-FREE = {"workers", "device", "accumulate", "compile", "folder"}
+FREE = {"workers", "device", "accumulate", "compile", "folder", "log_every", "checkpoint_every", "forecast"}
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> str:

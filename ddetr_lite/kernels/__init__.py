@@ -71,8 +71,10 @@ def choose_backend(value: Tensor) -> str:
     """The backend that `auto` takes for this value tensor (B, N, M, D): by device, dtype and width of a head.
 
     On CUDA `triton`, for the dtypes that it takes, where Triton is installed. On a CPU `cpu` from 8 channels a head on (below,
-    finding the rows costs more than it saves). Else `reference`.
+    finding the rows costs more than it saves). Else, and in `torch.export`, `reference`.
     """
+    if torch.compiler.is_exporting():  # what is exported may run anywhere: only operations that all know
+        return "reference"
     if value.device.type == "cpu" and value.shape[-1] >= 8:
         return "cpu"
     if value.is_cuda and why_not("triton", value) is None:

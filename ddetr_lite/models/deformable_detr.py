@@ -167,7 +167,7 @@ class DeformableDetr(Detector):
             features.append(deepest)
         masks = [mask_for(batch.mask, f.shape[-2:]) for f in features]
         positions = [
-            sine_encoding_2d(mask, self.config.dim, "deformable") + embed
+            sine_encoding_2d(mask, self.config.dim, "deformable").to(embed.dtype) + embed
             for mask, embed in zip(masks, self.transformer.level_embed, strict=True)
         ]
         return features, masks, positions
@@ -252,6 +252,7 @@ class DeformableDetr(Detector):
     def queries_from(self, reference: Tensor) -> tuple[Tensor, Tensor]:
         """The content and the position, (B, N_q, d) each, of queries that stand at these boxes (B, N_q, 4)."""
         encoded = sine_encoding_of(reference * 2 * math.pi, self.config.dim // 2).flatten(2)  # (B, N_q, 2d)
+        encoded = encoded.to(self.transformer.pos_trans.weight.dtype)
         position, content = self.transformer.pos_trans_norm(self.transformer.pos_trans(encoded)).chunk(2, dim=-1)
         return content, position
 

@@ -93,6 +93,10 @@ def check_counts(targets: Sequence[Target] | None, pictures: int) -> list[int]:
         raise ValueError("in training mode targets are needed: model(images, targets); or call model.eval() first")
     if len(targets) != pictures:
         raise ValueError(f"{pictures} pictures but {len(targets)} targets: give one for each")
+    for i, target in enumerate(targets):
+        for name in ("boxes", "labels"):
+            if not isinstance(target[name], Tensor):
+                raise ValueError(f"{_name(target, i)}: {name!r} is a {type(target[name]).__name__}: give a tensor")
     counts = [len(t["labels"]) for t in targets]
     for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
         if target["boxes"].numel() != 4 * count:
@@ -147,7 +151,10 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) → (..., outputs)."""
+        """(..., inputs) → (..., outputs). The last layer keeps out of autocast: a box in bfloat16 is off by pixels."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        return self.layers[-1](x)
+        if not torch.is_autocast_enabled(x.device.type):
+            return self.layers[-1](x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.layers[-1](x.float())

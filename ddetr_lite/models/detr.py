@@ -73,7 +73,7 @@ class Detr(Detector):
         if self.config.position == "learned":
             position = self.backbone[1](mask)  # (B, H, W, d)
         else:
-            position = sine_encoding_2d(mask, self.config.dim, "detr")
+            position = sine_encoding_2d(mask, self.config.dim, "detr").to(self.query_embed.weight.dtype)
         hidden = self.transformer(
             flatten_levels([self.input_proj(features)]),
             mask.flatten(1),

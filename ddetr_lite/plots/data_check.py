@@ -18,7 +18,7 @@ from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.summary import LARGE, SMALL, Summary
 from ddetr_lite.plots.charts import bars
 from ddetr_lite.plots.detection import boxes
-from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, figure
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, figure, plain
 
 COLUMNS = 4
 CELL = 3.4  # inches, a picture's width on the sheet
@@ -103,7 +103,10 @@ def _picture(ax: Axes, image: Record, pixels: Tensor, own: Sequence[Record], nam
     title = f"id {image.get('id')} · {image.get('file_name')}"
     with mpl.rc_context(STYLE):
         ax.set_title(
-            title if len(title) <= 44 else f"{title[:20]}…{title[-22:]}", fontsize=8, color=MUTED, fontweight="normal"
+            plain(title if len(title) <= 44 else f"{title[:20]}…{title[-22:]}"),
+            fontsize=8,
+            color=MUTED,
+            fontweight="normal",
         )
     ax.set_anchor("N")
 
@@ -126,7 +129,7 @@ def _classes(ax: Axes, summary: Summary, most: int = 100) -> None:
     title = f"{summary.name}: objects of each class"
     if len(ranked) > most:
         ranked, title = ranked[:most], f"{title}, the {most} most frequent of {len(ranked)}"
-    names, counts = [name for name, _ in ranked], [number for _, number in ranked]
+    names, counts = [plain(name) for name, _ in ranked], [number for _, number in ranked]
     if len(names) <= 16:
         bars(counts, names, title, "objects", "{:.0f}", ax=ax)
         if max(map(len, names), default=0) * len(names) > 110:

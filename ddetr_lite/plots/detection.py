@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, INK, PAPER, STYLE, axes_or_new, colour_of, panels
+from ddetr_lite.plots.style import COLOURS, INK, PAPER, STYLE, axes_or_new, colour_of, panels, plain
 
 
 def boxes(
@@ -55,7 +55,7 @@ def boxes(
             if words:
                 below = y0 < 0.06 * height  # no room above the box
                 ax.text(
-                    x0, y0, " ".join(words), fontsize=7.5, color=PAPER, va="top" if below else "bottom",
+                    x0, y0, plain(" ".join(words)), fontsize=7.5, color=PAPER, va="top" if below else "bottom",
                     bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
                     zorder=3 if scores is None else 3 + scores[i],  # a surer label is never hidden by a less sure one
                 )  # fmt: skip

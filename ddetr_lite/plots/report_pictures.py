@@ -16,7 +16,6 @@ from ddetr_lite.engine.errors import (
 )
 from ddetr_lite.engine.run_results import Line, RunResults
 from ddetr_lite.plots.page import NOTHING, Html, gallery, legend, missing, paragraph, picture
-from ddetr_lite.plots.run_curves import plain
 from ddetr_lite.plots.run_pictures import (
     KIND_COLOURS,
     KIND_MEANINGS,
@@ -26,6 +25,7 @@ from ddetr_lite.plots.run_pictures import (
     picture_with_errors,
     watched_row,
 )
+from ddetr_lite.plots.style import plain
 
 PANELS = 6  # of a watched object, from the first evaluation to the last
 

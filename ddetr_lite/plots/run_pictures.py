@@ -11,8 +11,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ddetr_lite.engine.errors import KINDS, PictureErrors
-from ddetr_lite.plots.run_curves import plain
-from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new, figure, panels
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new, figure, panels, plain
 from ddetr_lite.set_prediction.boxes import box_area
 
 TRUE = COLOURS[2]  # green: what is really there

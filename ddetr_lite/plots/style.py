@@ -60,6 +60,11 @@ STYLE: Any = {  # (Any: the stubs of matplotlib list every key as a literal)
 }
 
 
+def plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics, whatever dollars stand in it."""
+    return text.replace("$", r"\$")
+
+
 def colour_of(name: str) -> str:
     """A class has the same colour in every picture: its name decides."""
     return COLOURS[crc32(name.encode()) % len(COLOURS)]
