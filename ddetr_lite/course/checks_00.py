@@ -225,6 +225,11 @@ CONFIDENT = Exercise(
             "index of True and False gives that by itself",
             _stacked,
         ),
+        Mistake(
+            "where nothing is sure enough you return an empty row; the result has shape (0, 4), no box of four numbers. An "
+            "index of True and False gives that by itself",
+            lambda b, s, t: _stacked(b, s, t) if (s >= t).any() else torch.tensor([]),
+        ),
     ),
 )
 
@@ -256,6 +261,15 @@ def _clipped(height: int, width: int, short_side: int, max_side: int) -> tuple[f
     return min(high, max_side), min(wide, max_side)
 
 
+def _by_scale(height: int, width: int, short_side: int, max_side: int) -> tuple[float, float]:
+    """Both sides times one number, which is rounded, and so may be their product with the shorter side."""
+    shorter, longer = min(height, width), max(height, width)
+    if longer / shorter * short_side > max_side:
+        short_side = round(max_side * shorter / longer)
+    scale = short_side / shorter
+    return int(height * scale), int(width * scale)
+
+
 def _landscape_only(height: int, width: int, short_side: int, max_side: int) -> tuple[float, float]:
     if width / height * short_side > max_side:
         short_side = round(max_side * height / width)
@@ -283,6 +297,7 @@ SIZE = Exercise(
         Case("a square that should become 800 × 800", (500, 500, 800, 1333)),
         Case("a wide one that should become 445 × 1333", (427, 1280, 800, 1333)),
         Case("a tower that should become 1332 × 333", (1600, 400, 800, 1333)),
+        Case("one whose scale, 800 / 335, a computer cannot hold exactly: 800 × 955", (335, 400, 800, 1333)),
         Case("one whose longer side would be 12.8, a little more than allowed: 9 × 11", (25, 32, 10, 12)),
     ],
     part=transforms.resized_size,
@@ -299,6 +314,11 @@ SIZE = Exercise(
             lambda h, w, s, m: _scaled(h, w, s, m)[::-1],
         ),
         Mistake("the longer side is not held at max_side", _uncapped),
+        Mistake(
+            "both sides are multiplied by one scale: in a computer 335 · (800 / 335) comes out a little below 800, and int "
+            "makes it 799. Give the shorter side its number as it is",
+            _by_scale,
+        ),
         Mistake(
             "the longer side is cut at max_side and the shorter one stays: that squeezes the picture; both must shrink",
             _clipped,

@@ -79,6 +79,10 @@ def _softmax_cases() -> list[Case]:
             "large scores, whose exponential is too large for a float",
             (torch.tensor([[1000.0, 999, 990]]), 1.0),
         ),
+        Case(
+            "a row with its largest score first, one with it last",
+            (torch.tensor([[1000.0, 0, 10], [10, 0, 1000]]), 1.0),
+        ),
         Case("one row of large scores, one of small ones", (torch.tensor([[1000.0, 999], [0, 1]]), 2.0)),
     ]
 
@@ -119,6 +123,15 @@ SOFTMAX = Exercise(
             "the largest score of the whole table is subtracted: in a row of small scores every exponential is then 0, and 0/0 "
             "is NaN. Take each row's own largest",
             lambda s, t: _naive_softmax(s - s.amax(), t),
+        ),
+        Mistake(
+            "the row's smallest score is subtracted, or its mean, where its largest should be: what lies far above that still "
+            "overflows",
+            lambda s, t: _naive_softmax(s - s.amin(-1, keepdim=True), t),
+        ),
+        Mistake(
+            "each row's first score is subtracted, where its largest should be: what lies far above the first still overflows",
+            lambda s, t: _naive_softmax(s - s[..., :1], t),
         ),
         Mistake(
             "the largest score is subtracted undivided: subtract it before the division, or take that of scores / temperature",

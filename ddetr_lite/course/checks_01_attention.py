@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from ddetr_lite.course.exercises import Case, Exercise, Mistake, normal
@@ -120,6 +121,11 @@ ATTENTION = Exercise(
         Mistake(
             "the mask is inverted: True hides a key, and you hid where it is False",
             _variant(hide=lambda scores, mask: scores.masked_fill(~mask, -torch.inf)),
+        ),
+        Mistake(
+            "you gave the mask to torch's own function, which means the opposite by it: there True lets a key be seen. Give it "
+            "~mask",
+            lambda q, k, v, mask=None: functional.scaled_dot_product_attention(q, k, v, attn_mask=mask),
         ),
         Mistake(
             "hidden scores are set to 0, not to −∞: exp(0) = 1 is still a weight",

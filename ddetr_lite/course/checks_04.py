@@ -72,6 +72,16 @@ LAYER_NORM = Exercise(
         ),
         Mistake("weight and bias are not used", lambda x, w, b: _norm(x, torch.ones_like(w), torch.zeros_like(b))),
         Mistake(
+            "the variance is mean(x²) − mean(x)², right on paper: where channels differ little, two nearly equal numbers are "
+            "subtracted, and few digits are left. Take the mean of the squared differences",
+            lambda x, w, b: (
+                (x - (mean := x.mean(-1, keepdim=True)))
+                / (x.square().mean(-1, keepdim=True) - mean.square() + 1e-5) ** 0.5
+                * w
+                + b
+            ),
+        ),
+        Mistake(
             "1e-5 is added to the root; it belongs under it, to the variance",
             lambda x, w, b: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, unbiased=False) + 1e-5) * w + b,
         ),
@@ -141,6 +151,7 @@ ENCODER_LAYER = Exercise(
         ),
         Mistake("the layer thinks before it attends", lambda x, a, t, n, m: m((y := n(x + t(x))) + a(y))),
         Mistake("both sums use the same norm", lambda x, a, t, n, m: n((y := n(x + a(x))) + t(y))),
+        Mistake("norm1 and norm2 have changed places", lambda x, a, t, n, m: n((y := m(x + a(x))) + t(y))),
         Mistake("norm1 is missing: both sums are normed", lambda x, a, t, n, m: m((y := x + a(x)) + t(y))),
     ),
 )

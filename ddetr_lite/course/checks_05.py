@@ -79,6 +79,12 @@ BOX_IOU = Exercise(
             lambda a, b: _iou(a, b, clamp=False),
         ),
         Mistake(
+            "the product is clamped, not the sides: that of two negative sides is positive. Clamp first, then multiply",
+            lambda a, b: (
+                (shared := _overlap(a, b, clamp=False).clamp(min=0)) / (_area(a) + _area(b) - shared).clamp(min=1e-9)
+            ),
+        ),
+        Mistake(
             "the shared part is counted twice: subtract it once from the sum of the areas",
             lambda a, b: _overlap(a, b) / (_area(a) + _area(b)).clamp(min=1e-9),
         ),
@@ -272,6 +278,10 @@ MATCHING_COST = Exercise(
             "the class costs 1 − p. The match is the same; DETR leaves the constant out",
             lambda p, b, y, t: 1 + _cost(p, b, y, t),
         ),
+        Mistake(
+            "the overlap costs 2 · (1 − GIoU). The match is the same; DETR leaves the constant out",
+            lambda p, b, y, t: 2 + _cost(p, b, y, t),
+        ),
     ),
 )
 
@@ -385,6 +395,10 @@ CLASS_LOSS = Exercise(
             lambda x, y, q, w: _weighted(x, _classes_of(x, y, q), w, per_query=True),
         ),
         Mistake(
+            "the softmax is taken before the cross-entropy, which takes it itself: give it the logits",
+            lambda x, y, q, w: _weighted(x.softmax(-1), _classes_of(x, y, q), w),
+        ),
+        Mistake(
             "only queries with an object are counted; the others would never learn to be silent",
             lambda x, y, q, w: -x.log_softmax(-1)[q, y].mean(),
         ),
@@ -406,12 +420,13 @@ def _precision(
     ordered: bool = True,
     envelope: bool = True,
     of_detections: bool = False,
+    of_right: bool = False,
     reached_only: bool = False,
 ) -> Tensor:
     order = scores.argsort(descending=descending) if ordered else torch.arange(len(scores))
     found = right[order].float().cumsum(0)
     precision = found / torch.arange(1, len(found) + 1)
-    recall = found / (len(found) if of_detections else objects)
+    recall = found / (len(found) if of_detections else found[-1] if of_right else objects)
     values = []
     for level in torch.arange(101) / 100:
         above = precision[recall >= level]
@@ -469,6 +484,10 @@ AVERAGE_PRECISION = Exercise(
         Mistake(
             "recall is counted against the detections; it is the share of the *objects* that were found",
             lambda s, r, n: _precision(s, r, n, of_detections=True),
+        ),
+        Mistake(
+            "recall is counted against the right detections; objects that nobody found count as well",
+            lambda s, r, n: _precision(s, r, n, of_right=True),
         ),
         Mistake(
             "at each recall the first precision is taken; the best one at this recall *or beyond* is asked for",

@@ -91,6 +91,7 @@ def _mask_cases() -> list[Case]:
         Case("a picture of 4 × 6 pixels in a frame of 8 × 8, seen by 2 × 4 cells", (padding(8, 8, (4, 6)), (2, 4))),
         Case("two pictures in a frame of 32 × 48", (padding(32, 48, (32, 21), (19, 48)), (4, 6))),
         Case("a map whose sides do not divide the frame", (padding(10, 15, (7, 15), (10, 8)), (3, 4))),
+        Case("another, of 3 × 4 cells in a frame of 11 × 15", (padding(11, 15, (7, 15), (11, 10)), (3, 4))),
     ]
 
 
@@ -114,6 +115,12 @@ MASK_FOR = Exercise(
         Mistake(
             "a cell counts as padding if any of its pixels is; here its first pixel decides",
             _pooled,
+        ),
+        Mistake(
+            "the division comes first: i · (H // h) loses the fraction at each cell, i · H // h once",
+            lambda m, s: m[:, torch.arange(s[0]) * (m.shape[1] // s[0])][
+                :, :, torch.arange(s[1]) * (m.shape[2] // s[1])
+            ],
         ),
         Mistake("the mask is blended between cells; take the nearest pixel", _blended),
         Mistake("the result holds numbers; a mask is boolean", lambda m, s: _mask_for(m, s).float()),
@@ -204,6 +211,10 @@ DETR_HEAD = Exercise(
         Mistake(
             "the logits go through the sigmoid; DETR's loss takes a softmax of the logits themselves",
             lambda t, p, q, e, d, c, b: _head(t, p, q, e, d, lambda h: c(h).sigmoid(), b),
+        ),
+        Mistake(
+            "the logits go through the softmax; DETR's loss takes it of the logits itself",
+            lambda t, p, q, e, d, c, b: _head(t, p, q, e, d, lambda h: c(h).softmax(-1), b),
         ),
     ),
 )

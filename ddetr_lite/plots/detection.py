@@ -34,6 +34,7 @@ def boxes(
         ax.imshow(
             picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased"
         )
+        labelled: list[tuple[float, float]] = []
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
             colour = (
                 colour_of(labels[i]) if labels and one_colour is None else COLOURS[(one_colour or 0) % len(COLOURS)]
@@ -54,13 +55,22 @@ def boxes(
             words += [] if scores is None else [f"{scores[i]:.2f}"]
             if words:
                 below = y0 < 0.06 * height  # no room above the box
+                y = _free(x0, y0, labelled, (0.12 * width, 0.055 * height))
                 ax.text(
-                    x0, y0, plain(" ".join(words)), fontsize=7.5, color=PAPER, va="top" if below else "bottom",
+                    x0, y, plain(" ".join(words)), fontsize=7.5, color=PAPER, va="top" if below else "bottom",
                     bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
                     zorder=3 if scores is None else 3 + scores[i],  # a surer label is never hidden by a less sure one
                 )  # fmt: skip
         ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     return ax
+
+
+def _free(x: float, y: float, taken: list[tuple[float, float]], room: tuple[float, float]) -> float:
+    """The y at which a label at (x, y) hides none of those before it: further down where boxes begin at nearly one place."""
+    while any(abs(x - a) < room[0] and abs(y - b) < room[1] for a, b in taken):
+        y += room[1]
+    taken.append((x, y))
+    return y
 
 
 def sampling_points(

@@ -394,7 +394,7 @@ with_root = [measure(raw_scores[size] / math.sqrt(size)) for size in sizes]
 
 # %%
 drawn, axes = plots.panels(2, height=2.9)
-for which, title, ax in zip((0, 1), ("Largest of ten weights", "Length of its gradient"), axes):
+for which, title, ax in zip((0, 1), ("Largest of ten weights", "Length of its gradient at the scores"), axes):
     lines = {"divided": [m[which] for m in with_root], "not divided": [m[which] for m in without]}
     plots.curves(sizes, lines, title, "D, channels of a query", log="x", ax=ax)
     ax.set_ylim(0, 1.05 if which == 0 else 0.32)
@@ -417,6 +417,32 @@ print(f"gradient at D = 64: divided, it is {with_root[i64][1] / without[i64][1]:
 print(f"gradient at D = 1024: divided, it is {with_root[i1024][1] / without[i1024][1]:.0f} times as long")
 
 # %% [markdown]
+# But W^Q does not learn from the scores' gradient as it is. On its way back that gradient goes through step 2,
+# where it is multiplied by the keys, and they are the longer the larger D is; and through the division, where there
+# is one. How long is what arrives at a query? The mean over a thousand queries, the median (half of them are
+# below it), and the longest:
+
+
+# %%
+def at_queries(D, divisor, rows=1000, keys=10):
+    """Length of the gradient of the largest weight with respect to each of `rows` random queries: (rows,)."""
+    q, k = torch.randn(rows, D).requires_grad_(), torch.randn(rows, keys, D)
+    scores = torch.einsum("rd,rkd->rk", q, k) / divisor
+    scores.softmax(dim=-1).amax(dim=-1).sum().backward()
+    return q.grad.norm(dim=-1)
+
+
+for size in (64, 1024):
+    for name, divisor in (("divided", math.sqrt(size)), ("not divided", 1)):
+        long = at_queries(size, divisor)
+        print(f"D = {size:4}, {name:11}: mean {long.mean():.1f}, median {long.median():.1f}, longest {long.max():.0f}")
+
+# %% [markdown]
+# Divided, all queries get about as much, whatever D is. Not divided, it is a lottery: on average they get *more*, but
+# at D = 1024 at least half of them get nothing, and a few a gradient that would push W^Q anywhere. What one step of training does
+# then hangs on those few.
+
+# %% [markdown]
 # > **Claim:** without the division there are weights that a Transformer cannot have.
 # >
 # > **Measurement:** suppose training made W^Q eight times smaller. What would change?
@@ -430,8 +456,8 @@ print("same scores:", torch.allclose(divided, smaller, atol=1e-6))
 
 # %% [markdown]
 # The scores would not. The division adds no power that the matrix lacks: a model could find the factor 1/8 by
-# itself. What it changes is where training **starts**: with weights that are soft and gradients that are
-# long. For D = 4 you would hardly notice; the larger D is, the more it matters.
+# itself. What it changes is where training **starts**: with weights that are soft and gradients of much the same
+# length for every query. For D = 4 you would hardly notice; the larger D is, the more it matters.
 
 # %% [markdown]
 # ## 5. All words at once
@@ -883,7 +909,7 @@ plots.show(
 # - A table of embeddings gives a word the same vector everywhere; attention makes the vector depend on the sentence.
 # - Query, key, value: what a word looks for, what it is found by, what it hands over. Three matrices make them.
 # - Six steps: make q, k, v; score; divide by √D; softmax; weigh the values; sum. In one line: softmax(Q Kᵀ / √D) V.
-# - √D keeps the spread of the scores at one, so that training starts with soft weights and long gradients.
+# - √D keeps the spread of the scores at one, so that training starts with soft weights, and every query gets a gradient.
 # - A mask sets scores to −∞ before the softmax: for padding, and for words that are not written yet.
 # - Attention sees no order, and it costs N². Both will be dealt with: [03](03_positional_encoding.ipynb) and [07](07_deformable_attention.ipynb).
 

@@ -628,7 +628,8 @@ plots.show(
 # %% [markdown]
 # Seen from the star, the head of colour finds the star and, as in 01, the triangle, which has orange in it as well. The
 # head of texture finds patches in which the *same colours* change as in its own, in the star, the small star and at
-# the edge of the ring. How much they change does not count, for all vectors were given the same length.
+# the edge of the ring. How *much* they change counts only as more or less than usual: each spread is a difference from
+# its mean over all patches, and then all vectors were given the same length.
 
 # %% [markdown]
 # The output of two such heads, side by side, tells the next layer two things of each patch: who has my colour, and in

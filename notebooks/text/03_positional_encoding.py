@@ -554,7 +554,7 @@ for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
 
 # %% [markdown]
 # Learned encodings exist in two dimensions too: a table for rows and one for columns (`LearnedEncoding2d`, an option of
-# DETR), or, as in the Vision Transformer, one for all patches. They share the trouble of section 7: rows that no
+# DETR), or, as in the Vision Transformer, one table with a vector for each patch. They share the trouble of section 7: rows that no
 # picture of training had were never trained.
 
 # %% [markdown]

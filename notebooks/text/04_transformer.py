@@ -170,7 +170,7 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 # in a row would be one matrix. The row between them is wider than the word (four times, in *Attention Is All You Need*, the paper of 2017 that the Transformer comes from): many
 # small questions about the word, each answered with "how much", or not at all.
 #
-# (In training, **dropout** usually sets a tenth of such numbers to zero, others in every step, and makes the rest larger by as much: a network may then lean on no single one of them. That paper and DETR have it; at our sizes it would only blur what we compare, so in these notebooks it is 0.)
+# (In training, **dropout** usually sets a tenth of such numbers to zero, others in every step, and divides the rest by what is left, nine tenths: a network may then lean on no single one of them. That paper and DETR have it; at our sizes it would only blur what we compare, so in these notebooks it is 0.)
 
 # %%
 layer = package.EncoderLayer(d, heads=8, hidden=4 * d, dropout=0.0)

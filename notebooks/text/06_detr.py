@@ -339,7 +339,7 @@ plots.show(
 # - *AdamW*, an Adam that in every step also makes the weights a little smaller ([paper](https://arxiv.org/abs/1711.05101)), is DETR's optimizer. To fit into two minutes we give it only biases, norms and embeddings, and matrices to
 #   *Muon* ([its author's page](https://kellerjordan.github.io/posts/muon/)): a gradient pushes a matrix strongly in a few directions and hardly in the others, and Muon makes its step equally long in all. Take it for a faster Adam. Each group of parameters has a `factor` by which its learning rate differs; `backbone_lr` is that of the backbone.
 # - The learning rate begins small (*warm-up*) and then falls to zero.
-# - A gradient longer than 0.1 is shortened (*clipping*), so that no step is too long.
+# - A gradient longer than 0.1 is shortened (*clipping*). That does not bound a step, whose length AdamW and Muon choose themselves; it keeps one very long gradient from outweighing all others in the running mean that they follow.
 # - "No object" weighs 0.4 instead of 0.1, since there are 10 queries and not 100.
 #
 # While it trains, we keep what it says about a few pictures of the validation set.
@@ -668,7 +668,7 @@ print(f"as trained, said again: {talking_again / talking:.1f} of all sure detect
 print(f"silent: {silent / talking:.1f} times as many of them, and said again: {silent_again / silent:.1f}")
 
 # %% [markdown]
-# The claim is wrong. If they cannot talk, four times as many queries speak up, and two of five of those say what a surer one has said. So this is where "one object, one query" is agreed on: the loss of 05 asks for it, and here is the part that does it, in place of NMS. (Some still say a thing again, in a model with as little training as ours.)
+# The claim is wrong. If they cannot talk, four times as many queries speak up, and two of five of those say what a surer one has said. So this is where "one object, one query" is agreed on: the loss of 05 asks for it, and here is the part that does it, in place of NMS. Nor is there another: in all other parts of a decoder each query is worked on by itself, so that in a model trained without self-attention, too, none could know what the others say. (Some still say a thing again, in a model with as little training as ours.)
 
 # %% [markdown]
 # ## 6. Two problems
