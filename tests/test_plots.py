@@ -139,7 +139,7 @@ def test_labels_of_boxes_at_one_place_stand_below_each_other() -> None:
     corners = [[20.0, 30, 90, 80], [22.0, 31, 90, 80], [19.0, 29, 88, 79], [150.0, 30, 190, 80]]
     ax = detection.boxes(picture, corners, ["cat", "cat", "dog", "owl"], [0.9, 0.8, 0.7, 0.6])
     places = [text.get_position() for text in ax.texts]
-    assert places[0] == (20, 30)
-    assert places[3] == (150, 30)  # far from the others: where its box begins
+    assert tuple(places[0]) == (20, 30)
+    assert tuple(places[3]) == (150, 30)  # far from the others: where its box begins
     heights = sorted(y for _, y in places[:3])
     assert all(b - a >= 5 for a, b in pairwise(heights))

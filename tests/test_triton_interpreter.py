@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from packaging.version import Version
 
 from ddetr_lite.kernels import multi_scale_deformable_attention, why_not
 
@@ -34,10 +33,13 @@ def test_kernels_in_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this system")
+@pytest.mark.parametrize("channels", [32, 24, 8])
 @pytest.mark.parametrize("kind", [0, 2, 4], ids=["locations", "points", "boxes"])
 @pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-def test_kernels_translate_for_an_h100(name: str, kind: int) -> None:
-    """The interpreter forgives what the compiler does not. Rows are loaded, and gradients added, 16 bytes at a time."""
+def test_kernels_translate_for_an_h100(name: str, kind: int, channels: int) -> None:
+    """The interpreter forgives what the compiler does not. Rows are loaded, and gradients added, 16 bytes at a time, also
+    where a head's channels are no power of two: all of them, in one instruction for each thread and corner.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -45,17 +47,33 @@ def test_kernels_translate_for_an_h100(name: str, kind: int) -> None:
     from ddetr_lite.kernels import triton_kernels
 
     kernel = getattr(triton_kernels, name)
-    constants = {"L": 4, "P": 4, "KIND": kind, "SCALED": True, "VALUE": True, "BLOCK": 16, "WIDTH": 32, "PADDED": 16}
+    blocks = triton_kernels.tile(channels)
+    options = {name: blocks.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    constants = {
+        "M": 8,
+        "D": channels,
+        "L": 4,
+        "P": 4,
+        "KIND": kind,
+        "SCALED": True,
+        "VALUE": True,
+        "PADDED": 16,
+        **blocks,
+    }
     given = {k: v for k, v in constants.items() if k in kernel.arg_names}
-    numbers = {"queries", "tokens", "heads", "channels", "picture_stride", "token_stride", "head_stride"}
+    numbers = {"queries", "tokens"}
     signature = {n: "constexpr" if n in given else "i32" if n in numbers else "*fp32" for n in kernel.arg_names}
     signature["sizes"] = ("fp32",) * 8  # type: ignore[assignment]
-    aligned = [i for i, n in enumerate(kernel.arg_names) if n not in {*given, "sizes", "queries", "tokens", "heads"}]
+    aligned = [i for i, n in enumerate(kernel.arg_names) if n not in {*given, "sizes", *numbers}]  # where tensors begin
     source = ASTSource(kernel, signature, given, {(i,): [["tt.divisibility", 16]] for i in aligned})
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 2}).asm["ptx"]
-    assert "ld.global.v4" in code
-    if name == "backward_kernel" and Version(triton.__version__) >= Version("3.9"):  # before, number by number
-        assert re.search(r"red\.global\.\S*v4\.f32", code)
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    loads = 2 * 4 * constants["L"]  # of a thread's 8 channels, for the four corners of a level's sample
+    assert len(re.findall(r"ld\.global\.v4\.b32", code)) >= loads
+    assert triton_kernels.tile(128)["num_warps"] == 2
+    if name == "backward_kernel":
+        added = re.findall(r"(?:red|atom)\.global\.\S*add\.\S*", code)
+        assert added
+        assert all(".v4.f32" in one for one in added)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddetr_lite.kernels.cpu import corner_shares, find_samples, table_rows
 from ddetr_lite.kernels.reference import LevelShapes
-from ddetr_lite.kernels.triton_kernels import backward_kernel, forward_kernel
+from ddetr_lite.kernels.triton_kernels import backward_kernel, forward_kernel, tile
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What values may be."""
@@ -29,19 +29,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _launch(value: Tensor, queries: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and block sizes: tiles of about 512 numbers, two warps, so that each thread loads 16 bytes at a time."""
+    """The number of programs, and how large each is."""
     batch, _, heads, channels = value.shape
-    width = triton.next_power_of_2(channels)
-    block = max(4, 512 // width)
-    return (triton.cdiv(queries, block) * heads * batch,), {"BLOCK": block, "WIDTH": width, "num_warps": 2}
+    blocks = tile(channels)
+    return (triton.cdiv(queries, blocks["BLOCK"]) * heads * batch,), blocks
 
 
 @torch.library.custom_op("ddetr_lite::deformable_attention", mutates_args=())
 def _attend(
     value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int], kind: int
 ) -> Tensor:
-    value, places, shares = _rows(value), places.contiguous(), shares.contiguous()
-    batch, _, heads, channels = value.shape
+    value, places, shares = value.contiguous(), places.contiguous(), shares.contiguous()
+    batch, tokens, heads, channels = value.shape
     queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
     output = value.new_empty(batch, queries, heads * channels)
     if places.numel() == 0 or value.numel() == 0:
@@ -50,8 +49,8 @@ def _attend(
     with torch.cuda.device_of(value):
         forward_kernel[grid](
             value, places, shares, places if reference is None else reference.contiguous(), output, _as_floats(sizes),
-            queries, heads, channels, *value.stride()[:3],
-            L=levels, P=points, KIND=kind, PADDED=triton.next_power_of_2(levels * points), **blocks,
+            queries, tokens, M=heads, D=channels, L=levels, P=points, KIND=kind,
+            PADDED=triton.next_power_of_2(levels * points), **blocks,
         )  # fmt: skip
     return output
 
@@ -75,7 +74,7 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of value, places, shares, and, where the reference moves, of the reference (else an empty tensor)."""
     value, places, shares, grad_output = (
-        _rows(value),
+        value.contiguous(),
         places.contiguous(),
         shares.contiguous(),
         grad_output.contiguous(),
@@ -83,8 +82,11 @@ def _attend_backward(
     batch, tokens, heads, channels = value.shape
     queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-    grad_places = torch.zeros(places.shape, dtype=torch.float32, device=value.device)
-    grad_shares = torch.zeros(shares.shape, dtype=torch.float32, device=value.device)
+    # The kernel writes each of these numbers once, in their own dtype; the locations', which are still to be summed for a
+    # reference, in float32.
+    make = torch.empty_like if value.numel() else torch.zeros_like
+    grad_places = make(places, dtype=torch.float32 if moves else places.dtype)
+    grad_shares = make(shares)
     sorted_sum = torch.are_deterministic_algorithms_enabled()  # atomic additions come in any order
     if places.numel() and value.numel():
         grid, blocks = _launch(value, queries)
@@ -92,9 +94,8 @@ def _attend_backward(
             backward_kernel[grid](
                 value, places, shares, places if reference is None else reference.contiguous(),
                 value if output is None else output, grad_output, grad_value, grad_places, grad_shares,
-                _as_floats(sizes), queries, tokens, heads, channels, *value.stride()[:3],
-                L=levels, P=points, KIND=kind, SCALED=not moves, VALUE=not sorted_sum,
-                PADDED=triton.next_power_of_2(levels * points), **blocks,
+                _as_floats(sizes), queries, tokens, M=heads, D=channels, L=levels, P=points, KIND=kind,
+                SCALED=not moves, VALUE=not sorted_sum, PADDED=triton.next_power_of_2(levels * points), **blocks,
             )  # fmt: skip
         if sorted_sum:
             level_shapes = list(zip(sizes[::2], sizes[1::2]))
@@ -107,7 +108,7 @@ def _attend_backward(
     grad_reference = value.new_empty(0, dtype=torch.float32)
     if moves and reference is not None:
         grad_reference = _grad_reference(grad_places, places, reference, sizes)
-    return grad_value.to(value.dtype), grad_places.to(places.dtype), grad_shares.to(shares.dtype), grad_reference
+    return grad_value.to(value.dtype), grad_places.to(places.dtype), grad_shares, grad_reference
 
 
 @_attend_backward.register_fake
@@ -214,11 +215,6 @@ def attend_fused(
     weights are made from them in float32.
     """
     return _attend(value, offsets, scores, reference.float(), _flat(level_shapes), reference.shape[-1])
-
-
-def _rows(value: Tensor) -> Tensor:
-    """`value`, copied only where its channels do not lie side by side."""
-    return value if value.stride(-1) == 1 else value.contiguous()
 
 
 def _flat(level_shapes: LevelShapes) -> list[int]:
