@@ -171,6 +171,8 @@ ANSWERS = {
     "memory_allocated": 0,
     "reset_peak_memory_stats": None,
     "synchronize": None,
+    "_sleep": None,
+    "set_device": None,
 }
 """What torch.cuda says of it."""
 

@@ -23,6 +23,7 @@ from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.data import order_of
+from ddetr_lite.engine.distributed import world
 from ddetr_lite.engine.evaluate import detect, results_of
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, recipe_to_dict
@@ -207,3 +208,13 @@ def test_a_run_that_loses_a_process_goes_on_by_itself(together: dict[str, tuple[
         assert all(torch.equal(a[key][name], value) for name, value in b[key].items())
     steps = [line["step"] for line in read_log(log) if line["kind"] == "train"]
     assert steps == list(range(1, 17))
+
+
+def test_processes_do_not_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with (
+        pytest.raises(ValueError, match=r"device='cuda:0' would be one GPU for all processes: leave --device out"),
+        world("cuda:0"),
+    ):
+        pass

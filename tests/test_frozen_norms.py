@@ -128,3 +128,35 @@ def test_maps_stay_in_bfloat16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         backbone(torch.randn(1, 3, 64, 64))
     assert dtypes == {torch.bfloat16}
+
+
+def test_scale_and_shift_follow_their_buffers() -> None:
+    """They are kept from one call to the next, and worked out anew wherever a buffer changes, in whatever way."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)).eval()
+    pixels = torch.randn(1, 3, 2, 2)
+    with watch_norms(network) as pairs:
+        network(pixels)
+    freeze_batch_norms(network, pairs)
+    conv, norm = network
+    assert isinstance(norm, FoldedNorm)
+    assert isinstance(conv, FoldedConv2d)
+
+    def expected() -> Tensor:
+        y = nn.functional.conv2d(pixels, conv.weight)
+        return nn.functional.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+    with torch.inference_mode():  # what is kept from here must serve in training, too
+        network(pixels)
+    network(pixels).sum().backward()
+    assert conv.weight.grad is not None
+    assert norm.affine()[0] is norm.affine()[0]
+    for change in (
+        lambda: norm.running_mean.add_(1.0),
+        lambda: network.load_state_dict({k: torch.rand_like(v) for k, v in network.state_dict().items()}),
+        lambda: setattr(norm, "weight", torch.full((4,), 3.0)),
+    ):
+        change()
+        assert torch.allclose(network(pixels), expected(), atol=1e-5)
+    pixels = pixels.double()
+    assert torch.allclose(network.double()(pixels), expected(), atol=1e-12)
+    assert torch.allclose(deepcopy(network)(pixels), expected(), atol=1e-12)

@@ -143,3 +143,5 @@ def test_labels_of_boxes_at_one_place_stand_below_each_other() -> None:
     assert tuple(places[3]) == (150, 30)  # far from the others: where its box begins
     heights = sorted(y for _, y in places[:3])
     assert all(b - a >= 5 for a, b in pairwise(heights))
+    heap = detection.boxes(picture, [[20.0, 30, 90, 80]] * 50, ["cat"] * 50)
+    assert max(text.get_position()[1] for text in heap.texts) < 50

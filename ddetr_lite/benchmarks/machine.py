@@ -50,14 +50,20 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long `work` takes, on CUDA by the GPU's own clock."""
+def seconds(work: Callable[[], object], device: torch.device, queued: bool = False) -> float:
+    """How long `work` takes, on CUDA by the GPU's own clock.
+
+    queued: keep a GPU busy until all of `work` waits for it, so that what is measured is the GPU, and not how fast the CPU
+    starts operations, which takes longer than a small one runs. For work that never waits for the GPU itself.
+    """
     if device.type != "cuda":
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    if queued:
+        torch.cuda._sleep(20_000_000)  # cycles: about ten milliseconds
     before.record()
     work()
     after.record()

@@ -151,8 +151,8 @@ def measure(
     taken: dict[str, dict[str, list[float]]] = {name: {"forward": [], "both": []} for name in peers}
     for _ in range(repeats):
         for name, peer in peers.items():
-            taken[name]["forward"].append(seconds(partial(forward, peer), value.device))
-            taken[name]["both"].append(seconds(partial(both, peer), value.device))
+            taken[name]["forward"].append(seconds(partial(forward, peer), value.device, queued=True))
+            taken[name]["both"].append(seconds(partial(both, peer), value.device, queued=True))
     result = {name: {what: statistics.median(t) * 1e3 for what, t in times.items()} for name, times in taken.items()}
     if value.is_cuda:
         for name, peer in peers.items():

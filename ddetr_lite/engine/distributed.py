@@ -97,6 +97,11 @@ def world(device: str) -> Iterator[World]:
 
 def _own_device(device: str, local: int) -> torch.device:
     """A GPU of its own for each process of a machine; the CPU for all."""
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"device={device!r} would be one GPU for all processes: leave --device out, so that each takes its own, and choose "
+            "among the machine's GPUs with CUDA_VISIBLE_DEVICES"
+        )
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return pick_device(device)
     if local >= torch.cuda.device_count():
@@ -126,6 +131,8 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except Exception as error:
         raise ValueError(f"device {name!r} cannot be used here: choose 'auto' or 'cpu'") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # libraries that do not look where a tensor lies take the current one
     return device
 
 

@@ -28,6 +28,7 @@ class Step:
     def __init__(self, state: State, config: TrainConfig, place: World):
         self.state, self.config, self.place = state, config, place
         self.losses = Losses(state.model)
+        self.parameters = list(state.model.parameters())
         self.guard = Guard(place)
         self.shared: nn.Module = self.losses
         self.counted = counted_of(state.model)
@@ -56,7 +57,8 @@ class Step:
             counts = count([t for own in targets for t in own], place.device)
         # torchvision's losses are means over a batch, ours sums divided by the objects of all pieces.
         share = 1 / len(pieces) if isinstance(self.state.model, FasterRcnn) else 1.0
-        self.state.model.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         self.before = [buffer.clone() for buffer in self.counted]
         total: dict[str, Tensor] = {}
         for number, (piece, own) in enumerate(zip(pieces, targets, strict=True)):
@@ -73,7 +75,7 @@ class Step:
     def update(self, pieces: Sequence[Batch], rate: float) -> Tensor:
         """Change the parameters by their gradient, of these pieces, and return its length; nothing where that is not finite."""
         state = self.state
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         self.guard.watch(state.step, pictures_of(pieces), self.losses.problem, norm, state.optimizers)
         for buffer, before in zip(self.counted, self.before, strict=True):  # a skipped step counts no pictures either
             buffer.copy_(torch.where(torch.isfinite(norm), buffer, before))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -19,8 +20,23 @@ Pairs = dict[nn.BatchNorm2d, nn.Conv2d]
 class FoldedNorm(FrozenBatchNorm2d):
     """A frozen batch norm whose work the convolution before it does: it holds the numbers, and returns what it is given."""
 
+    _known: tuple[list[tuple[int, int]], tuple[Tensor, Tensor]] | None = None
+
     def affine(self) -> tuple[Tensor, Tensor]:
-        """s and t, (C,) each, of s·x + t (Ioffe and Szegedy 2015, algorithm 2)."""
+        """s and t, (C,) each, of s·x + t (Ioffe and Szegedy 2015, algorithm 2).
+
+        Worked out anew only where one of the four buffers is another tensor, or was written to: six small operations for each
+        convolution, which on a GPU take longer to start than to run.
+        """
+        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in self.buffers()):
+            return self._affine()  # there nothing tells of a change
+        stand = [(id(buffer), buffer._version) for buffer in self.buffers()]
+        if self._known is None or self._known[0] != stand:
+            with torch.inference_mode(False), torch.no_grad():  # so that they serve in training, too
+                self._known = (stand, self._affine())
+        return self._known[1]
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 

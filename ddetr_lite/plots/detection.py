@@ -66,10 +66,14 @@ def boxes(
 
 
 def _free(x: float, y: float, taken: list[tuple[float, float]], room: tuple[float, float]) -> float:
-    """The y at which a label at (x, y) hides none of those before it: further down where boxes begin at nearly one place."""
-    while any(abs(x - a) < room[0] and abs(y - b) < room[1] for a, b in taken):
-        y += room[1]
-    taken.append((x, y))
+    """The y at which a label at (x, y) hides none of those before it: further down where boxes begin at nearly one place.
+
+    Of a whole heap of boxes only the first few: the others stay hidden.
+    """
+    for place in (y + k * room[1] for k in range(4)):
+        if not any(abs(x - a) < room[0] and abs(place - b) < room[1] for a, b in taken):
+            taken.append((x, place))
+            return place
     return y
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -153,30 +154,34 @@ def set_losses(
         objects = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
         problems.append(Problem(outputs.encoder_logits[None].float(), outputs.encoder_boxes[None].float(), objects))
         names.append(["/encoder"])
+    hinted = None
+    if outputs.hint_logits is not None:  # before a GPU is waited for, which matching does
+        hinted = hint_matches(outputs.hint_logits, targets)
     result: dict[str, Tensor] = {}
     for problem, own, matches in zip(problems, names, match_all(problems, loss.matching, loss.kind), strict=True):
         result |= _losses(problem, matches, loss, num_boxes, own, whole)
-    if outputs.hint_logits is not None and outputs.hint_boxes is not None:
-        matches = hint_matches(outputs.hint_logits, targets)
+    if outputs.hint_logits is not None and outputs.hint_boxes is not None and hinted is not None:
         groups = outputs.hint_logits.shape[2] // max(len(t["labels"]) for t in targets)
         problem = Problem(outputs.hint_logits.float(), outputs.hint_boxes.float(), targets)
         endings = [f"/hint{name}" for name in layer_names(len(outputs.hint_logits))]
-        result |= _losses(problem, matches, loss, num_boxes * groups, endings)
+        result |= _losses(problem, hinted, loss, num_boxes * groups, endings)
     return result
 
 
 def hint_matches(logits: Tensor, targets: Sequence[Target]) -> Matches:
     """Which object each hinted query was told of, in every layer: nothing is left to match. logits: (K, B, G·T, C)."""
     layers, _, queries, _ = logits.shape
-    most = max(len(t["labels"]) for t in targets)
-    pairs = [
-        (k, b, group * most + t, t)
-        for k in range(layers)
-        for b, target in enumerate(targets)
-        for group in range(queries // most)
-        for t in range(len(target["labels"]))
-    ]
-    return Matches(*torch.tensor(pairs).T.to(logits.device, non_blocking=True))
+    counts = [len(t["labels"]) for t in targets]
+    groups = queries // max(counts)
+    target = np.concatenate([np.tile(np.arange(count), groups) for count in counts])
+    query = np.concatenate(
+        [np.add.outer(np.arange(groups) * max(counts), np.arange(count)).ravel() for count in counts]
+    )
+    picture = np.repeat(np.arange(len(counts)), np.multiply(counts, groups))
+    one = np.stack((np.zeros_like(picture), picture, query, target))  # of one layer
+    pairs = np.tile(one, layers)
+    pairs[0] = np.repeat(np.arange(layers), one.shape[1])
+    return Matches(*torch.from_numpy(pairs).to(logits.device, non_blocking=True))
 
 
 def layer_names(layers: int) -> list[str]:

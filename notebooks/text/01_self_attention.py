@@ -435,7 +435,9 @@ def at_queries(D, divisor, rows=1000, keys=10):
 for size in (64, 1024):
     for name, divisor in (("divided", math.sqrt(size)), ("not divided", 1)):
         long = at_queries(size, divisor)
-        print(f"D = {size:4}, {name:11}: mean {long.mean():.1f}, median {long.median():.1f}, longest {long.max():.0f}")
+        print(
+            f"D = {size:4}, {name:11}: mean {long.mean():.1f}, median {long.median():.1f}, longest {long.max():.1f}"
+        )
 
 # %% [markdown]
 # Divided, all queries get about as much, whatever D is. Not divided, it is a lottery: on average they get *more*, but

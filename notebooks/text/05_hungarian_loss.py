@@ -516,9 +516,9 @@ print("100 queries, 20 objects, the same match:", hungarian(large) == rows[colum
 # And with more objects than queries? Then some object gets none, whatever the match. scipy leaves the dearest out without a word:
 
 # %%
-crowded = torch.rand(3, 5)  # 3 queries, 5 objects
+crowded = torch.tensor([[5.0, 1, 4, 2, 9], [3, 8, 1, 7, 5], [6, 2, 9, 1, 4]])  # 3 queries, 5 objects
 rows, columns = linear_sum_assignment(crowded)
-print("objects with a query:", sorted(columns.tolist()))
+print("of the objects 0 to 4 these have a query:", sorted(columns.tolist()))
 
 # %% [markdown]
 # The loss would then teach that the others are not there. So the package refuses such a picture, and names it; N_q is chosen well above the most objects that a picture has.
