@@ -64,19 +64,31 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all parameters that have a gradient; none where `found_inf` is 1, as in torch's fused optimizers."""
-        loss = None
-        if self.found_inf is not None and bool(self.found_inf):
-            return loss
+        """One update of all parameters that have a gradient; none where `found_inf` is 1, as in torch's fused optimizers.
+
+        A GPU is not asked what it holds, which would be a wait for it: there all is computed, and comes to nothing.
+        """
+        loss, bad = None, self.found_inf
+        if bad is not None and bad.device.type == "cpu":
+            if bool(bad):
+                return loss
+            bad = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
+            lr: float = group["lr"]
+            momentum: float | Tensor = group["momentum"]
+            decay: float | Tensor = 1 - lr * group["weight_decay"]
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            gradients = [p.grad for p in parameters]
+            gradients: list[Tensor] = [p.grad for p in parameters]
+            if bad is not None:
+                is_bad, good = bad.bool(), 1 - bad
+                momentum, decay = torch.where(is_bad, 1.0, momentum), torch.where(is_bad, 1.0, decay)
+                gradients = [gradient.nan_to_num(0.0, 0.0, 0.0) for gradient in gradients]  # since NaN · 0 is NaN
+                torch._foreach_mul_(gradients, good)
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -84,14 +96,16 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(running, momentum)
             torch._foreach_add_(running, gradients)
             # Nesterov's momentum: the running sum, looked at one step ahead. Its length does not matter.
-            ahead = torch._foreach_add(gradients, running, alpha=momentum)
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+            ahead = torch._foreach_add(gradients, running, alpha=group["momentum"])
+            torch._foreach_mul_(parameters, decay)
             by_shape: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
             for i, parameter in enumerate(parameters):
                 by_shape[len(parameter), parameter[0].numel()].append(i)
             for (rows, columns), places in by_shape.items():
                 updates = orthogonalize(torch.stack([ahead[i].flatten(1) for i in places]))
                 updates *= -lr * max(1.0, rows / columns) ** 0.5
+                if bad is not None:
+                    updates *= good
                 alike = [parameters[i] for i in places]
                 torch._foreach_add_(alike, [u.view(p.shape) for u, p in zip(updates, alike, strict=True)])
         return loss

@@ -808,18 +808,20 @@ print(
 # *no*, where most answers are easy: without that factor a large α for *yes* works best, and with γ = 2 a small one ([paper](https://arxiv.org/abs/1708.02002), found by trial). With the 300 queries of Deformable DETR and 80 classes there are 24,000 questions a picture, and for seven objects 7 of them are answered *yes*.
 
 # %%
-p = torch.linspace(0.05, 1.0, 20)
-lines = {f"γ = {g}": (-((1 - p) ** g) * p.log()).tolist() for g in (0, 1, 2, 5)}
+p = torch.linspace(0.05, 0.95, 19)
+lines = {f"γ = {g}": (-((1 - p) ** g) * p.log()).tolist() for g in (0, 1, 2)}
 ax = plots.curves(
     p.tolist(),
     lines,
     "Focal loss (without α); γ = 0 is cross-entropy",
     "probability of the right answer",
-    "loss",
+    "loss (logarithmic)",
+    log="y",
 )
 plots.show(
     ax,
-    alt="Four falling curves over the probability of the right answer. The larger γ, the sooner the loss is near zero.",
+    alt="Three falling curves over the probability of the right answer, on a logarithmic axis. For unlikely answers they are "
+    "close to each other; at 0.95, each step of γ divides the loss by twenty.",
 )
 
 # %%

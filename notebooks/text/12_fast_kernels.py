@@ -687,22 +687,22 @@ plots.show(
 )
 
 # %% [markdown]
-# Why blocks of *neighbours*? In the encoder the queries of a block are neighbouring cells, and look at nearly the same places. Rows that one query has loaded, the next finds in the cache. How many different rows do 16 neighbouring queries need, and how many do 16 queries from anywhere? (The encoder's shape, one head: 16 queries · 16 samples · 4 corners are 1,024 rows.)
+# Why blocks of *neighbours*? In the encoder the queries of a block are neighbouring cells, and look at nearly the same places. Rows that one query has loaded, the next finds in the cache. How many different rows do 8 neighbouring queries need, and how many do 8 queries from anywhere? (The encoder's shape, one head: 8 queries · 16 samples · 4 corners are 512 rows.)
 
 # %%
 one_picture = msda.Setting(setting.levels, dim=8, batch=1)  # 8 heads of one channel: only places matter here
 _, at, _ = msda.make_input(one_picture, "model-like", CPU, torch.float32, seed=0)  # (1, N, M, L, P, 2)
 row, _, _, below, _ = cpu.find_samples(at[:, :, :1], setting.levels, R)
 rows_of = torch.stack((row, row + 1, row + below, row + below + 1), dim=-1)[0, :, 0]  # (N, L·P, 4), one head
-firsts = range(0, N - 16, 100)
-near = [rows_of[i : i + 16].unique().numel() / 1024 for i in firsts]
-far = [rows_of[torch.randint(N, (16,))].unique().numel() / 1024 for _ in firsts]
+firsts = range(0, N - 8, 100)
+near = [rows_of[i : i + 8].unique().numel() / 512 for i in firsts]
+far = [rows_of[torch.randint(N, (8,))].unique().numel() / 512 for _ in firsts]
 print(f"different rows: neighbours {sum(near) / len(near):.0%}, from anywhere {sum(far) / len(far):.0%}")
 
 # %% [markdown]
 # ### The package's kernel
 #
-# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with strides instead of fixed sizes, and products in float32 whatever the values are (section 10). `here` says which queries exist and `wide` which channels do, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `first` counts the cells of the levels before. (`reference`, `line`, `largest`, `total` and `KIND` are for offsets and scores, below.)
+# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with M heads in each row, and products in float32 whatever the values are (section 10). `here` says which queries exist and `wide` which channels do, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `first` counts the cells of the levels before. (`_frame`, `reference`, `scale`, `line`, `largest`, `factor` and `KIND` are for offsets and scores, below.) M and D are constants of the translation: only so the compiler knows that a row of 24 channels, too, begins at a multiple of 16 bytes, and fetches it 16 bytes at a time.
 
 # %%
 source = Path(kernels.__file__).with_name("triton_kernels.py").read_text(encoding="utf-8")
@@ -721,10 +721,11 @@ else:
     print("There is no Triton on this system: the kernel is not run.")
 
 # %% [markdown]
-# Its programs take tiles of about 512 numbers, BLOCK · D: for the encoder's layer 16 queries of 32 channels. For backward it keeps nothing but its inputs; places and shares are made anew, arithmetic instead of bytes. And a layer may hand over offsets and scores instead of locations and weights (`fused_deformable_attention`); then these never exist in memory at all.
+# Its programs take tiles of about 256 numbers, BLOCK · D, one *warp* each: for the encoder's layer 8 queries of 32 channels. (The 32 threads of a warp work in step. So where backward sums over channels, it waits for no other warp.) For backward it keeps nothing but its inputs; places and shares are made anew, arithmetic instead of bytes. And a layer may hand over offsets and scores instead of locations and weights (`fused_deformable_attention`); then these never exist in memory at all.
 
 # %%
-print(f"{math.ceil(N / 16) * 8 * 2:,} programs: {math.ceil(N / 16):,} blocks × 8 heads × 2 pictures")
+blocks = math.ceil(N / 8)
+print(f"{blocks * 8 * 2:,} programs: {blocks:,} blocks of 8 queries × 8 heads × 2 pictures")
 if TRITON:
     given = tiny_value, tiny_at, tiny_share
     held = kept(lambda *x: multi_scale_deformable_attention(*x, "triton"), tiny, *given)

@@ -22,7 +22,7 @@
 # |:--|:--|
 # | **You will be able to** | say which problem of DETR each of five papers attacks, and how; take the score of a query and a cell apart into content and position; let a box's width and height shape its attention; write the noise and the mask of denoising training, and prove that nothing leaks; say which loss reaches which layer's box; count what attention over all maps costs; name the function of this package that each idea changes |
 # | **You need first** | [09 · Deformable DETR](09_deformable_detr.ipynb); [10 · Convergence and ablations](10_convergence_and_ablations.ipynb) for section 7 |
-# | **Time** | 40 minutes to read and run, 35 for the exercises |
+# | **Time** | 45 minutes to read and run, 35 for the exercises |
 # | **Device** | any CPU; nothing is trained, and nothing is downloaded |
 
 # %%
