@@ -1,7 +1,7 @@
 """A step that can teach nothing is skipped: what happens to a loss or a gradient that is not finite.
 
-Nothing here waits for a GPU: AdamW gets a flag that lies there (Muon looks at it), and the CPU looks at the flags of past
-steps when it writes its log.
+Nothing here waits for a GPU: AdamW and Muon get a flag that lies there, and the CPU looks at the flags of past steps when it
+writes its log.
 """
 
 from collections.abc import Sequence

@@ -247,11 +247,6 @@ def check(recipe: Recipe) -> None:
             f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
             "stem; give weights, or train all of it with --backbone.no-frozen"
         )
-    if train.backbone_lr == 0 and not backbone.frozen:
-        raise ValueError(
-            "backbone_lr=0 with backbone.frozen=False: no weight of the backbone would be trained, but the statistics of its "
-            "batch norms would go on changing; take --backbone.frozen, or give a rate"
-        )
     if isinstance(model, DeformableDetrConfig) and min(model.levels, model.points) < 1:
         raise ValueError(f"levels={model.levels} and points={model.points} must be at least 1")
 

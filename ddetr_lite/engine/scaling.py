@@ -53,6 +53,11 @@ def oddities(recipe: Recipe, steps: int) -> list[str]:
             f"drop_epoch={train.drop_epoch} is not before the end, epochs={train.epochs}: the learning rate never drops; "
             "lower --drop-epoch."
         )
+    if train.backbone_lr == 0 and not recipe.model.backbone.frozen:
+        found.append(
+            "backbone_lr=0, but backbone.frozen=False: no weight of the backbone learns, while its batch norms go on counting; "
+            "--backbone.frozen keeps those of a trained one as they are."
+        )
     if train.evaluate_every > train.epochs:
         found.append(f"evaluate_every={train.evaluate_every} > epochs={train.epochs}: evaluated only at the end.")
     if train.ema and 1 / (1 - train.ema) > steps:

@@ -199,7 +199,12 @@ def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, grad_reference if moves else None, None, None
 
 
+def _differentiate_twice(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError("backend='triton' has no gradients of gradients: use backend='reference'")
+
+
 torch.library.register_autograd("ddetr_lite::deformable_attention", _differentiate, setup_context=_save)
+torch.library.register_autograd("ddetr_lite::deformable_attention_backward", _differentiate_twice)
 
 
 def attend(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:

@@ -286,6 +286,10 @@ def test_what_it_refuses() -> None:
         multi_scale_deformable_attention(value.double(), levels, locations, weights, "triton")
     assert "triton" in backends_for(value)
     assert "triton" not in backends_for(value.double())
+    output = multi_scale_deformable_attention(value.requires_grad_(), levels, locations, weights, "triton")
+    (gradient,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="no gradients of gradients: use backend='reference'"):
+        gradient.sum().backward()
 
 
 @on_a_gpu
