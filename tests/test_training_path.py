@@ -241,7 +241,7 @@ def test_fine_tuning_with_the_same_classes_and_with_another_model(tmp_path: Path
         start_from(small_model("detr", 2), ["cat", "dog"], tmp_path / "source.pt")
     other: Any = model_config("deformable-detr", "small")
     with pytest.raises(
-        ValueError, match="was made with queries=6, this recipe says 7: use the checkpoint's, since its"
+        ValueError, match="was made with queries=6, this recipe says 7: use the checkpoint's, since queries are weights"
     ):
         start_from(build(replace(other, **{**TINY, "queries": 7}), 2), ["cat"], tmp_path / "source.pt")
 

@@ -61,9 +61,7 @@ def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
     if most > recipe.model.queries:
         learned = not (isinstance(recipe.model, DeformableDetrConfig) and recipe.model.two_stage)
         remedy = f"train with --queries {most} or more"
-        if (
-            recipe.train.start_from and learned
-        ):  # a checkpoint's queries are weights of it, so there are as many as it has
+        if recipe.train.start_from and learned:  # there are as many as the checkpoint has
             remedy = f"its queries are weights, so either leave out such pictures, or {remedy} and without --start-from"
         raise ValueError(
             f"{training.folder.annotations}: image id {training.images[index]['id']} has {most} objects, the model only "
