@@ -441,7 +441,7 @@ for size in (64, 1024):
 
 # %% [markdown]
 # Divided, all queries get about as much, whatever D is. Not divided, it is a lottery: on average they get *more*, but
-# at D = 1024 at least half of them get nothing, and a few a gradient that would push W^Q anywhere. What one step of training does
+# at D = 1024 half of them get next to nothing, and a few a gradient that would push W^Q anywhere. What one step of training does
 # then hangs on those few.
 
 # %% [markdown]
