@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ddetr_lite.cli.parsing import Mistake, parse
+from ddetr_lite.cli.parsing import Mistake, at_least, parse
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ def convert(words: list[str]) -> None:
     from ddetr_lite.models.faster_rcnn import FasterRcnn
 
     source, target = options.source, options.target
-    for name in ("heads", "queries"):
-        if (getattr(options, name) or 1) < 1:
-            raise Mistake(f"--{name} {getattr(options, name)} must be at least 1")
+    at_least(options, heads=1, queries=1)
     if target.exists():
         raise Mistake(f"{target} exists already: give another name")
     if source.suffix == ".pt":
@@ -54,10 +52,9 @@ def convert(words: list[str]) -> None:
                 source, heads=options.heads, dilation=options.dilation, queries=options.queries
             )
         model, names = converting.with_class_names(found, options.coco)
-        if found.classes == 91 and len(names) < 91:
-            print(
-                f"The 91 logits are taken for COCO's ids, {len(names)} of which are classes; --no-coco keeps them all."
-            )
+        if len(names) < found.classes:
+            kept = f"{len(names)} of which are classes; --no-coco keeps them all."
+            print(f"The {found.classes} logits are taken for COCO's ids, {kept}")
         about = {"converted_from": source.name}
     if isinstance(model, FasterRcnn):
         raise Mistake(f"{source} is a Faster R-CNN: only DETR and Deformable DETR have a form among the authors' files")

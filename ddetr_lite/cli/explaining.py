@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ddetr_lite.cli.parsing import Mistake, parse
+from ddetr_lite.cli.parsing import Mistake, at_least, parse
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ def explain(words: list[str]) -> None:
     options = parse(ExplainOptions, words, "ddetr-lite explain")
     from ddetr_lite.engine.explain import explain as look
 
-    if options.pictures < 1:
-        raise Mistake(f"--pictures {options.pictures} must be at least 1")
+    at_least(options, pictures=1)
     if options.steps < 0:
         raise Mistake(f"--steps {options.steps} must not be negative")
     print("\n".join(look(options.run, options.folder, options.pictures, options.steps, options.device).lines()))

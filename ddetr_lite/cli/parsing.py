@@ -56,6 +56,14 @@ def _plain(text: str) -> str:
     return "\n".join(line for line in stripped if line)
 
 
+def at_least(options: object, **bounds: int) -> None:
+    """Raise Mistake for an option that is given, and below its bound."""
+    for name, least in bounds.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise Mistake(f"--{name} {value} must be at least {least}")
+
+
 def take_positional(words: list[str], name: str, choices: str, example: str) -> tuple[str, list[str]]:
     if not words or words[0].startswith("-"):
         if words and words[0] in ("-h", "--help"):

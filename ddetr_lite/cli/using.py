@@ -10,7 +10,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from ddetr_lite.cli.data import make_shapes
-from ddetr_lite.cli.parsing import Mistake, parse, table
+from ddetr_lite.cli.parsing import Mistake, at_least, parse, table
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ def evaluate(words: list[str]) -> None:
     from ddetr_lite.engine.evaluate import evaluate as measure
     from ddetr_lite.engine.predict import augment_of
 
-    for name, least in (("batch", 1), ("workers", 0)):
-        if getattr(options, name) < least:
-            raise Mistake(f"--{name} {getattr(options, name)} must be at least {least}")
+    at_least(options, batch=1, workers=0)
     loaded = load_model(options.checkpoint)
     trained_on = loaded.about.get("recipe", {}).get("data", {})
     folder = options.folder or trained_on.get("folder")

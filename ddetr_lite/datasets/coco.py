@@ -180,12 +180,11 @@ class CocoDetection(Dataset):
         listed = {f for folder in {f.parent for f in files} if folder.is_dir() for f in folder.iterdir()}
         missing = [i for i, f in enumerate(files) if f not in listed and not f.is_file()]
         if missing:
-            slashes = (
-                "" if "\\" not in self.images[missing[0]]["file_name"] else "; in a file_name write / instead of \\"
-            )
+            first = self.images[missing[0]]
+            slashes = "; in a file_name write / instead of \\" if "\\" in first["file_name"] else ""
             raise ValueError(
-                f"{self.folder.annotations}: image id {self.images[missing[0]]['id']}: picture {self.file_of(missing[0])} does "
-                f"not exist ({len(missing)} of {len(self)} are missing): restore them, or drop their records{slashes}"
+                f"{self.folder.annotations}: image id {first['id']}: picture {files[missing[0]]} does not exist "
+                f"({len(missing)} of {len(self)} are missing): restore them, or drop their records{slashes}"
             )
 
     def read_image(self, index: int) -> Tensor:

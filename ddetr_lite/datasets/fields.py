@@ -33,7 +33,7 @@ LARGEST = 1e18  # of a bbox: beyond, sums and products of a float32 come near it
 
 def four_numbers(bbox: Any) -> bool:
     """Whether a bbox is four finite numbers, none of them absurdly large."""
-    return isinstance(bbox, list) and len(bbox) == 4 and all(is_finite(v) and abs(v) <= LARGEST for v in bbox)
+    return isinstance(bbox, list) and len(bbox) == 4 and all(is_number(v) and abs(v) <= LARGEST for v in bbox)
 
 
 def area_of(annotation: Record) -> float | None:

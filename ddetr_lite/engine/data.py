@@ -10,7 +10,6 @@ from ddetr_lite.datasets.transforms import eval_transform, resized_size, train_t
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.evaluate import area_ranges
 from ddetr_lite.engine.recipes import Recipe, TrainConfig
-from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
 
 
@@ -59,9 +58,8 @@ def _check_queries(recipe: Recipe, training: CocoDetection) -> None:
         return
     most, index = max((len(training.objects(i)), i) for i in range(len(training)))
     if most > recipe.model.queries:
-        learned = not (isinstance(recipe.model, DeformableDetrConfig) and recipe.model.two_stage)
         remedy = f"train with --queries {most} or more"
-        if recipe.train.start_from and learned:  # there are as many as the checkpoint has
+        if recipe.train.start_from and not getattr(recipe.model, "two_stage", False):  # as many as the checkpoint has
             remedy = f"its queries are weights, so either leave out such pictures, or {remedy} and without --start-from"
         raise ValueError(
             f"{training.folder.annotations}: image id {training.images[index]['id']} has {most} objects, the model only "

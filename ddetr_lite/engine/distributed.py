@@ -123,7 +123,9 @@ def _restarts() -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` → the first GPU or the CPU. Raises ValueError for a device that is not there."""
+    """`auto` → the first GPU or the CPU; a GPU with a number becomes the current one. Raises ValueError for a device that
+    is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

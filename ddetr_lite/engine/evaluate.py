@@ -96,12 +96,11 @@ def _truth(dataset: CocoDetection) -> COCO:
     for objects in dataset.annotations:
         for annotation in objects:
             _, _, width, height = annotation["bbox"]
-            area = area_of(annotation)
             annotations.append(
                 {
                     **annotation,
                     "id": len(annotations) + 1,
-                    "area": width * height if area is None else area,
+                    "area": area_of(annotation) or width * height,
                     "iscrowd": int(bool(is_crowd(annotation))),
                 }
             )

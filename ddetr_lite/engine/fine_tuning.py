@@ -5,7 +5,6 @@ the checkpoint does not know starts as in a new model.
 """
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 from torch import Tensor
@@ -81,14 +80,13 @@ def _same_model(model: Model, source: Model, path: str | Path) -> None:
         )
     ours, theirs = (config_to_dict(m.config) for m in (model, source))
     # These change no weight.
-    for config in (ours, theirs):
-        config["loss"] = config.get("loss", {}).get("kind")
     free = ["dropout", "hints", "anchor_size", "sampled", "proposals"]
     if ours.get("two_stage"):
         free.append("queries")  # the encoder's best proposals, however many: only queries that are learned are weights
-    for config, name in product((ours, theirs), free):
-        config.pop(name, None)
     for config in (ours, theirs):
+        for name in free:
+            config.pop(name, None)
+        config["loss"] = config.get("loss", {}).get("kind")
         config["backbone"] = {k: v for k, v in config["backbone"].items() if k not in ("weights", "frozen")}
     for name, value in ours.items():
         if value != theirs[name]:

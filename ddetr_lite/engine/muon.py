@@ -68,11 +68,12 @@ class Muon(torch.optim.Optimizer):
 
         A GPU is not asked what it holds, which would be a wait for it: there all is computed, and comes to nothing.
         """
-        loss, bad = None, self.found_inf
-        if bad is not None and bad.device.type == "cpu":
-            if bool(bad):
+        loss, good = None, None
+        if self.found_inf is not None:
+            if self.found_inf.device.type != "cpu":
+                good = 1 - self.found_inf
+            elif bool(self.found_inf):
                 return loss
-            bad = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -84,9 +85,8 @@ class Muon(torch.optim.Optimizer):
             if not parameters:
                 continue
             gradients: list[Tensor] = [p.grad for p in parameters]
-            if bad is not None:
-                is_bad, good = bad.bool(), 1 - bad
-                momentum, decay = torch.where(is_bad, 1.0, momentum), torch.where(is_bad, 1.0, decay)
+            if good is not None:
+                momentum, decay = torch.where(good > 0, momentum, 1.0), torch.where(good > 0, decay, 1.0)
                 gradients = [gradient.nan_to_num(0.0, 0.0, 0.0) for gradient in gradients]  # since NaN · 0 is NaN
                 torch._foreach_mul_(gradients, good)
             for parameter in parameters:
@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), places in by_shape.items():
                 updates = orthogonalize(torch.stack([ahead[i].flatten(1) for i in places]))
                 updates *= -lr * max(1.0, rows / columns) ** 0.5
-                if bad is not None:
+                if good is not None:
                     updates *= good
                 alike = [parameters[i] for i in places]
                 torch._foreach_add_(alike, [u.view(p.shape) for u, p in zip(updates, alike, strict=True)])

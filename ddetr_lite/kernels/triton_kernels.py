@@ -12,8 +12,6 @@ Letters: B pictures, N tokens of all levels, N_q queries, M heads, D channels of
 import triton
 import triton.language as tl
 
-FUSED = {"enable_fp_fusion": True}  # a·b + c in one instruction, which Triton 3.10 no longer does unless told
-
 
 def tile(channels: int) -> dict[str, int]:
     """How many queries a program computes, the power of two that holds a head's channels, and Triton's options.
@@ -23,7 +21,9 @@ def tile(channels: int) -> dict[str, int]:
     """
     width = triton.next_power_of_2(channels)
     block = max(4, 256 // width)
-    return {"BLOCK": block, "WIDTH": width, "num_warps": max(1, block * width // 256), **FUSED}
+    warps = max(1, block * width // 256)
+    # Fusion: a·b + c in one instruction, which Triton 3.10 no longer makes unless told.
+    return {"BLOCK": block, "WIDTH": width, "num_warps": warps, "enable_fp_fusion": True}
 
 
 @triton.jit

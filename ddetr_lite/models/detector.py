@@ -97,11 +97,10 @@ def check_counts(targets: Sequence[Target] | None, pictures: int) -> list[int]:
         for name in ("boxes", "labels"):
             if not isinstance(target[name], Tensor):
                 raise ValueError(f"{_name(target, i)}: {name!r} is a {type(target[name]).__name__}: give a tensor")
-    counts = [len(t["labels"]) for t in targets]
-    for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
-        if target["boxes"].numel() != 4 * count:
-            raise ValueError(f"{_name(target, i)}: {count} labels but {target['boxes'].numel() // 4} boxes")
-    return counts
+        if target["boxes"].numel() != 4 * len(target["labels"]):
+            boxes = target["boxes"].numel() // 4
+            raise ValueError(f"{_name(target, i)}: {len(target['labels'])} labels but {boxes} boxes")
+    return [len(target["labels"]) for target in targets]
 
 
 def check_targets(labels: Tensor, boxes: Tensor, classes: int, targets: Sequence[Target]) -> None:

@@ -28,9 +28,10 @@ class FoldedNorm(FrozenBatchNorm2d):
         Worked out anew only where one of the four buffers is another tensor, or was written to: six small operations for each
         convolution, which on a GPU take longer to start than to run.
         """
-        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in self.buffers()):
+        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):
             return self._affine()  # there nothing tells of a change
-        stand = [(id(buffer), buffer._version) for buffer in self.buffers()]
+        stand = [(id(buffer), buffer._version) for buffer in buffers]
         if self._known is None or self._known[0] != stand:
             with torch.inference_mode(False), torch.no_grad():  # so that they serve in training, too
                 self._known = (stand, self._affine())

@@ -155,16 +155,17 @@ def set_losses(
         problems.append(Problem(outputs.encoder_logits[None].float(), outputs.encoder_boxes[None].float(), objects))
         names.append(["/encoder"])
     hinted = None
-    if outputs.hint_logits is not None:  # before a GPU is waited for, which matching does
-        hinted = hint_matches(outputs.hint_logits, targets)
+    if outputs.hint_logits is not None and outputs.hint_boxes is not None:  # before matching, which waits for a GPU
+        told = Problem(outputs.hint_logits.float(), outputs.hint_boxes.float(), targets)
+        hinted = told, hint_matches(told.logits, targets)
     result: dict[str, Tensor] = {}
     for problem, own, matches in zip(problems, names, match_all(problems, loss.matching, loss.kind), strict=True):
         result |= _losses(problem, matches, loss, num_boxes, own, whole)
-    if outputs.hint_logits is not None and outputs.hint_boxes is not None and hinted is not None:
-        groups = outputs.hint_logits.shape[2] // max(len(t["labels"]) for t in targets)
-        problem = Problem(outputs.hint_logits.float(), outputs.hint_boxes.float(), targets)
-        endings = [f"/hint{name}" for name in layer_names(len(outputs.hint_logits))]
-        result |= _losses(problem, hinted, loss, num_boxes * groups, endings)
+    if hinted is not None:
+        told, pairs = hinted
+        groups = told.logits.shape[2] // max(len(t["labels"]) for t in targets)
+        endings = [f"/hint{name}" for name in layer_names(len(told.logits))]
+        result |= _losses(told, pairs, loss, num_boxes * groups, endings)
     return result
 
 
