@@ -26,7 +26,7 @@ from ddetr_lite.engine.run_results import read_run
 
 Entry = dict[str, Any]
 
-READMES = ("README.md", "data/README.md", "data/results/README.md")
+READMES = ("README.md", "docs/measurements.md", "data/README.md", "data/results/README.md")
 CLAIMS = "data/results/claims.toml"
 REASONS = ("arithmetic", "paper", "definition", "configuration", "version", "example")
 SOURCES = ("run", "json", "file", "output_of")  # where a number can come from
