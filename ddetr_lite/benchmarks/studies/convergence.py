@@ -13,7 +13,8 @@ def _to_converge(row: str, sizes: dict[str, Any] | None = None, **options: Any) 
     chosen = recipe("shapes", row)
     equal = {"dim": 96, "heads": 8, "hidden": 256, "encoder_layers": 2, "decoder_layers": 3, "queries": 20}
     model = sized(chosen.model, **equal, **(sizes or {}))
-    train = replace(chosen.train, **{"lr": 2e-3, "evaluate_every": 3, "log_every": 50, "forecast": False, **options})
+    rates = {"lr": 2e-3, "muon_lr": 0.01}
+    train = replace(chosen.train, **{**rates, "evaluate_every": 3, "log_every": 50, "forecast": False, **options})
     return replace(chosen, model=model, train=train)
 
 
