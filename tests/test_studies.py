@@ -374,7 +374,7 @@ def test_page_says_everything(tmp_path: Path) -> None:
     assert f"AP 0.405 (0.400–0.410) of Slow after 8 epochs: Quick needs {span} in epochs and {factor / 2:.1f}" in page
     assert "Quick needs at most 2.0 (2.0–2.0) epochs, a factor of at least **2.0" in page
     assert "in epochs and at least 1.0 (1.0–1.0) in time" in page
-    assert "| Slow | 0.002, Muon 0.01 | 0.200 | × |" in page
+    assert "| Slow | 0.001, Muon 0.005 | 0.200 | × |" in page
     assert "ddetr-lite train shapes --model detr --epochs 8 --out runs/slow-8-epochs-rate-1-seed-0" in page
     assert "8 runs, on x86, 2 threads; torch 9.9." in page
     assert "ddetr-lite data" not in page
