@@ -14,8 +14,8 @@
 # # 00 · Start here: a detector at work, and the query we shall follow
 #
 # A trained detector finds the objects in a picture, and then in a photo. Then we look over its shoulder: at
-# one of its *queries*, and at the few points of the picture which that query looks at. All that works here by
-# itself you will build in the notebooks to come, beginning with a dot product.
+# one of its *queries*, and at the few points of the picture which that query looks at. All that works here
+# you will build yourself in the notebooks to come, beginning with a dot product.
 
 # %% [markdown]
 # | | |
@@ -27,8 +27,8 @@
 
 # %% [markdown]
 # Run the cells from top to bottom: Shift + Enter runs one and goes on to the next. Where a cell prints
-# something, guess first. Change things and run them again: *Kernel → Restart* gives you a fresh start, and
-# `git checkout notebooks` the text of all cells as it was (what you have written in them is then gone).
+# something, guess first. Change things and run them again: *Kernel → Restart* gives you a fresh start;
+# `git checkout notebooks` brings back the original text of all cells (what you have written in them is then gone).
 
 # %% [markdown]
 # Now and then you meet a box with two words in bold. The **claim** is something that one might believe; the
@@ -83,8 +83,8 @@ print(f"{count / 1e6:.1f} million parameters")
 print("classes:", ", ".join(detector.classes))
 
 # %% [markdown]
-# Its **parameters** are all it has learned: numbers that were random at first, and that training changed a
-# little with every few pictures it was shown, so that its answers became better. It knows eight **classes**,
+# Its **parameters** are all it has learned: numbers that were random at first. Training changed them
+# a little after every few pictures, so that the answers became better. It knows eight **classes**,
 # the kinds of objects, and nothing else in the world.
 
 # %%
@@ -117,7 +117,7 @@ plots.show(
 # %% [markdown]
 # With a pencil: the box (0, 0, 4, 4) and the box (2, 0, 6, 4), the same moved two to the right. They share
 # a strip of 2 × 4 = 8. Together they cover 16 + 16 − 8 = 24. So their IoU is 8 / 24 = 0.33: each covers
-# half of the other, and still it is only a third. IoU is a strict measure.
+# half of the other, and still the IoU is only a third. IoU is a strict measure.
 
 
 # %%
@@ -147,8 +147,8 @@ plots.show(
 )
 
 # %% [markdown]
-# By custom an object counts as found when a detection of the right class has an IoU of at least 0.5 with it.
-# One line for each true object:
+# In a dark cell the box of the row fits the object of the column. By custom an object counts as found when a
+# detection of the right class has an IoU of at least 0.5 with it. One line for each true object:
 
 # %%
 for name, box in zip(scene.names, truth):
@@ -156,11 +156,11 @@ for name, box in zip(scene.names, truth):
     print(f"{name:8}  {'found' if best >= 0.5 else 'missed'}, IoU {best:.2f}")
 
 # %% [markdown]
-# *Missed* means that no detection of the right class and a score of at least 0.5 fits; a less sure one, or one of
+# *Missed* means that no detection of the right class with a score of at least 0.5 fits; a less sure one, or one of
 # another class, may still lie there.
 
 # %% [markdown]
-# > **Claim:** it finds them because it has learned this very picture by heart.
+# > **Claim:** it finds objects here because it learned this very picture by heart.
 # >
 # > **Measurement:** such a set of pictures is **split** in two. From one part, `train`, the model learns.
 # > The other, `val` for *validation*, is kept from it. The checkpoint (the file with the parameters) says
@@ -259,7 +259,7 @@ print(tuple(photo.shape))  # (3, H, W)
 # %% [markdown]
 # > **Claim:** a good detector is good on any picture.
 # >
-# > **Measurement:** show the photo to the one that we have just praised. What it says must be one of its eight
+# > **Measurement:** show the photo to our detector. Whatever it says must be one of its eight
 # > words.
 
 # %%
@@ -274,8 +274,8 @@ print("a person among its classes:", "person" in detector.classes)
 
 # %% [markdown]
 # So a second detector comes with the course, of the same design. Two things are different. It was trained
-# on photos, of COCO, the data set on which most detectors are compared; and it began with a part that others had trained on a million photos
-# before, and that knows edges, textures and parts of things. (That part, which turns pixels into features,
+# on photos from COCO, the data set on which most detectors are compared; and one part of it had been trained before, by others, on a million
+# photos, and knows edges, textures and parts of things. (That part, which turns pixels into features,
 # is called the **backbone**; [06](06_detr.ipynb) explains it.)
 
 # %%
@@ -302,8 +302,8 @@ plots.show(
 
 # %% [markdown]
 # A person and a tie, the two of the four that it knows, and nothing else. Look closely at the boxes, though: there are *two* for
-# her, nearly the same, and two at the tie. A
-# detector of this kind should name each object once. The first one had learned it; this one is still learning.
+# the person, nearly the same, and two for the tie. A
+# detector of this kind should name each object once. The first one has learned that; this one has not.
 
 # %% [markdown]
 # Nobody has measured this photo for us, so we do it by eye: she fills it from x = 20 to 506, and from y = 24 down to the lower
@@ -318,13 +318,13 @@ for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
     print(f"{f.label:12} {f.score:.2f}")
 
 # %% [markdown]
-# Be strict with it. The box fits, but a score of a third says that it hardly trusts itself; and of all that it suspects
-# besides the person and the tie, nothing is there. Think also of what it does *not* name: a flag and a cap are not mistakes, for they are not among its
+# Be strict with it. The box fits, but a score of a third means that it is not sure; and whatever else it suspects,
+# apart from the person and the tie, is not there. Think also of what it does *not* name: to miss the flag and the cap is no mistake, for they are not among its
 # classes.
 
 # %% [markdown]
 # It is a small detector: it saw 1,780 photos, 22 times each, no side longer than 208 pixels, for 50 minutes on two cores of a
-# CPU; on photos that it has not seen its AP is 0.047. Those of the paper saw 118,000, fifty times over, on many GPUs.
+# CPU; on photos that it has not seen its AP is 0.047. Those of the Deformable DETR paper saw 118,000, fifty times over, on many GPUs.
 # [11](11_train_on_coco.ipynb) trains larger ones. You can try this one on photos of your own, with
 # `ddetr-lite predict data/checkpoints/photo.pt my_photo.jpg`.
 
@@ -340,7 +340,7 @@ for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
 
 # %%
 batch = detector.model.batch([scene.pixels])
-with torch.no_grad():
+with torch.no_grad():  # we only ask, and do not train: torch need not keep what training would need
     outputs = detector.model.outputs(batch)
 print("logits", tuple(outputs.logits.shape), " boxes", tuple(outputs.boxes.shape))
 
@@ -385,7 +385,7 @@ plots.show(
 # Every query names a box, whether there is anything or not. Most of them then say "nothing" by a low score
 # for each of the classes. (The hundred guesses of section 1 are the best hundred of all pairs of a query
 # and a class: one query may speak more than once, always with the same box.) How training gets them to
-# share out the objects, so that not two of them claim the same, is the story of
+# share out the objects, so that no two of them claim the same one, is the story of
 # [05](05_hungarian_loss.ipynb).
 
 # %% [markdown]
@@ -515,13 +515,13 @@ for height, width in ((96, 96), (800, 1066)):
     print(f"{height} × {width}: {cells:6,} cells   plain {M * cells:6,} looks   deformable {M * L * P}")
 
 # %% [markdown]
-# A point between cells reads four of them, so multiply the last number by four to be fair. It remains a
-# handful, and **it does not grow with the picture**. Nor are the points a fixed pattern: every query moves
+# A point between cells reads four of them, so multiply the last number by four to be fair. That is still
+# few, and **it does not grow with the picture**. Nor are the points a fixed pattern: every query moves
 # its own to where they help, and that is what *deformable* stands for. [07](07_deformable_attention.ipynb)
 # builds it.
 
 # %% [markdown]
-# ## 5. The map
+# ## 5. The course at a glance
 #
 # One path, from a word to this detector. Each notebook teaches one idea, builds it from nothing, and ends at
 # the package's version, with the same numbers.
@@ -736,8 +736,8 @@ course.check("keep_confident", keep_confident)
 #
 # Difficulty ●●○○○ · Importance ●●○○○ · about 10 minutes
 #
-# Photos come in all sizes, and are made alike before a detector sees them. The rule of DETR's authors: the
-# *shorter* side becomes `short_side`, and the other keeps the proportion, its fraction cut off with `int`.
+# Photos come in all sizes, and are resized before a detector sees them. The rule of DETR's authors: the
+# *shorter* side becomes `short_side`; the other is scaled in proportion and cut to a whole number with `int`.
 # But if the longer side came out longer than `max_side` (before its fraction is cut), then `short_side` is
 # replaced by a smaller number first: `round(max_side * shorter / longer)`.
 #

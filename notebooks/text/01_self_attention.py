@@ -186,8 +186,8 @@ plots.show(
 # %% [markdown]
 # In the Transformer of 2017, the model that is made of such layers ([04](04_transformer.ipynb)), an
 # embedding has d = 512 numbers, and queries, keys and values have D = 64. A matrix that turns 512 numbers
-# into 64 has 512 rows and 64 columns. (Its random numbers are divided by √512: a sum of 512 of them then
-# varies about as much as one of the numbers in x.)
+# into 64 has 512 rows and 64 columns. (Its random numbers are divided by √512: a number of q, a sum of 512
+# products, then varies about as much as a number of x.)
 
 # %%
 d, D = 512, 64
@@ -313,7 +313,7 @@ print(self_attention_loop(x, W_Q, W_K, W_V))
 # so both weights are one half, and its new vector is the plain mean of the two values: (2, 1, 1).
 
 # %% [markdown]
-# Note also that scores are no longer mutual: from "Thinking" to "Machines" it is 7, and back it is (1, 2, 0)
+# Note also that scores now depend on the direction: from "Thinking" to "Machines" it is 7, and back it is (1, 2, 0)
 # · (1, 1, 2) = 3. Query and key being two different vectors made that possible.
 
 # %% [markdown]
@@ -369,8 +369,8 @@ for factor in (1, 4, 16):
 
 # %% [markdown]
 # We measure both, for queries with ten keys: the largest of the ten weights, and the gradient of that
-# weight with respect to the scores (its length, to have one number). `backward()` lets torch work out the
-# gradient, and leaves it in `.grad`. (`einsum` with "rd,rkd->rk" is the dot product, over d, of each query r
+# weight with respect to the scores (its length, to have one number). `backward()` lets torch work out the gradient
+# for what `requires_grad_()` has marked, and leaves it in `.grad`. (`einsum` with "rd,rkd->rk" is the dot product, over d, of each query r
 # with each of its keys k.)
 
 
@@ -407,8 +407,8 @@ plots.show(
 
 # %% [markdown]
 # Read from left to right. Divided (blue), nothing depends on D. Not divided (orange), the mean over ten
-# words turns into a choice of one, and the gradient fades. (At D = 4 orange is the longer one: p · (1 − p) is
-# largest for a p of one half, and there the orange weight is nearer to that.) In numbers:
+# words turns into a choice of one, and the gradient fades. (At D = 4 the orange gradient is longer: p · (1 − p) is
+# largest at p = ½, and there the orange weight is nearer to ½.) In numbers:
 
 # %%
 i64, i1024 = sizes.index(64), sizes.index(1024)
@@ -418,8 +418,8 @@ print(f"gradient at D = 1024: divided, it is {with_root[i1024][1] / without[i102
 
 # %% [markdown]
 # But W^Q does not learn from the scores' gradient as it is. On its way back that gradient goes through step 2,
-# where it is multiplied by the keys, and they are the longer the larger D is; and through the division, where there
-# is one. How long is what arrives at a query? The mean over a thousand queries, the median (half of them are
+# where it is multiplied by the keys, which are longer when D is larger; and through the division, where there
+# is one. How long is the gradient that arrives at a query? The mean over a thousand queries, the median (half of them are
 # below it), and the longest:
 
 
@@ -442,12 +442,12 @@ for size in (64, 1024):
 # %% [markdown]
 # Divided, all queries get about as much, whatever D is. Not divided, it is a lottery: on average they get *more*, but
 # at D = 1024 half of them get next to nothing, and a few a gradient that would push W^Q anywhere. What one step of training does
-# then hangs on those few.
+# then depends on those few.
 
 # %% [markdown]
-# > **Claim:** without the division there are weights that a Transformer cannot have.
+# > **Claim:** without the division there are attention weights that a Transformer cannot have.
 # >
-# > **Measurement:** suppose training made W^Q eight times smaller. What would change?
+# > **Measurement:** leave out the division, and make W^Q eight times smaller instead. What changes?
 
 # %%
 x5 = torch.randn(5, d)
@@ -457,7 +457,7 @@ smaller = (x5 @ (W_Q64 / 8)) @ (x5 @ W_K64).T
 print("same scores:", torch.allclose(divided, smaller, atol=1e-6))
 
 # %% [markdown]
-# The scores would not. The division adds no power that the matrix lacks: a model could find the factor 1/8 by
+# The scores stay the same. The division adds no power that the matrix lacks: a model could find the factor 1/8 by
 # itself. What it changes is where training **starts**: with weights that are soft and gradients of much the same
 # length for every query. For D = 4 you would hardly notice; the larger D is, the more it matters.
 
@@ -601,7 +601,7 @@ afterwards = scores.softmax(dim=-1).masked_fill(mask, 0.0)
 print("rows sum to", afterwards[1, :2].sum(dim=-1))
 
 # %% [markdown]
-# The hidden words are gone, but they have taken their share with them: what is left no longer is a mean, and
+# The hidden words are gone, but they have taken their share with them: what is left is no longer a mean, and
 # the new vectors come out too small. The mask belongs before the softmax.
 
 # %% [markdown]
@@ -697,8 +697,8 @@ plots.show(
 # ## 8. The price: N²
 #
 # Every word looks at every other: N words make N × N scores. Twice the words, four times the work. The two
-# large products take N · N · D multiplications each, and as many additions. torch's counter notes every
-# product that is called, and adds these up (the softmax, which is small beside them, it leaves out):
+# large products take N · N · D multiplications each, and as many additions. torch's counter adds up the
+# operations of every matrix product (it leaves out the softmax, which is small beside them):
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -778,8 +778,8 @@ for N in (1024, 2048):
 # %% [markdown]
 # ## 9. The same, from the package and from torch
 #
-# The package has the weights written out, as you have them, for looking at; and a function for the whole,
-# which hands the work to torch's fused one. Three ways, one result:
+# The package has a function for the weights, written out as you did, to look at; and one for the whole,
+# which hands the work to torch's fused function. Three ways, one result:
 
 # %%
 Q, K, V = torch.randn(3, 6, D)
@@ -795,8 +795,8 @@ for name, result in ways.items():
     print(f"{name:29} within 1e-6: {(by_hand - result).abs().max().item() < 1e-6}")
 
 # %% [markdown]
-# Mind the `~`: in torch's function and in this package True has opposite meanings. Where an equation of the
-# paper lives in the package, and which test holds it there:
+# Mind the `~`: in torch's function and in this package True has opposite meanings. Where each equation of the
+# paper stands in the package, and which test checks it:
 
 # %%
 course.equation_map("01")

@@ -59,8 +59,8 @@ print("bank:                  ", bank)
 
 # %% [markdown]
 # There is a second trouble: a word cannot keep itself and look around at once. If queries and keys are made by matrices that are much
-# alike, a word's own key fits its query best. If they are not, it looks elsewhere. Measured in the extreme case, one and the same random matrix for
-# both, and with two:
+# alike, a word's own key fits its query best. If they are not, the word looks elsewhere. Measured with one and the same random matrix for
+# both, the extreme case, and with two:
 
 # %%
 d, D = 512, 64
@@ -91,14 +91,14 @@ plots.show(
 
 # %% [markdown]
 # On the left every word looks at itself (and "the" at both words "the"); "it", with 0.89, is the least extreme. On the
-# right, with two different matrices, words look around (at random here: the dark square is chance), but then "it"
+# right, with two different matrices, words look around (at random here: that "didn't" looks at "too" is chance), but then "it"
 # keeps only 0.07 of itself. One row of weights cannot do both, stay at home and look around. Two heads can.
 
 # %% [markdown]
 # ## 2. Eight heads
 #
-# So we take not one set of matrices W^Q, W^K, W^V but **eight**, each with its own random start, each trained to
-# its own end. Each set gives an attention of its own, called a **head**. M is the number of heads:
+# So we take not one set of matrices W^Q, W^K, W^V but **eight**, each with its own random start, each free to
+# learn something else. Each set gives an attention of its own, called a **head**. M is the number of heads:
 #
 # $$z_h = \text{Attention}(x\,W^Q_h,\; x\,W^K_h,\; x\,W^V_h), \qquad h = 0 \dots M - 1$$
 
@@ -161,7 +161,7 @@ print(said @ join)
 
 # %% [markdown]
 # There is another way to see W^O. Its first 64 rows belong to head 0, the next 64 to head 1. So the product
-# is a **sum**: each head adds its own contribution to the word. We shall need this in section 6.
+# is a **sum**: each head adds its own contribution to the word.
 
 # %%
 contributions = [z[h] @ W_O[h * D : (h + 1) * D] for h in range(M)]  # (N, d) each
@@ -214,7 +214,7 @@ print("head 0, asked for at once:  ", numbered.reshape(2, 2, 2)[0].tolist())
 
 # %% [markdown]
 # Head 0 should hold channels 0 and 1 of both words: 0, 1 and 4, 5. Asked for at once, it holds all channels of
-# word 0: what it takes for two words are two halves of one. A frequent mistake in code of this kind, and a quiet
+# word 0: two halves of one word are taken for two words. A frequent mistake in code of this kind, and a quiet
 # one: the shape is right, and no error is raised. Exercise 1 knows it.
 
 # %% [markdown]
@@ -242,7 +242,7 @@ for M_tried in (1, 8):
 # for each of 100 words, and 2 · 2 · 100² · 512 for scores and weighted sums.)
 
 # %% [markdown]
-# What grows is only the number of weights, M · N² instead of N². And each head pays by comparing words by 64 numbers
+# What grows is only the number of attention weights, M · N² instead of N². The price: each head compares words by 64 numbers
 # instead of 512.
 
 # %% [markdown]
@@ -322,7 +322,7 @@ class Pointer(torch.nn.Module):
 # %% [markdown]
 # Training needs a number that says how wrong an answer is, the **loss**: here −log of the weight on the right
 # word. It is 0 where all weight lies on it, and grows without limit as the weight goes to 0. `backward()` works
-# out how each parameter changes the loss, and an **optimizer** moves each a little to where the loss falls. Adam is a common
+# out how each parameter changes the loss, and an **optimizer** moves each a little in the direction in which the loss falls. Adam is a common
 # one, `lr` says how large its steps are, and `zero_grad` makes it forget the gradients of the step before.
 
 
@@ -512,7 +512,7 @@ print(f"the noun that is meant scores higher than the other: {preferred:.0%}")
 
 # %% [markdown]
 # It cannot look, and it knows. So no picture of its weights could explain its answers: the weights are the same in
-# every sentence. How does it do it? Exchange the last word, "wide" for "tired", and see how far the score of each noun moves:
+# every sentence. How does it do it? Replace the last word "wide" by "tired", and see how far the score of each noun moves:
 
 # %%
 with torch.no_grad():
@@ -627,13 +627,13 @@ plots.show(
 
 # %% [markdown]
 # Seen from the star, the head of colour finds the star and, as in 01, the triangle, which has orange in it as well. The
-# head of texture finds patches in which the *same colours* change as in its own, in the star, the small star and at
-# the edge of the ring. How *much* they change counts only as more or less than usual: each spread is a difference from
+# head of texture finds patches in which the *same colours* change as in the framed one: in both stars and at
+# the edge of the ring. What counts is whether they change more or less than usual, not *how much*: each spread is a difference from
 # its mean over all patches, and then all vectors were given the same length.
 
 # %% [markdown]
-# The output of two such heads, side by side, tells the next layer two things of each patch: who has my colour, and in
-# whom the same colours change. One head with all six numbers would have mixed the two into one likeness. And neither
+# The output of two such heads, side by side, gives the next layer two means for each patch: one over patches of its own colour, one
+# over patches in which the same colours change. One head with all six numbers would have mixed the two into one likeness. And neither
 # knows *where* a patch is: shuffled patches would give the same weights, shuffled. That is what [03](03_positional_encoding.ipynb) adds.
 
 # %% [markdown]
@@ -735,7 +735,7 @@ course.check("merge_heads", merge_heads)
 # Difficulty ●●●○○ · Importance ●●●●○ · about 10 minutes
 #
 # A layer is given two kinds of masks: padding, one row for each sentence, and a pattern such as the causal mask,
-# the same for all sentences. Attention wants one, which stretches to (B, M, N_q, N_k). Either may be missing. Make it no
+# the same for all sentences. Attention wants a single mask that stretches to (B, M, N_q, N_k). Either kind may be missing. Make the result no
 # larger than it must be: (B, 1, 1, N_k) from padding alone, a pattern alone as it is, (B, 1, N_q, N_k) from both.
 
 

@@ -40,7 +40,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. A bag of words
 #
-# In 01 "dog bites man" and "man bites dog" gave every word the same vector. It holds for eight heads and for many
+# In 01 each word got the same vector in "dog bites man" as in "man bites dog". This also holds for eight heads and many
 # layers: each layer gets the same vectors in another order, and returns the same vectors in that order.
 
 # %%
@@ -80,7 +80,7 @@ print("with places, the same in both:", torch.allclose(news_1[0], news_2[2], ato
 # %% [markdown]
 # ## 2. From a number to a pattern
 #
-# **The number itself.** Add p to every channel of a word at place p. But embeddings are numbers of about the size 1, and at
+# **The number itself.** Add p to every channel of a word at place p. But the numbers of an embedding are about 1 in size, and at
 # place 500 we would add 500: the word drowns in its place.
 
 # %%
@@ -128,9 +128,8 @@ print("digits that change from 7 to 8:", int((digits(8) != digits(7)).sum()))
 #
 # *Attention Is All You Need*, section 3.5: with d channels there are d/2 hands. Hand i stands in channels 2i and
 # 2i + 1, and turns by 1/10000^(2i/d) with each place (so that it comes around after 2π · 10000^(2i/d) places, its
-# **wavelength**). At place p it points to the angle p / 10000^(2i/d):
-#
-# (PE stands for positional encoding.)
+# **wavelength**). At place p it points to the angle p / 10000^(2i/d) (PE stands for
+# positional encoding):
 #
 # $$PE_{p,\,2i} = \sin\frac{p}{10000^{2i/d}} \qquad PE_{p,\,2i+1} = \cos\frac{p}{10000^{2i/d}}$$
 
@@ -223,8 +222,8 @@ for length in (20, 200, 1000):
 
 # %% [markdown]
 # Not quite: the exponents differ too. The paper's are 2i/d, that is 0, 1/n, 2/n ... (n − 1)/n for n = d/2 hands; the code
-# divides by n − 1, so that the last is 1 and the slowest hand has exactly 10000. A model trained with either does not
-# care. But load weights that were trained with the other, and places go wrong: at once if the order of channels differs,
+# divides by n − 1, so that the last is 1 and the slowest hand has the divisor 10000 exactly. A model can be trained with
+# either. But load weights that were trained with the other, and places go wrong: at once if the order of channels differs,
 # little by little if only the exponents do.
 
 # %%
@@ -251,8 +250,8 @@ plots.show(
 )
 
 # %% [markdown]
-# It is largest at the place itself and falls off on both sides, with small ripples (though never to zero, for the slow hands
-# always agree); and the two curves have the same shape, one moved by 20. The dot product depends on the **distance** of two
+# It is largest at the place itself and falls off on both sides, with small ripples (though not to zero here, for the slow hands
+# hardly move in 100 places); and the two curves have the same shape, one moved by 20. The dot product depends on the **distance** of two
 # places and on nothing else. By hand: two hands at angles a and b give sin a sin b + cos a cos b = cos(a − b). For places p
 # and q the angles are p/s and q/s, with s = 10000^(2i/d), so this is cos((p − q)/s): only p − q is left. The dot product is
 # the sum of it over all hands.
@@ -438,7 +437,7 @@ for name in ("interleaved", "learned"):
 
 # %% [markdown]
 # Both fail, and at once. That the formula *has* values out there is one thing; that W^Q and W^K, trained on the first 16
-# places only, treat new ones as they should is another. Nothing in training asked them to turn *all* hands alike: whatever
+# places only, treat new ones as they should is another. Nothing in training asked them to turn *every* hand back by one place: whatever
 # tells 16 places apart was good enough. (The sines even slip a little before the line, since words at unknown places now
 # take some of the weight.)
 
@@ -492,7 +491,7 @@ for name, model in moved.items():
 # batch are padded.
 
 # %% [markdown]
-# Two more of the sentence's choices came along. The fastest hand no longer tells neighbours apart by itself: it goes round once per *picture*. And 10000 was chosen for long texts. How many hands turn by more than a tenth of a circle from one border to the other, for DETR's d = 256?
+# Two more things were made for sentences and simply kept. The fastest hand now turns only a little from cell to cell: once around per *picture*. And 10000 was chosen for texts. How many hands turn by more than a tenth of a circle from one border to the other, for DETR's d = 256?
 
 # %%
 turns = [1 / 10000 ** (2 * i / 128) for i in range(64)]  # of each hand for y, over 2π
@@ -501,7 +500,7 @@ print(sum(turn > 0.1 for turn in turns), "of", len(turns))
 # %% [markdown]
 # The other three quarters hardly move. DETR learns with it all the same; later models took a smaller base (DAB-DETR 20).
 #
-# Scaling is the share of the length that section 2 turned down. For a sentence it was a fault that "the next word" loses
+# Scaling is the "share of the length" that section 2 rejected. For a sentence it was a fault that "the next word" loses
 # its meaning. A picture that is enlarged shows the same things at the same shares, so here it is what we want; and no
 # picture has places that training never saw, only finer steps between them.
 
@@ -621,7 +620,7 @@ for name, parts in {"colour": (directions,), "both": (directions, place)}.items(
 
 # %% [markdown]
 # Attention is no longer blind to order. DETR *adds* the encoding where we put it beside the colour, so that colour and place
-# also meet in mixed products. And unlike our words of section 6, which got it once and in everything, DETR ([06](06_detr.ipynb)) adds it in every
+# also meet in mixed products. And our words of section 6 got it once, so that it was in queries, keys and values; DETR ([06](06_detr.ipynb)) adds it in every
 # layer, to queries and keys but never to values: what is handed over is content alone.
 
 # %%
@@ -773,8 +772,8 @@ course.check("shift_matrix", shift_matrix)
 # Difficulty ●●●●○ · Importance ●●●●● · about 15 minutes
 #
 # The encoding of every cell of a padded batch. Count real cells down and across (`cumsum` adds up along a dimension),
-# subtract `shift`, divide by how many real cells there are, and multiply by 2π. Add
-# 1e-6 to that number, as the official code does, so that nothing is divided by zero. What then stands on padding means
+# subtract `shift`, divide by the number of real cells in that column or row, and multiply by 2π. Add
+# 1e-6 to the divisor, as the official code does, so that nothing is divided by zero. What then stands on padding means
 # nothing, and is not compared. Use `package.sine_encoding_of`.
 
 

@@ -42,8 +42,8 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. Not to forget: the residual
 #
-# Attention replaces a word by a mean of words. Means are calmer than what they are made of. What happens if a
-# mean of means is taken, and so on? Sixteen layers of attention, 20 random words; after each layer we measure how
+# Attention replaces a word by a mean of words. A mean varies less than what it is made of. What happens when we take
+# a mean of means, and so on? Sixteen layers of attention, 20 random words; after each layer we measure how
 # much the words are alike. The measure is the mean **cosine** of all pairs, the dot product of two vectors that were
 # brought to length 1: a mean of 1 says that all point the same way.
 
@@ -85,7 +85,7 @@ print(
 )
 
 # %% [markdown]
-# After a few layers all words are one and the same. Nothing downstream can tell them apart any more. The remedy is as
+# With attention alone, all words are the same after a few layers, and no later layer can tell them apart. The remedy is as
 # simple as can be: **add** what attention says to the word instead of replacing it,
 #
 # $$x \leftarrow x + \text{Attention}(x)$$
@@ -93,8 +93,8 @@ print(
 # Then a layer that has nothing to say can say zero, and the word passes as it is. This is a **residual connection**.
 
 # %% [markdown]
-# It helps training too. A gradient comes to the first layer through all the others, multiplied on its way by each. Through a
-# sum it passes unchanged as well. Measured: we make *one* number of the output of 16 layers, its dot product with a
+# The sum helps training too. A gradient comes to the first layer through all the others, multiplied on its way by each. The
+# sum adds a second way, on which it passes unchanged. Measured: we make *one* number of the output of 16 layers, its dot product with a
 # random vector of length 1, and ask how much it changes when their input changes a little: the length of its gradient.
 
 # %%
@@ -137,7 +137,7 @@ plots.show(
 # %% [markdown]
 # Remember the saturated softmax of 01: scores are products of such numbers, and with numbers in the hundreds nearly every softmax is
 # a hard choice. **Layer norm** brings each word back to mean 0 and spread 1 over its own d channels, and then lets
-# training choose another spread and another mean for each channel (γ and β):
+# training choose another spread and another mean for each channel (γ and β; 10⁻⁵ avoids a division by zero):
 #
 # $$\text{LayerNorm}(x) = \gamma\,\frac{x - \text{mean}(x)}{\sqrt{\text{var}(x) + 10^{-5}}} + \beta$$
 
@@ -154,7 +154,7 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 
 # %% [markdown]
 # Note what the mean runs over: over the channels of **one word**. Not over the words, nor over the sentences of a
-# batch (as batch norm does, another norm, which [06](06_detr.ipynb) will meet in the backbone). So a word's norm does not depend on its neighbours,
+# batch (as batch norm does, another norm, which [06](06_detr.ipynb) will meet in the backbone). So how a word is scaled does not depend on its neighbours,
 # and padding does no harm.
 
 # %% [markdown]
@@ -170,7 +170,7 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 # in a row would be one matrix. The row between them is wider than the word (four times, in *Attention Is All You Need*, the paper of 2017 that the Transformer comes from): many
 # small questions about the word, each answered with "how much", or not at all.
 #
-# (In training, **dropout** usually sets a tenth of such numbers to zero, others in every step, and divides the rest by what is left, nine tenths: a network may then lean on no single one of them. That paper and DETR have it; at our sizes it would only blur what we compare, so in these notebooks it is 0.)
+# (In training, **dropout** usually sets a tenth of such numbers to zero, a different tenth in every step, and divides the rest by nine tenths: so a network cannot rely on any single one of them. That paper and DETR have it; at our sizes it would only blur what we compare, so in these notebooks it is 0.)
 
 # %%
 layer = package.EncoderLayer(d, heads=8, hidden=4 * d, dropout=0.0)
@@ -296,7 +296,7 @@ for n in (7, 40, 4071, 1916):
     print(f"{n:5} → {' '.join(say(n))}")
 
 # %% [markdown]
-# Numbers for the words. The output gets two more: `begin`, which stands before the first word, and `end`, with which
+# Every word gets a number. The output gets two more words: `begin`, which stands before the first word, and `end`, with which
 # the model says that it is done. Digits are padded to four, words to eight.
 
 # %%
@@ -414,8 +414,6 @@ for n in unseen[:4]:
     end = words.index(END) if END in words else len(words)
     print(f"{n:5} → {' '.join(VOCABULARY[word] for word in words[1:end])}")
 
-# %% [markdown]
-# A short training, and nearly all of the numbers that it never saw are read without a mistake.
 
 # %% [markdown]
 # > **Claim:** the more a model may look at, the better it gets. So drop the causal mask.
@@ -430,7 +428,7 @@ print("its loss in training is tiny:                ", peeking_loss < 0.01)
 print("unseen numbers read without a mistake:", f"{share_right(peeking, causal=False):.0%}")
 
 # %% [markdown]
-# In training it looks as if it could do all: the next word stands right there, and it has learned to copy it. When it has to
+# In training the model seems perfect: the next word stands right there, and it has learned to copy it. When it has to
 # write there is nothing to copy, and it fails. A loss that falls *too* well is a warning: ask what the model can see.
 
 # %% [markdown]
@@ -480,10 +478,10 @@ plots.show(
 )
 
 # %% [markdown]
-# The words already written stay as they are; only a digit changes. *four* and *one* depend on just their own digit. *thousand*
-# and *end* depend on none: with four digits, *thousand* follows whatever they are. And *seventy* also moves when the 0 becomes a 5, for then something else is said at
-# this place: *five*, of *five hundred*. In the tables above, *thousand* looked at several digits all the same. To look is not
-# yet to need.
+# The words already written stay as they are; only a digit changes. In this test *four* and *one* depend on just their own digit, *thousand*
+# and *end* on none: with four digits, *thousand* follows whatever they are. And *seventy* also moves when the 0 becomes a 5, for then something else is said at
+# this place: *five*, of *five hundred*. In the tables above, *thousand* nevertheless looked at several digits. To look at
+# a digit is not to need it.
 
 # %% [markdown]
 # ## 8. Which parts are needed?
@@ -572,7 +570,7 @@ course.equation_map("04")
 # - Residual: x + step(x). Attention alone makes all words alike; the sum keeps them, and lets gradients pass.
 # - Layer norm: each word back to mean 0 and spread 1 over its own channels.
 # - Feed-forward: two matrices with a bend, the same for each place; in the encoder layer of 2017, two thirds of the parameters. (Our task did not need it.)
-# - Encoder layer: attend, add, norm; think, add, norm. Decoder layer: with cross-attention between them.
+# - Encoder layer: attend, add, norm; think, add, norm. Decoder layer: the same, with cross-attention (add, norm) in between.
 # - Cross-attention: queries from one side, keys and values from the other.
 # - Training shows all words at once behind a causal mask; writing goes word by word.
 

@@ -93,7 +93,7 @@ print("package = torchvision within 1e-6:", (ours - theirs).abs().max().item() <
 # %% [markdown]
 # ## 2. What was there before, part one: anchors
 #
-# How can a network say "there are four", and then which? It could write them down one after the other, as the reader of 04 wrote words; this was done, with an LSTM (a network that reads and writes step by step), for people in crowds (Stewart et al., [2016](https://arxiv.org/abs/1506.04878)). But objects have no order in which to write them, and writing takes as many steps as there are objects. Most detectors before DETR turned the question round: lay thousands of boxes
+# How can a network say that there are four objects, and which? It could write them down one after the other, as the reader of 04 wrote words; this was done, with an LSTM (a network that reads and writes step by step), for people in crowds (Stewart et al., [2016](https://arxiv.org/abs/1506.04878)). But objects have no order in which to write them, and writing takes as many steps as there are objects. Most detectors before DETR turned the question round: lay thousands of boxes
 # over the picture, the **anchors**, and ask of each, *is there an object in you,
 # and how must you be moved to fit it?* Here they stand every 8 pixels (the *stride*), nine at each place: three sizes, three shapes. torchvision makes them:
 
@@ -151,14 +151,14 @@ plots.show(
 
 # %% [markdown]
 # Hills at the chosen sizes, valleys between them, and ever less below the smallest. **Anchors are knowledge about a data set, put in by hand**, and
-# on another data set it is wrong.
+# on another data set it may be wrong.
 
 # %% [markdown]
 # ## 3. Part two: the rule that assigns
 #
 # 1296 anchors (A of them, for short), four objects (T): which anchor shall learn what? A usual **assignment rule**: an anchor learns an object if their IoU is at
-# least 0.5 (some take 0.7); it learns "background" if its best IoU is below 0.3 (or 0.4); in between it learns nothing; and an object that
-# no anchor reaches gets its best one anyhow.
+# least 0.5 (some take 0.7); it learns "background" if its best IoU is below 0.3 (or 0.4); in between it learns nothing; but the best anchors
+# of each object always learn the object that they overlap most.
 
 
 # %%
@@ -168,7 +168,7 @@ def assign_by_rule(anchors, objects, high=0.5, low=0.3):
     best, chosen = overlap.max(dim=0)
     chosen[best < low] = -1
     chosen[(best >= low) & (best < high)] = -2
-    for t in range(len(objects)):  # nobody goes without
+    for t in range(len(objects)):  # its best anchors learn one object for sure
         favourites = overlap[t] == overlap[t].max()
         chosen[favourites] = overlap[:, favourites].argmax(dim=0)
     return chosen
@@ -227,7 +227,7 @@ print("the same as torchvision's NMS:", same)
 
 
 # %% [markdown]
-# Two pictures with two discs each. In the first they stand apart. In the second one stands half behind the other, as people do in a crowd: their true boxes, 44 pixels wide and 12 apart, overlap with an IoU of 32/56 = 0.57. The same detector has found
+# Two pictures with two discs each. In the first they stand apart. In the second one stands half behind the other, as people do in a crowd: their true boxes, 44 pixels wide and 12 apart, overlap with an IoU of 32/56 = 0.57. Suppose that a detector has found
 # each disc 12 times, a few pixels off.
 
 
@@ -318,7 +318,7 @@ plots.show(
 #
 # $$\text{GIoU} = \text{IoU} - \frac{\text{hull} - \text{union}}{\text{hull}}$$
 #
-# (In the figure both curves are one where the boxes touch, for two boxes of one size in a row fill their hull.)
+# (In the figure the curves coincide where the boxes touch, for two boxes of one size in a row fill their hull.)
 #
 # Our two boxes by hand: the hull goes from (0, 0) to (5, 5), an area of 25; the union was 18. GIoU = 0.111 − 7/25 = −0.169.
 
@@ -394,12 +394,12 @@ plots.show(ax, alt="IoU against steps for four losses. With 1 − IoU the box ne
 print("it never moved:", [name for name, values in reached.items() if max(values) == 0])
 
 # %% [markdown]
-# 1 − IoU stays where it is. GIoU touches first, then stalls for some twenty steps; with L1 there is no such pause. DETR takes both: L1 that pulls from anywhere, GIoU that treats small and large alike.
+# With 1 − IoU the box stays where it is. With GIoU it touches first, then stalls for some twenty steps; with L1 there is no such pause. DETR takes both: L1 that pulls from anywhere, GIoU that treats small and large alike.
 
 # %% [markdown]
 # ## 6. Who learns what? The match
 #
-# Now the heart. A model makes N_q predictions, always as many, and many more than a picture usually has objects: DETR 100. The T objects of the picture are to be
+# Now the central step. A model makes N_q predictions, always the same number and many more than a picture usually has objects: DETR 100. The T objects of the picture are to be
 # given to T *different* predictions, so that the total cost is least. The other predictions are given **"no object"**.
 #
 # A small case: the costs of four predictions (rows) for three objects (columns).
@@ -447,7 +447,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Greedy let the ring have query 0, one cheaper than its next choice; the cross, for which query 0 was by far the best, had to pay for it. One must look at all at once. But trying all is
+# Greedy let the ring have query 0, one cheaper than its next choice; the cross, for which query 0 was by far the best, had to pay for it. One must look at all objects at once. But trying all ways is
 # hopeless:
 
 # %%
@@ -513,7 +513,7 @@ rows, columns = linear_sum_assignment(large)
 print("100 queries, 20 objects, the same match:", hungarian(large) == rows[columns.argsort()].tolist())
 
 # %% [markdown]
-# And with more objects than queries? Then some object gets none, whatever the match. scipy leaves the dearest out without a word:
+# And with more objects than queries? Then some objects get none, whatever the match. scipy serves those that cost least in all, without a word:
 
 # %%
 crowded = torch.tensor([[5.0, 1, 4, 2, 9], [3, 8, 1, 7, 5], [6, 2, 9, 1, 4]])  # 3 queries, 5 objects
@@ -530,7 +530,7 @@ print("of the objects 0 to 4 these have a query:", sorted(columns.tolist()))
 #
 # $$\text{cost} = -\,p(\text{class}) + 5\,\lVert \text{box} - \text{box}^* \rVert_1 - 2\,\text{GIoU}(\text{box}, \text{box}^*)$$
 #
-# where the star marks what is true. Let us see it on our picture (objects are numbered, since two are stars), with eight predictions as a half-trained model might give them: some near an object, one nowhere, none quite
+# where the asterisk marks the truth. Let us see it on our picture (objects are numbered, since two are stars), with eight predictions as a half-trained model might give them: some near an object, one nowhere, none quite
 # certain; and one that fits the triangle best and calls it a ring. Two checks follow: our costs against the package's, and our match against that of `transformers`, the library of Hugging Face, which has a DETR of its own.
 
 # %%
@@ -636,7 +636,7 @@ print("−log p:", surprise)
 print("torch within 1e-6:", (surprise - theirs).abs().max().item() < 1e-6)
 
 # %% [markdown]
-# In DETR 100 queries meet about seven objects: 93 times "no object". Who says "no object" always is right 93 times of 100. DETR
+# In DETR 100 queries meet about seven objects: 93 times "no object". A model that always says "no object" is right 93 times in 100. DETR
 # weighs these answers with 0.1. How much of the loss of a new model, for which every answer is equally likely, then comes from the objects?
 
 # %%
@@ -647,7 +647,7 @@ for weight in (1.0, 0.1):
 # %% [markdown]
 # So about half of it, instead of a fourteenth: enough to be heard.
 #
-# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with three things that it adds in practice: the weight 0.1, the division by the number of objects, and that the class term is a *mean* over the queries, divided by the sum of their weights. All in all:
+# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with three things that its code adds: the weight 0.1, the division by the number of objects, and that the class term is a *mean* over the queries, divided by the sum of their weights. All in all:
 
 
 # %%
@@ -767,7 +767,7 @@ print(list(with_auxiliary))
 
 # %%
 def first_layer_after_training(auxiliary, steps=200):
-    """The class loss of the first of six layers, when all or only the last one is taught."""
+    """The whole loss of the first of six layers, when all or only the last one is taught."""
     start = torch.randn(1, 1, 8, 32, generator=torch.manual_seed(0))
     layers = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(6))
     head = torch.nn.Linear(32, 8)
@@ -804,7 +804,7 @@ print(
 #
 # $$\text{FL}(p_t) = -\alpha_t\,(1 - p_t)^\gamma \log p_t, \qquad \gamma = 2$$
 #
-# α is 0.25 for *yes* and 0.75 for *no*. That looks the wrong way round, since *yes* is the rare answer. But the factor with γ has by then taken nearly all of its weight from
+# α is 0.25 for *yes* and 0.75 for *no*. That looks the wrong way round, since *yes* is the rare answer. But the factor with γ has already taken nearly all of the weight away from
 # *no*, where most answers are easy: without that factor a large α for *yes* works best, and with γ = 2 a small one ([paper](https://arxiv.org/abs/1708.02002), found by trial). With the 300 queries of Deformable DETR and 80 classes there are 24,000 questions a picture, and for seven objects 7 of them are answered *yes*.
 
 # %%
@@ -831,7 +831,7 @@ theirs = torchvision.ops.sigmoid_focal_loss(sample, truth, alpha=0.25, gamma=2)
 print("torchvision within 1e-6:", (ours - theirs).abs().max().item() < 1e-6)
 
 # %% [markdown]
-# Suppose that a model gives each of the 7 objects a probability of 0.12, and denies all else with 0.99 (the logits −2 and −4.6):
+# On the right of the figure, where an answer is nearly right, the curves part: at 0.95 each step of γ divides the loss by twenty. Now suppose that a model gives each of the 7 objects a probability of 0.12, and denies all else with 0.99 (the logits −2 and −4.6):
 
 # %%
 hard, easy = (
@@ -1013,7 +1013,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Our query would be told *ring* after both layers. The small star and the triangle change hands between the layers: each layer is matched by itself, and another query may suit an object better after the second layer than after the first.
+# Our query would be told *ring* after both layers. The small star and the triangle go to another query in the second layer: each layer is matched by itself, and another query may suit an object better after the second layer than after the first.
 
 # %%
 # σ̂ is the match: σ̂(i) is the query of object i; ∅ is "no object"; a hat marks what the model says

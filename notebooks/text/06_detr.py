@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 06 · DETR: a Transformer that finds objects
 #
-# All parts are there: attention and its heads, positions, layers, and a loss for sets. Put behind one another, with a
+# All parts are there: attention and its heads, positions, layers, and a loss for sets. Put one after another, with a
 # convolutional network in front, they are DETR. In this notebook we write it in a few lines, train it here until it finds
 # things, look at where it looks, and measure the two problems that the rest of the course is about.
 
@@ -89,7 +89,7 @@ plots.show(
 )
 
 # %% [markdown]
-# A **stride** of 2 looks only at every second place in x and y: a quarter of the answers, a coarser map. And a layer has many kernels, each with a table for
+# Blue: brighter to the right; orange: darker. A **stride** of 2 looks only at every second place in x and y: a quarter of the answers, a coarser map. And a layer has many kernels, each with a table for
 # every channel of its input: their answers are the **channels** of the result. (`padding=1` puts a frame of zeros around the picture, so that the kernel can stand on its border too.)
 
 # %%
@@ -100,7 +100,7 @@ answer = layer(scene.pixels[None].float() / 255)  # (B, C, H, W)
 print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tuple(layer.weight.shape))
 
 # %% [markdown]
-# Convolutions behind one another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. (DETR takes a ResNet-50 that had learned on ImageNet, over a million photos with a name each, before it saw a box; ours begins from random numbers, which is enough for drawn shapes.) The first ones see
+# Convolutions one after another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. (DETR takes a ResNet-50 that had learned on ImageNet, over a million photos with a name each, before it saw a box; ours begins from random numbers, which is enough for drawn shapes.) The first convolutions see
 # a few pixels, later ones see answers of answers, and so a larger and larger part of the picture. (The norm here is a *group norm*: a layer norm over a group of channels, at all places of a picture together. A ResNet, the backbone of the paper, has a *batch norm*, whose means were
 # taken over many pictures. DETR *freezes* it, that is, never changes it.) What comes out at the end is the **feature map**. Here is that of a DETR which ships with this course:
 
@@ -131,7 +131,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Now each cell is a token: its channels are the vector. A convolution with a 1 × 1 kernel (a matrix product at every cell) brings them to d channels, and the map is read row by row.
+# Dark is a strong answer; each channel is strongest at another place. Now each cell is a token: its channels are the vector. A convolution with a 1 × 1 kernel (a matrix product at every cell) brings them to d channels, and the map is read row by row.
 
 # %%
 feature = shipped.model.input_proj(x)  # (B, d, H, W)
@@ -220,7 +220,7 @@ print(f"{sum(p.numel() for p in small.parameters()):,} parameters")
 # %% [markdown]
 # ### The package's
 #
-# `models/detr.py` says the same, and knows in addition padding of pictures of different sizes, any backbone of torchvision, and learned positions. Its parameters bear the official code's names, so we
+# `models/detr.py` does the same, and can also take pictures of different sizes, any backbone of torchvision, and learned positions. Its parameters have the official code's names, so we
 # need to rename ours. (`no_object=0.4` is explained in section 4.)
 
 # %%
@@ -337,7 +337,7 @@ plots.show(
 # Pictures and targets in, a dict of losses out, all of them added up; we train the package's class, with fresh weights. Pictures are flipped and turned at random, so that 2000 are worth more. Four things are new:
 #
 # - *AdamW*, an Adam that in every step also makes the weights a little smaller ([paper](https://arxiv.org/abs/1711.05101)), is DETR's optimizer. To fit into two minutes we give it only biases, norms and embeddings, and matrices to
-#   *Muon* ([its author's page](https://kellerjordan.github.io/posts/muon/)): a gradient pushes a matrix strongly in a few directions and hardly in the others, and Muon makes its step equally long in all. Take it for a faster Adam. Each group of parameters has a `factor` by which its learning rate differs; `backbone_lr` is that of the backbone.
+#   *Muon* ([its author's page](https://kellerjordan.github.io/posts/muon/)): a gradient pushes a matrix strongly in a few directions and hardly in the others, and Muon makes its step equally long in all. Think of it as a faster Adam. Each group of parameters has a `factor` by which the learning rate is multiplied; `backbone_lr` is that of the backbone.
 # - The learning rate begins small (*warm-up*) and then falls to zero.
 # - A gradient longer than 0.1 is shortened (*clipping*). That does not bound a step, whose length AdamW and Muon choose themselves; it keeps one very long gradient from outweighing all others in the running mean that they follow.
 # - "No object" weighs 0.4 instead of 0.1, since there are 10 queries and not 100.
@@ -442,7 +442,7 @@ print("at step 0 the ten boxes differ by more than a pixel:", bool((start.std(di
 print("at the end twice as sure as at step 500:", bool(surest[2000].mean() > 2 * surest[500].mean()))
 
 # %% [markdown]
-# At first all queries say the same. Then their boxes part and move to where something is, while names and scores still waver. In the end the scores grow. Over all 200 pictures of the validation set:
+# At first all queries say nearly the same. Then their boxes part and move to where something is, while names and scores still waver. In the end the scores grow. Over all 200 pictures of the validation set (AP50 is AP at an IoU of 0.5 alone):
 
 # %%
 from ddetr_lite.engine.evaluate import evaluate
@@ -472,11 +472,11 @@ plots.show(
 )
 
 # %% [markdown]
-# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, though: it still misses some, and may say one twice. The queries do not agree yet.
+# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, though: it still misses some, and may name one twice. The queries have not yet divided the work.
 #
 # ### Queries have preferences
 #
-# Over all 200 pictures: where do the boxes lie that a query is surer of than 0.5? One dot for each, at its centre; orange if the box is larger than a fifth of the picture.
+# Over all 200 pictures: where are each query's boxes with a score above 0.5? One dot for each, at its centre; orange if the box is larger than a fifth of the picture.
 
 # %%
 with torch.no_grad():
@@ -557,7 +557,7 @@ plots.show(
 # %% [markdown]
 # > **Claim:** each query looks at its object.
 # >
-# > **Measurement:** the weight that falls into the query's own box, against what would fall there if it looked everywhere alike. 60 pictures, all detections surer than 0.5.
+# > **Measurement:** the weight that falls into the query's own box, against what would fall there if it looked everywhere equally. 60 pictures, all detections surer than 0.5.
 
 # %%
 from ddetr_lite.datasets.shapes import render_picture
@@ -594,7 +594,7 @@ print("together more than half of the weight:", inside > 0.5)
 #
 # ### And in the encoder?
 #
-# > **Claim:** the encoder tells objects apart: a cell on an object looks at its own object. (So figure 3 of the paper shows it, for a DETR on COCO.)
+# > **Claim:** the encoder tells objects apart: a cell on an object looks at its own object. (Figure 3 of the paper shows this, for a DETR on COCO.)
 # >
 # > **Measurement:** how strongly the cells in an object's box look at cells in that box, in boxes of the other objects, and at the ground, in the last encoder layer. 1 is an even look.
 
@@ -631,7 +631,7 @@ own, others, ground = torch.tensor(rows).mean(dim=0).tolist()
 print(f"at its own object {own:.1f}, at other objects {others:.1f}, at the ground {ground:.1f}")
 
 # %% [markdown]
-# Hardly: our encoder looks at *objects*, at others almost as much as at its own. Two layers, trained on drawn shapes, have learned to find what is not ground; to tell which cells belong together is left to the decoder. A picture of a few weights in a paper is one model on one picture. Ask of your own.
+# Hardly: our encoder looks at *objects*: a cell looks at other objects almost as much as at its own. Two layers, trained on drawn shapes, have learned to find what is not ground; to tell which cells belong together is left to the decoder. A figure of attention in a paper shows one model on one picture. Measure your own model.
 #
 # ### What do the queries say to one another?
 #
@@ -668,14 +668,14 @@ print(f"as trained, said again: {talking_again / talking:.1f} of all sure detect
 print(f"silent: {silent / talking:.1f} times as many of them, and said again: {silent_again / silent:.1f}")
 
 # %% [markdown]
-# The claim is wrong. If they cannot talk, four times as many queries speak up, and two of five of those say what a surer one has said. So this is where "one object, one query" is agreed on: the loss of 05 asks for it, and here is the part that does it, in place of NMS. Nor is there another: in all other parts of a decoder each query is worked on by itself, so that in a model trained without self-attention, too, none could know what the others say. (Some still say a thing again, in a model with as little training as ours.)
+# The claim is wrong. If they cannot talk, four times as many queries speak up, and two of five of those say what a surer one has said. So this is where "one object, one query" is agreed on: the loss of 05 asks for it, and here is the part that does it, in place of NMS. No other part can do it: elsewhere in the decoder each query is worked on by itself, so in a model trained without self-attention, too, none could know what the others say. (Some still say a thing again, in a model with as little training as ours.)
 
 # %% [markdown]
 # ## 6. Two problems
 #
 # ### It learns slowly
 #
-# Four trainings, from the logs that come with the course: on the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and *augmentation* (pictures changed at random, as by the flips above). An *epoch* is one pass over all training pictures. They are DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00 ([09](09_deformable_detr.ipynb) says what it has besides).
+# Four trainings, from the logs that come with the course: on the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and *augmentation* (pictures changed at random, as by the flips above). An *epoch* is one pass over all training pictures. The four are DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00 ([09](09_deformable_detr.ipynb) says what it has besides).
 
 # %%
 from ddetr_lite.plots.training import training_curves
@@ -699,8 +699,8 @@ for name, lines in logs.items():
     print(f"{name:>21}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
 
 # %% [markdown]
-# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three seeds and the same search for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50
-# for its own model. Why is DETR slow? The moving match may be one reason. Another is the one that the Deformable DETR paper gives, and it can be seen at the start: a new attention layer looks everywhere alike (half of the weight on half of the cells), and has to learn to look at a few.
+# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three random starts (*seeds*) and the same search for settings for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50
+# for its own model. Why is DETR slow? The moving match may be one reason. Another is the one that the Deformable DETR paper gives, and it can be seen at the start: a new attention layer looks everywhere equally (half of the weight on half of the cells), and has to learn to look at a few.
 
 # %%
 torch.manual_seed(1)
@@ -770,7 +770,7 @@ print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30
 # %% [markdown]
 # ## 7. A gallery of failures
 #
-# "DETR learns nothing on my data" is what its authors were asked again and again. Here are seven ways to get nothing useful out of it, each from real threads, each caused on purpose. The first instrument is the one that an author of DETR advises
+# "DETR learns nothing on my data" is what its authors were told again and again. Here are seven ways to get nothing useful out of it, most of them from real threads, each caused on purpose. The first instrument is the one that an author of DETR advises
 # ([detr#311](https://github.com/facebookresearch/detr/issues/311)): **overfit a few pictures.** A healthy model learns four pictures by heart within seconds. The second: **look at what it then says**, for a spoilt run can have a low loss.
 
 
@@ -811,7 +811,7 @@ print("its loss is small:", healthy_loss < 0.5)
 # ### 7.1 Class ids that begin at 1
 #
 # ([detr#9](https://github.com/facebookresearch/detr/issues/9), [#108](https://github.com/facebookresearch/detr/issues/108) and many more.) COCO's files count categories from 1, with
-# gaps. One may train on these ids as they are, with a head for the largest id + 1, here 4 classes; the official models do. But then names have to be looked up by id too. Who counts names from 0 gets this, with a loss as low as before:
+# gaps. One may train on these ids as they are, with a head for the largest id + 1, here 4 classes; the official models do. But then names have to be looked up by id too. Whoever counts names from 0 gets this, with a loss as low as before:
 
 # %%
 shifted, loss_1 = overfit(
@@ -927,7 +927,7 @@ print("with weight 1 it is less than half as sure as with 0.1:", sure[1.0] < sur
 # %% [markdown]
 # ### 7.5 A broken annotation
 #
-# ([transformers#42202](https://github.com/huggingface/transformers/issues/42202), [detrex#248](https://github.com/IDEA-Research/detrex/issues/248).) One number that is not finite, from a broken file or from half precision, and the match cannot be made. Training stops, perhaps after hours, with
+# ([transformers#42202](https://github.com/huggingface/transformers/issues/42202), [detrex#248](https://github.com/IDEA-Research/detrex/issues/248).) One number that is not finite, from a broken file or from 16-bit numbers, and the match cannot be made. Training stops, perhaps after hours, with
 # scipy's message, which names no picture:
 
 # %%
@@ -1002,7 +1002,7 @@ course.equation_map("06")
 # - A convolution asks the same small question everywhere; strides make the map coarser, channels make it richer. Each cell of the last map is a token.
 # - DETR: backbone, sines, encoder, object queries, decoder, and two heads; the loss is that of 05. No anchors, no NMS.
 # - Object queries are learned and must differ; each comes to prefer a region. They are added as positions; the content begins at zero.
-# - DETR learns slowly. The match moves while it trains, and cross-attention begins everywhere and has to find its object.
+# - DETR learns slowly. The match moves while it trains, and cross-attention begins by looking everywhere and has to find its object.
 # - Attention among cells costs N²; so on photos DETR takes a coarse map, too coarse for small objects.
 # - Before a long run: draw the targets, overfit four pictures, look at what is found, check one picture alone against the same in a batch.
 
@@ -1051,7 +1051,7 @@ course.check("flatten_map", flatten_map)
 #
 # Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
 #
-# Pictures of different sizes share a frame, and the mask says where it is padding. The tokens need the mask of the map's size: each cell takes that of its first pixel, in row i·H//h and column j·W//w.
+# Pictures of different sizes share a frame, and the mask says where the padding is. The tokens need a mask of the map's size: each cell takes the value at its first pixel, in row i·H//h and column j·W//w.
 
 
 # %% tags=["exercise"]

@@ -15,7 +15,7 @@
 #
 # DETR's queries look at every cell of the map, and have to find out which few of them matter. Deformable attention turns this
 # round: each query *says* where it wants to look, a handful of places, and how much each counts. Then the cost no longer grows with
-# the square of the pixels. One question decides whether this can work: can "where" be learned?
+# the square of the number of pixels. One question decides whether this can work: can "where" be learned?
 
 # %% [markdown]
 # | | |
@@ -50,7 +50,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # In attention a query is compared with all N keys; that gives the weights, and the result is the weighted mean of all N values. Deformable attention has **no keys**. From the query's vector one matrix computes P *offsets*, steps in x and
 # y from the place where the query stands, its **reference point**; another computes P numbers, whose softmax are the weights. (In the encoder each cell is a query and stands at its own centre; an object query gets a place of its own: [09](09_deformable_detr.ipynb).) The result is the weighted mean of the values at these P places, and P is 4 in the paper, 2 in our detector.
 #
-# How many values are looked at, if each of N cells is a query, for a photo of 800 × 1333 pixels and a head?
+# How many values are looked at, if each of N cells is a query, for a photo of 800 × 1333 pixels and one head?
 
 # %%
 for stride in (32, 16, 8):
@@ -187,8 +187,8 @@ print(
 
 
 # %% [markdown]
-# The kernel has a matrix of its own for each of the nine points, the same for every place. Deformable *attention* has **one** value matrix for all points of a head, and instead a *weight* for each point that the query computes. They meet where the
-# kernel holds the same matrix at each of its points, and the weights of the points come from outside (torchvision calls them `mask`). With a single point, P = 1, the softmax makes its weight 1, and a head is a deformable 1 × 1 convolution. Let us see it for one head, with a kernel of 1 × 3 points, the identity as the matrix, and random weights (no softmax, to be general). The package's function takes values (B, N, heads, channels), the sizes of the maps (here one), and for each query, head, map and point a place in 0..1 and a weight:
+# The kernel has a matrix of its own for each of the nine points, the same for every place. Deformable *attention* has **one** value matrix for all points of a head, and instead the query computes a *weight* for each point. The two are equal where the
+# kernel holds the same matrix at each of its points, and the weights of the points come from outside (torchvision calls them `mask`). With a single point, P = 1, the softmax makes its weight 1, and a head is a deformable 1 × 1 convolution. Let us check this for one head, with a kernel of 1 × 3 points, the identity as the matrix, and random weights (no softmax, to be general). The package's function takes values (B, N, heads, channels), the sizes of the maps (here one), and for each query, head, map and point a place in 0..1 and a weight:
 
 # %%
 height, width, channels, points = 6, 9, 4, 3
@@ -259,7 +259,7 @@ print("package within 1e-5:", (loop - theirs).abs().max().item() < 1e-5)
 # %% [markdown]
 # ### The same, all at once
 #
-# All queries, heads and points in one `grid_sample`: heads take the place of pictures. (In `layer.samples` an axis for levels appears; until [08](08_multi_scale_deformable_attention.ipynb) there is one level.)
+# All queries, heads and points in one `grid_sample`: heads take the place of pictures. (`layer.samples` returns locations and weights, with an axis for levels; until [08](08_multi_scale_deformable_attention.ipynb) there is one level.)
 
 
 # %%
@@ -302,7 +302,7 @@ print(
 )
 
 # %% [markdown]
-# Now train it on a task in which *where* is all: on smooth random maps, the query says one of four words, "right", "left", "down", "up", and the answer is the map's value **four cells away in that direction**. It has never been told what the words mean.
+# Now train it on a task in which *where* is everything: on smooth random maps, the query is one of four words, "right", "left", "down", "up", and the answer is the map's value **four cells away in that direction**. It has never been told what the words mean.
 
 # %%
 WORDS = ("right", "left", "down", "up")
@@ -397,12 +397,12 @@ print(
 )
 
 # %% [markdown]
-# Weights alone get part of the way, for a point of one head lies on each goal. The rest came from points that walked.
+# Weights alone get part of the way, because the compass already has a point on each goal. The rest came from points that moved.
 
 # %% [markdown]
 # ## 7. What it costs
 #
-# > **Claim:** the cost of deformable attention grows in proportion to the pixels, that of attention with their square.
+# > **Claim:** the cost of deformable attention grows in proportion to the number of cells, that of attention with its square.
 # >
 # > **Measurement:** one layer of each, every cell is a query, maps of growing side; the slope of the line on logarithmic axes is the exponent.
 
@@ -446,7 +446,7 @@ for name, exponent in exponents.items():
     print(f"{name}: N to the power of {exponent:.1f}")
 
 # %% [markdown]
-# Clocks are noisy; products can be counted. Per layer, with d channels: how many products does each of the two need?
+# Clocks are noisy; multiplications can be counted. How many does each of the two layers need, with d channels?
 
 # %%
 d = 64
@@ -492,9 +492,9 @@ course.equation_map("07")
 #
 # - Deformable attention has no keys: from the query come P offsets and P weights for each head; values are sampled there.
 # - Bilinear sampling mixes the four cells around a place; its gradient with respect to the place is the slope of the map. Rounding has none, and cannot learn where.
-# - Deformable convolution has a matrix for each point; deformable attention has one for each head, and a weight for each point that the query computes.
+# - Deformable convolution has a matrix for each point; deformable attention has one for each head, and the query computes a weight for each point.
 # - It begins with a compass; training moves points and weights.
-# - It multiplies the same number of times for each cell, however many there are.
+# - Each cell costs the same number of multiplications, however many cells there are.
 
 # %% [markdown]
 # ## Exercises

@@ -126,7 +126,7 @@ print(
 )
 
 # %% [markdown]
-# With sines alone, the nearest position is always one of another level. With the embedding every level is a group of its own. (Content may tell levels apart as well, so this does not prove that training would fail without: that would take a training of its own.)
+# With sines alone, the nearest position is always one of another level. With the embedding every level is a group of its own. (Content may tell levels apart as well, so this does not prove that training would fail without the embedding; only a training run could.)
 
 # %% [markdown]
 # ## 3. Reference points
@@ -284,7 +284,7 @@ for backend in backends_for(value):
     print(f"package, {backend:>9}, within 1e-5:", (theirs - by_loop).abs().max().item() < 1e-5)
 
 # %% [markdown]
-# `reference` is the package's form with `grid_sample`; `cpu` is the one that the package takes on a CPU ([12](12_fast_kernels.ipynb) takes it apart and measures it), and `auto` chooses. And a reference from elsewhere, the same function in Hugging Face's code:
+# `reference` is the package's form with `grid_sample`; `cpu` is the one that the package takes on a CPU ([12](12_fast_kernels.ipynb) takes it apart and measures it), and `auto` chooses. And a check from elsewhere, the same function in Hugging Face's code:
 
 # %%
 from transformers.models.deformable_detr import modeling_deformable_detr as hugging_face
@@ -329,8 +329,8 @@ for name, x in (
 print({name: round(slope, 3) for name, slope in slopes.items()})
 
 # %% [markdown]
-# At a cell's centre the map has a kink: the slope to the left is 5 − 1 = 4, that to the right 2 − 5 = −3, and there is no one gradient. Any code must choose; torch takes the right side. In training either side will do: a new encoder begins with *all* points of a token's own level on centres (its reference is one, and
-# the compass counts whole cells), and leaves them with the first step. But a *test* has to compare gradients away from the centres.
+# Where x (or y) is a whole number the map has a kink: here the slope to the left is 5 − 1 = 4, that to the right 2 − 5 = −3, and there is no one gradient. Any code must choose; torch takes the right side. In training either side will do: a new encoder begins with *all* points of a token's own level on centres (its reference is a centre, and
+# the compass counts whole cells), and leaves them with the first step. But a *test* has to compare gradients at places where neither x nor y is whole.
 
 # %% [markdown]
 # ## 7. Which level helps?
@@ -371,7 +371,7 @@ print(
 )
 
 # %% [markdown]
-# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a leaning is true: the larger the object, the smaller that share. This is one detector, its last layer, and the boxes that were counted above. (Would the finest map be enough, then? Its cells know of the coarse ones, since the encoder has let the levels look at one another. In [10](10_convergence_and_ablations.ipynb), section 4.4, a model with one map of stride 8 is about as good as one with three.)
+# As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a tendency is left: the larger the object, the smaller that share. This is one detector, its last layer, and the boxes that were counted above. (Would the finest map be enough, then? Its cells know of the coarse ones, since the encoder has let the levels look at one another. In [10](10_convergence_and_ablations.ipynb), section 4.4, a model with one map of stride 8 is about as good as one with three.)
 
 # %% [markdown]
 # ## 8. Explore
@@ -419,7 +419,7 @@ course.equation_map("08")
 # - Several maps, from fine to coarse. Their tokens stand in one row; level shapes say where each begins.
 # - A level embedding tells levels apart. Reference points are shares of the picture; valid ratios turn them into shares of each padded map.
 # - Multi-scale deformable attention: for each head, a weighted sum over levels and points; the weights of a head sum to one over both.
-# - The loop, grid_sample, and the package's other form give the same numbers; gradients are right but for the kinks at cell centres.
+# - The loop, grid_sample, and the package's other form give the same numbers; gradients are right except at the kinks, where x or y is whole.
 # - Our detector gives most weight to its finest map, and the more the smaller an object is.
 
 # %% [markdown]

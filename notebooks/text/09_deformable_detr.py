@@ -137,7 +137,7 @@ print("logits within 1e-6:", (ours[0] - theirs.logits).abs().max().item() < 1e-6
 print("boxes within 1e-6: ", (ours[1] - theirs.boxes).abs().max().item() < 1e-6)
 
 # %% [markdown]
-# And Hugging Face's, with a ResNet-18, refinement and two stages, and nearly every tensor disturbed, for at the start many are zero and would hide a mistake. (As many queries as there are tokens, so that none is left out, and sorted by their scores, for two of nearly the same may change places.)
+# Now the same against Hugging Face's model, with a ResNet-18, refinement and two stages. Nearly every tensor gets some noise, since many are zero at the start and would hide a mistake. (There are as many queries as tokens, so that none is left out; we sort them by score, since two nearly equal ones may change places.)
 
 # %%
 from transformers.utils import logging
@@ -164,7 +164,7 @@ print("logits within 1e-4:", (logits - their_logits).abs().max().item() < 1e-4)
 # %% [markdown]
 # ## 3. How a new one begins
 #
-# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights, so that a box begins where its reference is. Where that is only a point, a bias of −2 gives it 12 % of the picture's width and height (σ(−2) = 0.12); where it is a box (behind the first layer with refinement, everywhere with two stages) there is no such bias, and the box begins as its reference. Why the bias of the class heads?
+# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights, so that a box begins where its reference is. Where the reference is only a point, a bias of −2 gives the box 12 % of the picture's width and height (σ(−2) = 0.12); where it is a box (behind the first layer with refinement, everywhere with two stages) there is no such bias, and the box begins as its reference. Why the bias of the class heads?
 #
 # > **Claim:** where the bias begins hardly changes the first loss.
 # >
@@ -185,7 +185,7 @@ print(
 )
 
 # %% [markdown]
-# The claim is wrong. 300 queries times 80 classes are 24,000 answers, and without the bias all begin at "perhaps": the first steps would probably go into saying no. (Hugging Face's transformers 5.23 does not set it; who trains from its code meets this.)
+# The claim is wrong. 300 queries times 80 classes are 24,000 answers, and without the bias all begin at "perhaps": the first steps would probably go into saying no. (Hugging Face's transformers 5.23 does not set it; whoever trains with its code meets this.)
 #
 # ## 4. Train it, beside DETR
 #
@@ -266,7 +266,7 @@ plots.show(
 print("in this order:", ap["DETR"] < ap["Deformable DETR"] < ap["refined, two stages"])
 
 # %% [markdown]
-# At the same number of steps; in 06 DETR had four times as many, and passed 0.4. (One run of each; they differ in layers and losses too. A Deformable DETR's step takes longer here, since its backbone goes on to coarser maps, and it has more parameters for that reason. The learning rates were not searched with equal care. [10](10_convergence_and_ablations.ipynb) compares with more of it.)
+# This is at the same number of steps; in 06 DETR had four times as many, and passed an AP of 0.4. (One run of each; they differ in layers and losses too. A Deformable DETR's step takes longer here, since its backbone goes on to coarser maps, and it has more parameters for that reason. The learning rates were not searched with equal care. [10](10_convergence_and_ablations.ipynb) compares with more care.)
 
 # %%
 drawn, axes = plots.panels(3, height=2.8)
@@ -380,7 +380,7 @@ covered = (box_iou(scene.boxes[:, None], proposed).amax(dim=1) > 0.5).sum().item
 print(f"{covered} of 4 objects have a proposal with an IoU above 0.5")
 
 # %% [markdown]
-# The first stage is taught like the second, by a match and a loss of its own, in which every object counts as class 0. That is the *encoder loss*; no gradient flows from the second stage into the proposals. (The package asks for refinement with it, since the layers then correct a box.) And the course's detector was trained with one more aid, *hints*: extra queries that are told, roughly, where an
+# The first stage is taught like the second, by a match and a loss of its own, in which every object counts as class 0. That is the *encoder loss*; no gradient flows from the second stage into the proposals. (The package allows two stages only with refinement, since the layers then correct a box.) And the course's detector was trained with one more aid, *hints*: extra queries that are told, roughly, where an
 # object is, so that nothing has to be matched for them; they exist in training only.
 
 # %% [markdown]
@@ -401,7 +401,7 @@ print(
 )
 
 # %% [markdown]
-# From Hugging Face: a plain model that transformers itself has made, with random weights of its own, and what it says of a picture. The package reads its configuration and its tensors, finds out what kind of model it is, and says the same:
+# From Hugging Face: transformers itself makes a plain model with random weights. The package reads its configuration and its tensors, and finds out what kind of model it is. On one picture both give the same output:
 
 # %%
 from ddetr_lite.convert.hugging_face import from_hugging_face
@@ -495,7 +495,7 @@ for height, width in ((12, 12), (12, 24)):
 #
 # ### 9.2 Half precision
 #
-# ([Deformable-DETR#64](https://github.com/fundamentalvision/Deformable-DETR/issues/64): the authors' operation does not take numbers of 16 bits, *halves*, at all.) Where one does, another trap waits: bfloat16 has eight bits for a number's digits. Locations between 0.5 and 1 on a map of 167 cells (a photo of 1333 pixels at stride 8):
+# ([Deformable-DETR#64](https://github.com/fundamentalvision/Deformable-DETR/issues/64): the authors' operation does not take numbers of 16 bits, *halves*, at all.) Where an operation does take them, another trap waits: bfloat16 has eight bits for a number's digits. Locations between 0.5 and 1 on a map of 167 cells (a photo of 1333 pixels at stride 8):
 
 # %%
 exact = torch.linspace(0.5, 1, 1000)
@@ -507,7 +507,7 @@ print(f"up to {lost:.1f} cells are lost by rounding to bfloat16")
 #
 # ### 9.3 A location that is not a number
 #
-# What `grid_sample` makes of a NaN location depends on version and device: its documentation says −1, the map's border; here, on a CPU, it is NaN; elsewhere it has been zeros. Then the loss stays finite, the gradient of that point is gone, and nobody sees it.
+# What `grid_sample` makes of a NaN location depends on version and device: its documentation says −1, the map's border; here, on a CPU, it is NaN; elsewhere it has been zeros. Where it is not NaN, the loss stays finite, the gradient of that point is gone, and nobody sees it.
 
 # %%
 from ddetr_lite.kernels import multi_scale_deformable_attention
@@ -541,7 +541,7 @@ course.equation_map("09")
 # ## Summary
 #
 # - Deformable DETR: levels, deformable attention in encoder and decoder, reference points, boxes relative to them, focal loss.
-# - It begins with "no" 99 times of 100, box centres at their references, and the compass (07).
+# - At the start every class score is 0.01, box centres lie at their references, and offsets form the compass (07).
 # - At the same number of steps it was ahead of DETR; with refinement and two stages, farther ahead (one run each).
 # - Refinement: each layer mends the box of the one before, and looks around it. Two stages: the encoder's tokens propose the boxes to begin with.
 # - Weights go to the authors' layout and to Hugging Face's, and come from both.

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 10 · Convergence and ablations: how good, how fast, and why
 #
-# Deformable DETR, its paper says, reaches the AP of DETR in a tenth of the epochs. Three things in this sentence need care: what AP is, to the last rule; how two detectors are compared so that neither is favoured; and what
-# of the difference comes from which part. This notebook takes them one after the other, from the detections of one picture to the two tables of the paper, at a size that can be trained again by anyone.
+# Deformable DETR, its paper says, reaches the AP of DETR in a tenth of the epochs. Three things in this sentence need care: what AP is, to the last rule; how two detectors are compared so that neither is favoured; and which part
+# brings how much of the difference. This notebook takes them one after the other, from the detections of one picture to the two tables of the paper, at a size that can be trained again by anyone.
 
 # %% [markdown]
 # | | |
@@ -123,7 +123,7 @@ best = linear_sum_assignment(-(two * (two >= 0.5)))[1].tolist()
 print("greedy:", match(two, 0.5), " the best match:", best)
 
 # %% [markdown]
-# The best match would find both objects. Greedy lets the first detection take object 0, since that is its best, and the second is left with nothing, hence wrong. It is a rule of the game, and it means: a judge does not help you to look good.
+# The best match would find both objects. Greedy lets the first detection take object 0, since that is its best, and the second is left with nothing, hence wrong.
 #
 # ### 1.2 From right and wrong to one number
 #
@@ -154,7 +154,7 @@ print(f"{average_precision(np.array([True, False, False, True]), 2):.3f}, by han
 #
 # AP is also reported for small, medium and large objects. For the small ones alone: is a detection on a large object wrong? No. It is **left out**, and so are the large objects. A detection that lies on nothing? It is wrong if its own box is small, and left out otherwise, for then it belongs to another band.
 #
-# The other exception is the **crowd**. In COCO a crowd of people may be one annotation: *many, not counted*. Every detection that lies in it is left out, however many there are. One person's box can never fill the crowd, so instead of the IoU the share of the *detection* counts that lies in it.
+# The other exception is the **crowd**. In COCO a crowd of people may be one annotation: *many, not counted*. Every detection that lies in it is left out, however many there are. One person's box can never fill the crowd, so instead of the IoU, what counts is the share of the *detection* that lies in the crowd.
 #
 # So there are three verdicts. An object that is judged goes before one that is left out, even where the latter fits better.
 
@@ -179,7 +179,7 @@ def verdicts(overlap, left_out, crowd, outside, threshold):
 
 
 # %% [markdown]
-# Five detections, and three objects: a small one, a large one, a crowd; judged are small objects.
+# Five detections, and three objects: a small one, a large one, a crowd. Only small objects are judged.
 
 # %%
 overlap = torch.tensor([[0.8, 0, 0], [0.7, 0, 0], [0, 0.9, 0], [0, 0, 1], [0, 0, 0.9]])
@@ -392,11 +392,11 @@ print("ahead at 0.5, 0.75, 0.9 and 0.95:", ahead)
 print("ahead in the mean of all ten:    ", max(found, key=lambda name: plain[name]["AP"]))
 
 # %% [markdown]
-# With boxes judged loosely DETR is ahead; with boxes judged strictly, Deformable DETR. The mean decides for the second. A single threshold would have hidden that, and so does the single number AP. (These two were trained for different times and with different extras; a comparison comes in section 4.)
+# With boxes judged loosely DETR is ahead; with boxes judged strictly, Deformable DETR. In the mean Deformable DETR is ahead. A single threshold would have hidden that, and so does the single number AP. (These two were trained for different times and with different extras; a comparison comes in section 4.)
 #
 # ### How sure is an AP?
 #
-# A hundred pictures are a sample; another hundred would have given another AP. How far off? One can ask the pictures at hand: draw 100 of them *with* repetition, compute AP, and do so again and again (the **bootstrap**). The spread of these APs is about what chance does.
+# A hundred pictures are a sample; another hundred would have given another AP. How far off? One can ask the pictures at hand: draw 100 of them *with* replacement, compute AP, and do so again and again (the **bootstrap**). The spread of these APs is about as large as what chance does.
 
 # %%
 draws = np.random.default_rng(0).integers(100, size=(100, 100))  # 100 times 100 pictures
@@ -426,7 +426,7 @@ plots.show(
 # %% [markdown]
 # ## 3. Where detections go wrong
 #
-# An AP says how good, not what is bad. TIDE ([Bolya et al. 2020](https://arxiv.org/abs/2008.08115)) sorts every detection that is not right into one of five kinds, by its IoU with the objects, and adds a sixth, the objects that nothing found, and that no mistake of kind "place" or "class" would find if it were put right:
+# An AP says how good, not what is bad. TIDE ([Bolya et al. 2020](https://arxiv.org/abs/2008.08115)) sorts every detection that is not right into one of five kinds, by its IoU with the objects, and adds a sixth, *missed*: objects that no detection found, and that none of kind "place" or "class" would find once put right:
 
 # %%
 from ddetr_lite.course.tables import Table
@@ -453,7 +453,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Above its threshold neither reports anything where nothing is. Mistakes are objects that are not found, or found twice, or taken for another kind. The worst pictures of Deformable DETR (true boxes dashed, what is wrong in the colour of its kind):
+# Above its threshold neither reports anything where nothing is. Most mistakes are objects that are not found, or found twice, or taken for another class. The worst pictures of Deformable DETR (true boxes dashed, what is wrong in the colour of its kind):
 
 # %%
 drawn, axes = plots.panels(3, height=2.9)
@@ -472,7 +472,7 @@ plots.show(
 # %% [markdown]
 # ### What each kind costs
 #
-# Counting is not weighing: a duplicate that nobody is sure of costs no AP. TIDE therefore **mends** all mistakes of one kind, and looks how much AP (at IoU 0.5) that gains. A box in the wrong place is put onto its object; a wrong class is put right; what cannot be put right is removed. If an object then has two detections, the surer one stays.
+# Counting is not weighing: a duplicate with a low score costs little AP. TIDE therefore **mends** all mistakes of one kind, and looks how much AP (at IoU 0.5) that gains. A box in the wrong place is put onto its object; a wrong class is put right; what cannot be put right is removed. If an object then has two detections, the surer one stays.
 
 
 # %%
@@ -554,12 +554,12 @@ for name, one in surest.items():
     print(f"{name}: above its threshold costs most: {max(gain, key=gain.get)}")
 
 # %% [markdown]
-# With all detections nothing of these two counts as "missed": there was always some unsure box near an object that is counted as "wrong class" or "wrong place". What a user sees at a threshold is the opposite: the object is missed. Both are the same fact, the detector is unsure there; which number helps depends on how the detector is used.
+# When all detections count, neither detector misses anything: near every object there is some unsure box, which counts as "wrong class" or "wrong place". What a user sees at a threshold is the opposite: the object is missed. Both are the same fact, the detector is unsure there; which number helps depends on how the detector is used.
 
 # %% [markdown]
 # ## 4. How much faster?
 #
-# Now the sentence of the beginning. Its experiment is small here, but whole: `ddetr-lite bench convergence` trains all runs on a CPU, and their logs are committed. The method was written down before the first run, and says itself what was changed on the way:
+# Back to the first sentence of this notebook. Its experiment is small here, but complete: `ddetr-lite bench convergence` trains all runs on a CPU, and their logs are committed. The method was written down before the first run; it also tells what was changed on the way:
 
 # %%
 from ddetr_lite.benchmarks.studies import STUDIES
@@ -698,7 +698,7 @@ say_time(convergence)
 # %% [markdown]
 # ### 4.4 Beside the paper
 #
-# Both papers train on COCO with its 118,000 photos, and drop the learning rate once, at two thirds or four fifths of the schedule. From table 1 of Deformable DETR, in percent (DC5: the last stage of the backbone is dilated, so that its map has stride 16 instead of 32):
+# Both papers train on COCO with its 118,000 photos, and drop the learning rate once, at two thirds or four fifths of the schedule. From table 1 of Deformable DETR, in percent (DC5: the last stage of the backbone does not halve the map, and its kernels have gaps instead; so the map has stride 16 instead of 32):
 
 # %%
 PAPER = {"DETR-DC5": {50: 35.3, 500: 43.3}, "Deformable DETR": {50: 43.8}}  # epochs → AP
@@ -743,7 +743,7 @@ if adamw:
     display(Table(("model", "epochs", "AP, Muon and AdamW", "AP, AdamW alone"), lines))
 
 # %% [markdown]
-# Deformable DETR loses some, DETR nearly all. So most of what makes DETR slow here is made up for by Muon: a comparison of two models is always one of two models *under an optimizer*. Why DETR profits more was not tested. The two studies also compare at different heights: where AdamW's DETR ends, that with Muon has been long before its shortest schedule is over.
+# Deformable DETR loses some, DETR nearly all. So most of what makes DETR slow here is made up for by Muon: a comparison of two models is always one of two models *under an optimizer*. Why DETR profits more was not tested. The two studies also compare at different heights: the AP at which DETR with AdamW ends, DETR with Muon passes long before its shortest schedule is over.
 #
 # > **Claim:** DETR's learning rate was chosen badly. No run of its search reached AP 0.02 in nine epochs, so the search chose by chance.
 # >
@@ -957,7 +957,7 @@ plots.show(
 )
 
 # %% [markdown]
-# (`other` takes another one of the 20 queries, so many further on; it is needed below.)
+# (The argument `other` of `gradient_on_cells` takes the query that many numbers further on; it is used below.)
 #
 # One picture is an example. For the objects of 20 pictures: the share of the gradient that reaches the cells inside the object's box, against the share of all cells that lie there, which is what an even spread would give.
 
@@ -1088,7 +1088,7 @@ for name, sides in zip(ROWS, SEEN):
 Table(("model", "cells", "AP", "AP small"), rows)
 
 # %% [markdown]
-# Sixteen cells are little for up to six objects, and most of an object's outline, by which its class is known, is lost in them. In section 4.4 one map was as good as three, but that was one of stride 8. Taken together: what helps are fine cells. Plain attention over so many would be dear, which is why DETR takes the coarsest map (06); sampling makes them cheap.
+# Sixteen cells are little for up to six objects, and most of an object's outline, by which its class is known, is lost in them. In section 4.4 one map was as good as three, but that was one of stride 8. Taken together: what helps are fine cells. Plain attention over so many would be costly, which is why DETR takes the coarsest map (06); sampling makes them cheap.
 #
 # **The factor.** DETR sees the map at stride 32 here, as in its paper:
 
@@ -1096,7 +1096,7 @@ Table(("model", "cells", "AP", "AP small"), rows)
 _ = say_factors(table_1, "AP")
 
 # %% [markdown]
-# With a map of stride 8 it was two at such lengths of schedule (section 4). And DETR-DC5, at stride 16, ends a little above Deformable DETR after four times the epochs: for it the factor is below four. So the coarser DETR's map, the larger the factor. A part of the paper's ten is what DETR cannot see. (One seed; and the pictures are not those of section 4.) The factor is one in *epochs*. A step of DETR on so small a map takes a quarter of the time of one of Deformable DETR, so that in time there is hardly a factor left; `data/results/table1-cpu/table.md` has the costs.
+# With a map of stride 8 it was two at such lengths of schedule (section 4). And DETR-DC5, at stride 16, ends a little above Deformable DETR after four times the epochs: for it the factor is below four. So the coarser DETR's map, the larger the factor. A part of the paper's factor of ten may be DETR's coarse map. (One seed; and the pictures are not those of section 4.) The factor is one in *epochs*. A step of DETR on so small a map takes a quarter of the time of one of Deformable DETR, so that in time there is hardly a factor left; `data/results/table1-cpu/table.md` has the costs.
 #
 # **Faster R-CNN.** Two orderings are reversed, and in both it is ahead where the paper has it behind. By how much, and on which objects? Beside the best of the others:
 
@@ -1132,7 +1132,7 @@ Table(head, lines)
 #
 # **A hundred queries** instead of 20 bring less than the limit. It is not the number of boxes.
 #
-# So the lead is made of two things: a finer map, and more to learn from each object. On the same maps, be they from 4 or from 8, the two are too close to call; told more of each object, Deformable DETR ++ is ahead on both, which is the paper's order. (From 8 on objects of every size: 0.665 and 0.685 on small ones, 0.814 and 0.868 on large ones. Without its map at stride 4 Faster R-CNN's smallest anchor stayed as small, 12 pixels; it only stands less densely.) The verdicts above stay as they are: the paper's models have no hints.
+# So the lead is made of two things: a finer map, and more to learn from each object. On the same maps, whether the finest has stride 4 or 8, the two are too close to call; with hints Deformable DETR ++ is ahead on both, which is the paper's order. (At stride 8 it is so for objects of every size: Faster R-CNN has 0.665 and Deformable DETR ++ 0.685 on small ones, 0.814 and 0.868 on large ones. Faster R-CNN's smallest anchor kept its 12 pixels there; it only stands less densely.) The verdicts above stay as they are: the paper's models have no hints.
 #
 # > **Claim:** with one seed, all this may be chance.
 # >
@@ -1186,7 +1186,7 @@ photos = show_study("coco-mini-cpu")
 show_mistakes(photos)
 
 # %% [markdown]
-# Of a hundred objects Faster R-CNN misses 78.8, and Deformable DETR ++ 81.8: nearly as many. Of the others it gets more right (15.1 against 10.4). And the second says more that is wrong: boxes in the wrong place (21.2 against 12.7) or where nothing is (19.8 against 6.7), and five times as many duplicates (10.8 against 2.0). That it has few duplicates Faster R-CNN need not learn: it ends with non-maximum suppression (05), a rule that deletes what overlaps a surer detection of the same class. A set of predictions has to learn not to repeat itself, and 888 steps are too few for that.
+# Of a hundred objects Faster R-CNN misses 78.8, and Deformable DETR ++ 81.8: nearly as many. Of the others it gets more right (15.1 against 10.4). But Deformable DETR ++ also reports more that is wrong: boxes in the wrong place (21.2 against 12.7) or where nothing is (19.8 against 6.7), and five times as many duplicates (10.8 against 2.0). Faster R-CNN need not learn to avoid duplicates: it ends with non-maximum suppression (05), a rule that deletes what overlaps a surer detection of the same class. A set of predictions has to learn not to repeat itself, and 888 steps are too few for that.
 #
 # > **Claim:** a part of the lead is nothing but that rule.
 # >
@@ -1206,7 +1206,7 @@ for name in ("deformable-detr-two-stage", "hints"):
     print(f"{name}: the rule alone closes {closed:.0%} of the lead in AP50")
 
 # %% [markdown]
-# It is: the rule is 56 % of the lead in AP50 over Deformable DETR ++, and 42 % of that over the one with hints. (For itself nothing changes, as it must be: the rule has been applied. For DETR nothing changes either: at stride 32 it sees 35 cells at most, and what it says is wrong in other ways.) The authors of DETR saw the same within a trained model: NMS helps the predictions of its first decoder layer, and no longer those of the last. What is left of the lead is boxes that are not tight yet.
+# So it is: the rule alone closes 56 % of the lead in AP50 over Deformable DETR ++, and 42 % of the lead over the one with hints. (For Faster R-CNN nothing changes, of course: it applies the rule already. For DETR nothing changes either: at stride 32 it sees 35 cells at most, and what it says is wrong in other ways.) The authors of DETR saw the same within a trained model: NMS helps the predictions of its first decoder layer, and no longer those of the last. What the rest of the lead is made of was not measured.
 #
 # And the hints, which closed more than half of the lead on drawings? With them a few more objects are found (12.1 instead of 10.4), but more wrong things are said, too, and in AP the two cannot be told apart. What helps one training need not help another. (One seed each, and 198 pictures to judge by.)
 #
@@ -1219,7 +1219,7 @@ for name in ("detr", "deformable-detr", "deformable-detr-two-stage"):
     print(f"{photos.study.row(name).label}: a step takes {share:.2f} of the time of one of Faster R-CNN's")
 
 # %% [markdown]
-# So at equal time the lead would be smaller; how much, was not measured.
+# So at equal time the lead would be smaller; by how much was not measured.
 #
 # The larger study of the same kind, for a GPU, with 60 epochs:
 

@@ -214,7 +214,7 @@ print("---")
 command(f"data coco --site {address} --images 240 --val-images 48")
 
 # %% [markdown]
-# A slip is answered before any picture is fetched:
+# A typing mistake is reported before any picture is fetched:
 
 # %%
 command(f"data coco --site {address} --images 240 --val-images 48 --classes circle,arow")
@@ -263,7 +263,7 @@ print("by a seeded draw, fewer than 70:", len(drawn_before & drawn_after) < 70)
 command("data check data/coco")
 
 # %% [markdown]
-# Read it from above: nothing is wrong; how many objects of what size; the map from ids to labels with the trap; and advice with a reason for each line. (The advice is for ImageNet's ResNet-50 on a GPU; we shall train a much smaller model.) It has also drawn two pictures. The contact sheet comes first for a reason: **no program can see that a box lies beside its object. You can.**
+# Read it from the top: nothing is wrong; how many objects of what size; the map from ids to labels with the trap; and advice with a reason for each line. (The advice is for ImageNet's ResNet-50 on a GPU; we shall train a much smaller model.) It has also drawn two pictures: a *contact sheet* (many pictures with their boxes on one page) and histograms. The sheet comes first for a reason: **no program can see that a box lies beside its object. You can.**
 
 # %%
 from ddetr_lite.datasets.check import check_folder
@@ -322,7 +322,7 @@ for finding in check_folder(spoilt, pictures=False).findings:
 # %% [markdown]
 # ## 3. A recipe, in steps
 #
-# All that defines a run is a **recipe**: a dataclass with four parts, model, data, augmentation and training. `coco` is the papers', and on the command line every field is an option.
+# All that defines a run stands in its **recipe**: a dataclass with four parts, model, data, augmentation and training. `coco` is the papers', and on the command line every field is an option.
 
 # %%
 from ddetr_lite.engine.recipes import recipe
@@ -345,9 +345,9 @@ for batch in (32, 8, 2):
 print(f"the same 50 epochs on {len(subset['images'])} pictures: {len(subset['images']) // 32 * 50} steps")
 
 # %% [markdown]
-# The last line is why "50 epochs" on a small set teach nothing: count steps. DETR's author names some 300,000 steps as a rule of thumb and advises to fine-tune below about 10,000 pictures ([detr#22](https://github.com/facebookresearch/detr/issues/22), [#84](https://github.com/facebookresearch/detr/issues/84)).
+# The last line is why "50 epochs" on a small set teach nothing: count steps. DETR's author names some 300,000 steps as a rule of thumb and advises fine-tuning below about 10,000 pictures ([detr#22](https://github.com/facebookresearch/detr/issues/22), [#84](https://github.com/facebookresearch/detr/issues/84)).
 #
-# **Batch and learning rate belong together.** A gradient from few pictures is noisy. AdamW divides by the size of the gradient, noise included; so a fourth of the batch wants half the learning rate (the root: Malladi et al. 2022; for plain SGD it would be a fourth). Where only the batch or the epochs are changed, the package lets the rest follow, and says so:
+# **Batch and learning rate belong together.** A gradient from few pictures is noisy. AdamW divides by the size of the gradient, noise included; so a quarter of the batch wants half the learning rate (the square root: Malladi et al. 2022; for plain SGD it would be a quarter). Where only the batch or the epochs are changed, the package lets the rest follow, and says so:
 
 # %%
 from ddetr_lite.engine.scaling import follow, oddities
@@ -452,7 +452,7 @@ plots.show(
 # %% [markdown]
 # ## 4. Half precision
 #
-# On a GPU the package computes in **bfloat16** where it can: 16 bits a number instead of 32, so half as much to move, and arithmetic units made for it. What is lost? Five numbers, as they are and in both halves:
+# On a GPU the package computes in **bfloat16** where it can: 16 bits a number instead of 32, so half as much to move, and arithmetic units made for it. What is lost? Five numbers, as they are and in the two formats of 16 bits:
 
 # %%
 numbers = torch.tensor([1 / 3, 1.01, 257.0, 1e-20, 70000.0])
@@ -479,7 +479,7 @@ for side in (16, 32, 64, 200):
     )
 
 # %% [markdown]
-# For small objects they are not: half of the perfect answers would not count as hits at an IoU of 0.75. The same holds for sampling locations (09, section 9.2). And for weights, whose steps are small:
+# For small objects they are not: at 16 pixels, half of the perfect answers would not count as hits at an IoU of 0.75. The same holds for sampling locations (09, section 9.2). And for weights, whose steps are small:
 
 # %%
 weight, change = torch.tensor(1.0), torch.tensor(0.002)
@@ -499,7 +499,7 @@ y.sum().backward()
 print("weight", layer.weight.dtype, "· result", y.dtype, "· gradient", layer.weight.grad.dtype)
 
 # %% [markdown]
-# And where our code says `.float()` on purpose: sampling locations, boxes, the matching cost, all losses. On the shipped detector, under `autocast`:
+# Our code also keeps some things in float32 on purpose, with `.float()`: sampling locations, boxes, the matching cost, all losses. The shipped detector under `autocast`:
 
 # %%
 from ddetr_lite.layers.deformable_attention import record_samples
@@ -569,7 +569,7 @@ plots.show(
 )
 
 # %% [markdown]
-# In one batch, for with so few pictures even their padding is learned by heart: the norm of this small backbone sees it (06, section 7.6). The same model on the same pictures, together and one by one:
+# We gave it all eight in one batch, because with so few pictures even their padding is learned by heart: the norm of this small backbone sees it (06, section 7.6). The same model on the same pictures, together and one by one:
 
 # %% tags=["nbval-ignore-output"]
 for batch in (8, 1):
@@ -602,7 +602,7 @@ more = numbers_in(state["optimizers"]) / numbers_in(state["model"])
 print(f"the optimizers remember {more:.1f} numbers for each weight")
 
 # %% [markdown]
-# Weights alone are not enough: the optimizers have a memory. (AdamW keeps two numbers a weight, the running means of gradient and square; Muon one.) Then the step, the best AP so far, and the running average of the weights, if one is kept (`--ema`). What is *not* there: the state of any random generator. Order, augmentation and noise are functions of (seed, epoch, picture) or (seed, step). So the run can begin anywhere:
+# Weights alone are not enough: the optimizers have a memory. (AdamW keeps two numbers a weight, the running means of gradient and square; Muon one.) Then the step, the best AP so far, and the running average of the weights, if one is kept (`--ema`). What is *not* there: the state of any random generator. Order, augmentation and noise are functions of (seed, epoch, picture) or (seed, step). So a run can go on from any step:
 
 # %%
 from ddetr_lite.datasets.transforms import train_transform
@@ -779,7 +779,7 @@ for name in ("coco-mini", "shapes-detr"):
 #
 # > **Claim:** a gradient a hundred times as long as the clipping allows is a sign of trouble.
 # >
-# > **Measurement:** the gradient's length in runs that went well, over the length to which it is clipped.
+# > **Measurement:** the gradient's length in runs that went well, divided by the length to which it is clipped.
 
 # %%
 for name in ("shapes", "shapes-detr", "coco-mini"):
@@ -790,7 +790,7 @@ for name in ("shapes", "shapes-detr", "coco-mini"):
     )
 
 # %% [markdown]
-# Here that is how it always is. AdamW and Muon divide the gradient by its own size, so a factor that stays does no harm; and where every gradient is cut to one length, its direction alone reaches the optimizer.
+# In these three runs that is normal. AdamW and Muon divide the gradient by its own size, so a factor that stays does no harm; and where every gradient is cut to one length, its direction alone reaches the optimizer.
 #
 # Nor should one read too much into single classes. With 198 validation pictures some classes have a few objects only, and their AP jumps between two evaluations, two epochs apart:
 
@@ -817,7 +817,7 @@ with contextlib.redirect_stdout(io.StringIO()):
 command("compare runs/ill runs/scratch")
 
 # %% [markdown]
-# `compare` shows what came out, and in the last rows in which options the runs differ. Neither AP is much, and from these numbers nobody could tell which run is ill. `explain` looks at the log, the data, the model and what it found. Each check has a verdict: `OK`, `suspicious`, `cause`, or `skipped` where there is nothing to look at. In a terminal `ddetr-lite explain runs/ill` prints a line for every check, with what was seen, and the likely causes at the end. Here, in Python, we shorten that: of the checks that are OK the names alone.
+# `compare` shows what came out, and in the last rows in which options the runs differ. Neither AP is much, and from these numbers nobody could tell which run is ill. `explain` looks at the log, the data, the model and what it found. Each check has a verdict: `OK`, `suspicious`, `cause`, or `skipped` where there is nothing to look at. In a terminal `ddetr-lite explain runs/ill` prints a line for every check, with what was seen, and the likely causes at the end. Here, in Python, we shorten that: of the checks that are OK we print only the names.
 
 # %%
 from ddetr_lite.engine.explain import explain
@@ -990,7 +990,7 @@ course.equation_map("11")
 #
 # - COCO's boxes are x, y, width, height in pixels; ids have gaps, labels are 0..C − 1, and names travel with the weights. Crowds are left out of training and stay in the evaluation.
 # - A subset by hash: a function of ids and options; a larger one keeps the smaller. Look at the contact sheet before the first step.
-# - Think in steps. The learning rate follows the root of the batch. Padding is computed too: group orientations.
+# - Think in steps. The learning rate follows the square root of the batch. Padding is computed too: group orientations.
 # - bfloat16 for products and convolutions; float32 for weights, locations, boxes, matching and losses.
 # - First gate: eight pictures by heart. A resumed run is the same run, to the bit. Over several processes losses are divided by the mean number of objects.
 # - An AP near zero is normal early on; losses tell sooner. `explain` names the likely cause. With few pictures, fine-tune.

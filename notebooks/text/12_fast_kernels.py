@@ -55,7 +55,7 @@ results = course.checkpoint().parents[1] / "results"  # logs of the runs that be
 # %% [markdown]
 # ## 1. What has to be done
 #
-# Before one makes something faster, one counts. However the operation of 08 is written, it has to read all its inputs at least once and write its output once. And each sample costs four corners, each corner D multiplications with their additions (a **multiply-add** each).
+# Before one makes something faster, one counts. However the operation of 08 is written, it has to read all its inputs at least once and write its output once (**the least**). And each sample costs four corners, each corner D multiplications with their additions (a **multiply-add** each).
 #
 # By hand, for one picture, one head, one map of 3 × 3 cells with D = 2 channels, 3 queries with one point each, in float32 (4 bytes a number):
 #
@@ -258,7 +258,7 @@ took, speed = entry["peers"]["grid_sample"]["forward"], log["machine"]["copy ban
 print(f"grid_sample, two pictures: {2 * total / speed * 1e3:.1f} ms to move its bytes, {took:.1f} ms taken")
 
 # %% [markdown]
-# They do not. One reason that one can count: memory is not read byte by byte, but in **lines** of 64 bytes, and one number costs its whole line. `grid_sample` wants maps as (B·M, D, H, W), a *plane* for each channel: the D channels of one cell lie far apart, each in a line of its own. Our values come as (B, N, M, D): a *row* for each cell and head, its channels side by side. Which lines does one sample touch, on a map of 16 × 16 cells with 32 channels, one head?
+# The bytes do not explain the time. One reason can be counted: memory is not read byte by byte, but in **lines** of 64 bytes, and one number costs its whole line. `grid_sample` wants maps as (B·M, D, H, W), a *plane* for each channel: the D channels of one cell lie far apart, each in a line of its own. Our values come as (B, N, M, D): a *row* for each cell and head, its channels side by side. Which lines does one sample touch, on a map of 16 × 16 cells with 32 channels, one head?
 
 # %%
 cells = [(6, 4), (6, 5), (7, 4), (7, 5)]  # row and column of the four corners
@@ -440,7 +440,7 @@ print("index_add is Sᵀ G:", torch.allclose(right, S.T @ G))
 print("`wrong[rows] += given` is Sᵀ G:", torch.allclose(wrong, S.T @ G))
 
 # %% [markdown]
-# `wrong[rows] += given` reads all rows, adds, and writes them back: of several sums for one row the last one stays. We shall meet that again on the GPU.
+# `wrong[rows] += given` reads all rows, adds, and writes them back: of several sums for one row only one stays. We shall meet that again on the GPU.
 #
 # ### Locations and weights need four numbers
 #
@@ -480,7 +480,7 @@ for name, moved, held in (
 # %% [markdown]
 # ## 6. Measured on a CPU
 #
-# > **Claim:** a form that is so many times as fast forward is as many times as fast in training.
+# > **Claim:** the speed-up of a form in the forward pass is also its speed-up in training.
 # >
 # > **Measurement:** three forms of the same operation, forward alone, and forward with backward, in turns, on this machine: `grid_sample`, our `with_bags` (its backward comes from autograd), and the package's (its backward is written by hand).
 
@@ -538,7 +538,7 @@ Table(("ms, forward / with backward", *log["rows"][0]["peers"]), lines)
 # %% [markdown]
 # ## 7. A kernel of our own
 #
-# A large GPU has a hundred processors and more, and each works on many things at once. A **kernel** is code for one small piece of the work; it runs as thousands of **programs**, one for each piece, in any order. In Triton a kernel is a Python function. A program asks for its number, works out which *block* of the data is its own, loads it, computes, and stores. The `for` loop over all programs is not in the code: it is the machine.
+# A large GPU has a hundred processors and more, and each works on many things at once. A **kernel** is code for one small piece of the work; it runs as thousands of **programs**, one for each piece, in any order. In Triton a kernel is a Python function. A program asks for its number, works out which *block* of the data is its own, loads it, computes, and stores. There is no `for` loop over the programs in the code: the machine does that.
 #
 # The first line of this notebook asked for Triton's **interpreter**: it runs programs one after the other with NumPy, and lets them print.
 
@@ -702,7 +702,7 @@ print(f"different rows: neighbours {sum(near) / len(near):.0%}, from anywhere {s
 # %% [markdown]
 # ### The package's kernel
 #
-# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with M heads in each row, and products in float32 whatever the values are (section 10). `here` says which queries exist and `wide` which channels do, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `first` counts the cells of the levels before. (`_frame`, `reference`, `scale`, `line`, `largest`, `factor` and `KIND` are for offsets and scores, below.) M and D are constants of the translation: only so the compiler knows that a row of 24 channels, too, begins at a multiple of 16 bytes, and fetches it 16 bytes at a time.
+# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with M heads in each row, and products in float32 whatever the values are (section 10). `here` says which queries exist and `wide` which channels do, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `first` counts the cells of the levels before. (`_frame`, `reference`, `scale`, `line`, `largest`, `factor` and `KIND` are for offsets and scores, below.) M and D are constants of the translation: only then does the compiler know that a row of 24 channels, too, begins at a multiple of 16 bytes, and fetches it 16 bytes at a time.
 
 # %%
 source = Path(kernels.__file__).with_name("triton_kernels.py").read_text(encoding="utf-8")
@@ -755,7 +755,7 @@ for atomic in (False, True):
 # %% [markdown]
 # 12 is right. (The interpreter runs programs one by one, so only lanes of one program get into each other's way. On a GPU programs would, too.)
 #
-# Atomic additions have two costs. First, those to the same cell wait for each other. How many are there? Each level gets the same number of samples, but the levels are not equally large. For the encoder's shape, with places as a model has them, those corners counted that lie on the map:
+# Atomic additions have two costs. First, those to the same cell wait for each other. How many are there? Each level gets the same number of samples, but the levels are not equally large. For the encoder's shape, with model-like places, counting only corners that lie on the map:
 
 # %%
 added = []
@@ -778,7 +778,7 @@ ax = plots.bars(per_cell, labels, "Additions to each cell of a level, one head",
 plots.show(ax, alt="Additions to a cell grow from 20 on the finest level to 917 on the coarsest.")
 
 # %% [markdown]
-# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. In all the backward pass adds as many numbers as the forward pass reads at corners, 2.3 GB; but a read can be shared in a cache, and an addition has to be carried out. In the package's backward kernel the additions are one line (`sem="relaxed"`: in any order). (Gradients of locations and weights need no such line: each belongs to one query, and so to one program.)
+# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. In all the backward pass adds as many numbers as the forward pass reads at corners, 2.3 GB; but a read can be shared in a cache, and an addition has to be carried out. In the package's backward kernel the additions are one line (`sem="relaxed"`: they order no other reads or writes). (Gradients of locations and weights need no such line: each belongs to one query, and so to one program.)
 
 # %%
 additions = 4 * encoder["samples"] * 32
@@ -836,8 +836,6 @@ if TRITON:
     gap = (gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max()
     print("atomic = sorted within 1e-5:", gap.item() < 1e-5)
 
-# %% [markdown]
-# (The form for CPUs needs no switch: SciPy adds row after row, always in the same order.)
 
 # %% [markdown]
 # ## 10. Halves
@@ -894,7 +892,7 @@ for name, (v, at_rounded, w) in rounded.items():
     print(f"bfloat16 {name:>9}: mean error {error:.1%}")
 
 # %% [markdown]
-# At 256 the sum stands still: 257 has no bfloat16. So **sums are float32**, too, and rounded once, at the end. *Values* may be halves: each is wrong by a fraction of a percent, and so is the result. Offsets should do as well (not measured here): they count cells from the reference point, and from 1 to 2 cells a bfloat16 has steps of 1/128. What is left of the bytes of a forward pass:
+# At 256 the sum stands still: 257 is not a number that bfloat16 has. So **sums are float32**, too, and rounded once, at the end. *Values* may be halves: each is wrong by a fraction of a percent, and so is the result. Offsets should do as well (not measured here): they count cells from the reference point, and from 1 to 2 cells a bfloat16 has steps of 1/128. What is left of the bytes of a forward pass:
 
 # %%
 halves = work(value_shape, locations_shape, size=2)
@@ -1137,4 +1135,4 @@ print(
 course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W", "V", "R", "S")
 
 # %% [markdown]
-# From the word's query vector to the bytes of a kernel: that was the way down. **Next:** what others made of Deformable DETR. [13 · What came next](13_what_came_next.ipynb). Back to [11 · Train on COCO](11_train_on_coco.ipynb).
+# **Next:** what others made of Deformable DETR. [13 · What came next](13_what_came_next.ipynb). Back to [11 · Train on COCO](11_train_on_coco.ipynb).

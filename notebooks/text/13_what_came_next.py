@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 13 · What came next: five ideas after Deformable DETR
 #
-# Deformable DETR is from 2021, and detectors went on. Five papers are a good path to what is used today: Conditional DETR, DAB-DETR, DN-DETR, DINO and RT-DETR. Each of them mends one thing that you have met in this course, and most of them need few lines. How far they lead: on COCO, DETR was trained for 500 epochs, Deformable DETR for 50, DINO for 12 to 36. For each there is the problem, the idea, the place in this package where it would go, and a cell that shows it on small tensors.
+# Deformable DETR is from 2021, and detectors went on. Five papers are a good path to what is used today: Conditional DETR, DAB-DETR, DN-DETR, DINO and RT-DETR. Each of them mends one thing that you have met in this course, and most of them need few lines. What they save: on COCO, DETR was trained for 500 epochs, Deformable DETR for 50, DINO for 12 to 36. For each there is the problem, the idea, the place in this package where it would go, and a cell that shows it on small tensors.
 #
-# Nothing is trained here. What these ideas bring is measured in their papers, on COCO; but for one of them, which [10](10_convergence_and_ablations.ipynb) has measured, section 7 says how one would do it with this code.
+# Nothing is trained here. What these ideas bring is measured in their papers, on COCO. Section 7 says how one would measure it with this code; for one of them, in part, [10](10_convergence_and_ablations.ipynb) has done so.
 
 # %% [markdown]
 # | | |
@@ -59,7 +59,7 @@ targets = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], ba
 # | a query's position is a vector that nobody can read, and has no size | 06 | DAB-DETR (Liu and others, 2022) | the query *is* a box, and its size shapes where it looks |
 # | the match gives an object now this query, now that one, and few queries learn a box | 05, 06 | DN-DETR (Li and others, 2022) | extra queries with noised true boxes, which need no match |
 # | a near miss of an object is hard to tell from a hit | 05, 10 | DINO (Zhang and others, 2023) | noise of two sizes: this is the object, this is none |
-# | the encoder is dear: every cell of every map looks around | 09, 12 | RT-DETR (Zhao and others, 2024) | attention on the coarsest map only |
+# | the encoder is costly: every cell of every map looks around | 09, 12 | RT-DETR (Zhao and others, 2024) | attention on the coarsest map only |
 #
 # (This DINO has nothing to do with the method of the same name that learns features without labels.)
 #
@@ -110,7 +110,7 @@ print(f"of five objects {5 * changed:.1f} get another query at each step")
 #
 # By hand: c_q = 2, p_q = 3, c_k = 5, p_k = 7. The sum gives 5 · 12 = 60, side by side gives 10 + 21 = 31; the cross terms are 14 + 15 = 29.
 #
-# A second thing is mended with it. In DETR p_q is a *learned* vector. At the start it is noise, and nothing makes it resemble the code of a cell. Conditional DETR gives each query a reference point, made from its learned vector as in 09, and makes p_q from this point, with **the same sines** as the codes of the cells. On a map of 24 × 24 cells, with random content:
+# A second thing is mended with it. In DETR p_q is a *learned* vector. At the start it is noise, and nothing makes it resemble the *code* of a cell, its sines (03). Conditional DETR gives each query a reference point, made from its learned vector as in 09, and makes p_q from this point, with **the same sines** as the codes of the cells. On a map of 24 × 24 cells, with random content:
 
 # %%
 d, side = 256, 24
@@ -239,8 +239,8 @@ for temperature in (10000.0, 20.0):
 
 # %% [markdown]
 # **In this code.** Deformable attention has the size already: `layers/deformable_attention.py` scales its offsets by half the width and height of a reference box. (In DETR's attention the two ratios go into the query's code before the product, in `DecoderLayer.forward`; the rest stays.) What else DAB-DETR would change is `DeformableDecoder.forward` in `layers/deformable_transformer.py`: after `refine` the position of the queries would be made anew. Here it stays what it was for the proposal. How different would it be, if it were made from the boxes of layer 1?
-
-# To see it, and for what follows, we need to run the decoder by itself, with queries of our own. What it was given for the course's picture is caught on the way:
+#
+# To see this, and for what follows, we need to run the decoder by itself, with queries of our own. What it was given for the course's picture is caught on the way:
 
 # %%
 decoder, caught = model.transformer.decoder, []
@@ -287,7 +287,7 @@ for what, query in (("of our objects", match.query), ("of all queries", slice(No
 #
 # The match of section 1 jumps. DN-DETR (*denoising*) goes around it: in training it adds queries made from the **true boxes, with noise**, and each has to say its own object's box and class. Nothing has to be matched, for one knows from which object a query was made. Several *groups* of them, each with noise of its own, give that many more lessons in each step. After training they are left out; nothing of the model changes, and it costs nothing then.
 #
-# The package has a part of this, under the name *hints* (`models/hints.py`), and the detector of 00 was trained with them. So it should be able to mend a noised box. Can it? Five groups of the four objects, corners moved by up to 0.4 of half the width and height. (DINO moves corners, too, by up to half the width and height as it is usually run. DN-DETR itself moves a box's *centre* by up to 0.4 of half the width and height, and changes width and height by up to 0.4 of themselves.)
+# The package has a part of this, under the name *hints* (`models/hints.py`), and the detector of 00 was trained with them. So it should be able to mend a noised box. Can it? Five groups of the four objects, corners moved by up to 0.4 of half the width and height. (DN-DETR itself moves a box's *centre* by as much, and changes width and height by up to 0.4 of themselves.)
 
 # %%
 torch.manual_seed(2)
@@ -358,7 +358,7 @@ plots.show(
 #
 # ### Contrastive denoising
 #
-# With several queries near one object only one may say "here"; the others must say "nothing here", although they see the same. Of DN-DETR's extra queries none is ever taught to say no. DINO makes two hints of each object: a **positive** one with little noise, which has to say the object, and a **negative** one with more noise, which has to say "nothing". For a corner, in units of half the box's size times the amount of noise: positive from 0 to 1, negative from 1 to 2, in either direction, in x and in y. (The paper has two amounts of noise, a smaller and a larger one; in the authors' code the larger is twice the smaller.)
+# With several queries near one object only one may say "here"; the others must say "nothing here", although they see the same. Of DN-DETR's extra queries none is ever taught to say no. DINO makes two hints of each object: a **positive** one with little noise, which has to say the object, and a **negative** one with more noise, which has to say "nothing". Each corner moves in x and in y, in either direction: by 0 to 1 for a positive hint and by 1 to 2 for a negative one, in units of half the box's size times the amount of noise. (The paper has two amounts of noise, a smaller and a larger one; in the authors' code the larger is twice the smaller.)
 
 # %%
 torch.manual_seed(3)
@@ -438,7 +438,7 @@ plots.show(
 )
 
 # %% [markdown]
-# (The query's vector carries gradients back through all layers in any case.) **In this code:** `DeformableDecoder.forward` detaches what `refine` returns; that stays. `refine` in `models/deformable_detr.py`, `outputs`, would say its box from that of the layer before, kept with its gradient. Which one to keep? `refine_boxes` of the *detached* reference, `before` in the cell above. Who keeps the box that was said gets the panel on the right.
+# (The query's vector carries gradients back through all layers in any case.) **In this code:** `DeformableDecoder.forward` detaches what `refine` returns; that stays. `refine` in `models/deformable_detr.py`, `outputs`, would say its box from that of the layer before, kept with its gradient. Which one to keep? `refine_boxes` of the *detached* reference, `before` in the cell above. Keeping the box that was said instead gives the panel on the right.
 
 # %% [markdown]
 # ## 6. RT-DETR: pay for attention where it is cheap
@@ -649,7 +649,7 @@ course.equation_map("13")
 # - DN-DETR: noised true boxes and labels as extra queries, which need no match; a mask hides them.
 # - DINO: hints with more noise teach "nothing here"; position from proposals, content learned; each loss reaches one layer farther back.
 # - RT-DETR: attention on the coarsest map, convolutions for the rest; class scores that know how well the box fits.
-# - An idea is a field, a test, a row of a study, and an equal search. Before that it is a hope.
+# - To try an idea: a field, a test, a row of a study, and an equal search. Until then nothing is known.
 
 # %% [markdown]
 # ## Exercises
@@ -868,7 +868,7 @@ def with_hints(hints, words, mask):
 
 
 # %% [markdown]
-# **Does anything leak?** The decoder runs twice, with other noise and other wrong labels. If the mask is right, the ordinary queries cannot notice: not nearly the same, but the same. And no gradient of their answers reaches a hint. Without the mask both are otherwise:
+# **Does anything leak?** The decoder runs twice, with other noise and other wrong labels. If the mask is right, the ordinary queries cannot notice: not nearly the same, but exactly the same. And no gradient of their answers reaches a hint. Without the mask neither holds:
 
 # %%
 first, second = make_hints(), make_hints()
@@ -900,7 +900,7 @@ plots.show(
 )
 
 # %% [markdown]
-# The decoder pulls the negative ones to the object as well, and gives them about half the score of the positive ones. DINO's training wants no score there: its negative hints teach which of two queries near an object should let it be. (Hints see the ordinary queries here, as in DN-DETR; this detector was trained with the package's mask.)
+# The decoder pulls the negative ones to the object as well, and gives them about half the score of the positive ones. DINO's training wants no score there: its negative hints teach which of two queries near an object should say "nothing here". (Hints see the ordinary queries here, as in DN-DETR; this detector was trained with the package's mask.)
 
 # %% [markdown]
 # ## Symbols
