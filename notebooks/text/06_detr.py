@@ -631,7 +631,7 @@ own, others, ground = torch.tensor(rows).mean(dim=0).tolist()
 print(f"at its own object {own:.1f}, at other objects {others:.1f}, at the ground {ground:.1f}")
 
 # %% [markdown]
-# Hardly: our encoder looks at *objects*: a cell looks at other objects almost as much as at its own. Two layers, trained on drawn shapes, have learned to find what is not ground; to tell which cells belong together is left to the decoder. A figure of attention in a paper shows one model on one picture. Measure your own model.
+# Hardly: a cell looks at other objects almost as much as at its own, and at both only a little more than at the ground. Two layers, trained on drawn shapes, leave it to the decoder to tell which cells belong together. A figure of attention in a paper shows one model on one picture. Measure your own model.
 #
 # ### What do the queries say to one another?
 #
