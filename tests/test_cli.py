@@ -353,3 +353,12 @@ def test_mistakes_get_one_line_and_exit_code_2(
     assert len(message) == 1
     assert said in message[0]
     assert not (tmp_path / "out" / "log.jsonl").exists()  # nothing is left that would stand in the way of the next try
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "train", stopped)
+    assert main(["train"]) == 130
+    assert "--resume" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +405,62 @@ def test_evaluation_only_resizes() -> None:
     assert torch.equal(result, F.resize(image, [54, 90], antialias=True))
     assert torch.equal(eval_transform(AugmentConfig(eval_short_side=0))(image), image)
     assert ResizeShortSide((60,), 1000)(image).shape == (3, 60, 100)
+
+
+def test_half_of_the_pictures_are_cut_as_in_detr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resized to 400, 500 or 600 and cut to sides of 384 to 600: DETR's numbers, for its middle short side of 640."""
+    torch.manual_seed(0)
+    before, cuts, original = [], [], RandomSizeCrop.make_params
+
+    def make_params(crop: RandomSizeCrop, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = original(crop, flat_inputs)
+        image = next(one for one in flat_inputs if isinstance(one, tv_tensors.Image))
+        before.append(min(image.shape[-2:]))
+        cuts.append((params["height"], params["width"], params["top"], params["left"], *image.shape[-2:]))
+        return params
+
+    monkeypatch.setattr(RandomSizeCrop, "make_params", make_params)
+    transform = train_transform(AugmentConfig())
+    image = tv_tensors.Image(torch.zeros(3, 48, 64, dtype=torch.uint8))
+    for _ in range(120):
+        transform(image)
+    heights, widths, tops, lefts, _, _ = zip(*cuts, strict=True)
+    assert 40 <= len(cuts) <= 80
+    assert set(before) == {400, 500, 600}
+    assert 384 <= min(heights + widths) < 400
+    assert 580 < max(heights + widths) <= 600
+    assert min(max(tops), max(lefts)) > 0
+    assert all(top + height <= h and left + width <= w for height, width, top, left, h, w in cuts)
+
+
+def test_each_option_turns_its_transform_on() -> None:
+    pixels = tv_tensors.Image(torch.randint(0, 256, (3, 6, 9), dtype=torch.uint8))
+    plain = AugmentConfig((), crop=False, flip=False, flip_vertical=False, quarter_turn=False, color=False)
+
+    def views(**options: Any) -> set[bytes]:
+        transform = train_transform(replace(plain, **options))
+        return {transform(pixels).numpy().tobytes() for _ in range(40)}
+
+    def bits(*pictures: torch.Tensor) -> set[bytes]:
+        return {picture.contiguous().numpy().tobytes() for picture in pictures}
+
+    assert views() == bits(pixels)
+    assert views(flip=True) == bits(pixels, pixels.flip(2))
+    assert views(flip_vertical=True) == bits(pixels, pixels.flip(1))
+    assert len(views(color=True)) > 10
+
+
+def test_the_seed_chooses_draws_and_order(folder: Path) -> None:
+    transform = train_transform(AUGMENT)
+    sets = [dataset(folder, transform=transform, seed=seed) for seed in (1, 1, 2)]
+    draws = [[one[epoch, 0][0].flatten().tolist() for epoch in range(3)] for one in sets]
+    assert draws[0] == draws[1] != draws[2]
+    orders = [list(EpochSampler(40, 4, seed=seed, epoch=0)) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_pictures_are_read_once_into_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(folder, cache=True)
+    first = [data[i][0].clone() for i in range(3)]
+    monkeypatch.setattr("ddetr_lite.datasets.coco.read_picture", None)  # calling it fails
+    assert all(torch.equal(data[i][0], first[i]) for i in range(3))

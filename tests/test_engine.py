@@ -317,3 +317,67 @@ def test_prediction_is_in_pixels_of_the_given_picture(tmp_path: Path) -> None:
     for a, b in zip(found, wide):
         assert b.box == pytest.approx([2 * x for x in a.box], abs=3)
     assert predict(loaded, pixels, threshold=1.0) == []
+
+
+def _val(tmp_path: Path, content: dict[str, Any]) -> CocoDetection:
+    return CocoDetection(CocoFolder.find(tiny_coco.write(tmp_path, content), "val"))
+
+
+def test_shares_of_a_side_are_of_the_root_of_the_area(tmp_path: Path) -> None:
+    content = tiny_coco.content()
+    content["annotations"] = []
+    for image in content["images"]:
+        image["height"], image["width"] = 16, 64
+    assert area_ranges(_val(tmp_path, content), (0.25, 0.5)) == [[0, 1e10], [0, 64], [64, 256], [256, 1e10]]
+
+
+def test_ap_of_a_class_counts_all_its_detections(tmp_path: Path) -> None:
+    """Two cars in one picture, both found."""
+    content = tiny_coco.content()
+    boxes = [[20, 5, 10, 10], [40, 5, 10, 10]]
+    content["annotations"] = [
+        {"id": i, "image_id": 42, "category_id": 3, "bbox": box, "area": 100} for i, box in enumerate(boxes, 1)
+    ]
+    found = {
+        "boxes": torch.tensor([[20.0, 5, 30, 15], [40, 5, 50, 15]]),
+        "scores": torch.tensor([0.9, 0.8]),
+        "labels": torch.tensor([0, 0]),
+    }
+    metrics = ap_of({42: found}, _val(tmp_path, content))
+    assert metrics["AP"] == metrics["AP/car"] == pytest.approx(1)
+    assert metrics["AP/brush"] == -1
+
+
+def test_the_size_of_an_object_is_the_area_of_its_annotation(tmp_path: Path) -> None:
+    content = tiny_coco.content()
+    content["annotations"] = [{"id": 1, "image_id": 42, "category_id": 3, "bbox": [5, 5, 50, 30], "area": 900}]
+    one = {"boxes": torch.tensor([[5.0, 5, 55, 35]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
+    metrics = ap_of({42: one}, _val(tmp_path, content))
+    assert metrics["AP_small"] == pytest.approx(1)
+    assert metrics["AP_medium"] == -1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_evaluation_leaves_the_models_mode(tmp_path: Path, training: bool) -> None:
+    torch.manual_seed(0)
+    model = build(model_config("detr", "small"), 2).train(training)
+    evaluate(model, _coco_data(tmp_path))
+    assert model.training == training
+
+
+@pytest.mark.parametrize(
+    ("augment", "size"),
+    [({"eval_short_side": 48, "max_side": 100}, (48, 72)), ({"eval_short_side": 0}, (96, 144)), ({}, (800, 1200))],
+)
+def test_a_picture_is_resized_as_the_checkpoint_says(
+    tmp_path: Path, augment: dict[str, int], size: tuple[int, int]
+) -> None:
+    plain: Any = model_config("detr", "small")
+    config = replace(plain, dim=16, heads=2, hidden=16, encoder_layers=0, decoder_layers=1)
+    checkpoint.save_model(tmp_path / "m.pt", build(config, 2), ["a", "b"], {"recipe": {"augment": augment}})
+    loaded = checkpoint.load_model(tmp_path / "m.pt")
+    assert not loaded.model.training
+    seen = []
+    loaded.model.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0][0].shape[1:])))
+    predict(loaded, torch.zeros(3, 96, 144, dtype=torch.uint8))
+    assert seen == [size]

@@ -153,3 +153,16 @@ def test_other_precisions_and_flat_boxes() -> None:
         torch.manual_seed(0)
         losses.append(model.train()(pictures()[:1], [target]))
     assert losses[0] == losses[1]
+
+
+def test_the_numbers_of_the_configuration_and_torchvisions_are_taken() -> None:
+    model: Any = build(replace(SMALL, proposals=37, sampled=24), 3)
+    for training, proposals in ((True, 74), (False, 37)):
+        model.train(training)
+        assert model.rpn.pre_nms_top_n() == model.rpn.post_nms_top_n() == proposals
+    assert model.roi_heads.fg_bg_sampler.batch_size_per_image == 24
+    assert model.roi_heads.score_thresh == 1e-3
+    assert model.roi_heads.box_roi_pool.sampling_ratio == 2
+    assert model.transform.image_mean == [0.485, 0.456, 0.406]
+    assert model.transform.image_std == [0.229, 0.224, 0.225]
+    assert model.rpn.anchor_generator.aspect_ratios == ((0.5, 1.0, 2.0),) * 5

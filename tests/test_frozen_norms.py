@@ -160,3 +160,27 @@ def test_scale_and_shift_follow_their_buffers() -> None:
     pixels = pixels.double()
     assert torch.allclose(network.double()(pixels), expected(), atol=1e-12)
     assert torch.allclose(deepcopy(network)(pixels), expected(), atol=1e-12)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_frozen_norms_keep_their_eps(own: bool) -> None:
+    """EfficientNet's is 1e-3; folded into a convolution before it, or by itself."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.1)
+            self.act = nn.Identity() if own else nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.norm(self.act(self.conv(x)))
+            return found
+
+    net, x = Net().eval(), torch.randn(1, 3, 8, 8)
+    assert net.norm.running_var is not None
+    net.norm.running_var.fill_(0.01)
+    expected = net(x)
+    with watch_norms(net) as pairs:
+        net(x)
+    freeze_batch_norms(net, pairs)
+    torch.testing.assert_close(net(x), expected)

@@ -26,6 +26,7 @@ from ddetr_lite.layers.deformable_attention import (
     record_samples,
 )
 from ddetr_lite.layers.positional_encoding import LearnedEncoding2d, sine_encoding_2d
+from ddetr_lite.models import presets
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from ddetr_lite.models.detector import MLP, Detector
@@ -1112,3 +1113,37 @@ def test_imagenet_means_the_weights_of_the_papers(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
     Backbone(BackboneConfig("resnet50", "imagenet"))
     assert asked == [torchvision.models.ResNet50_Weights.IMAGENET1K_V1.url]
+
+
+@pytest.mark.parametrize("name", ["detr", "deformable", "deformable ++ two-stage"])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_dropout_of_the_configuration_reaches_every_layer(name: str, share: float) -> None:
+    model = build(replace(CONFIGS[name], dropout=share))
+    layers = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    attentions = {module.dropout for module in model.modules() if hasattr(module, "in_proj_weight")}
+    assert layers | attentions == {share}
+
+
+def test_fewer_tokens_than_queries_with_hints() -> None:
+    model = build(replace(DEFORMABLE, refine=True, two_stage=True, hints=2, queries=500)).eval()
+    batch = model.batch([torch.rand(3, 64, 64)])
+    target = {"boxes": torch.tensor([[5.0, 5, 40, 30]]), "labels": torch.tensor([1])}
+    found = model.outputs(batch, model.normalise_targets([target], batch.sizes))
+    assert found.encoder_logits is not None
+    assert found.hint_logits is not None
+    assert found.logits.shape[2] == found.encoder_logits.shape[1] < 500
+    assert found.hint_logits.shape[2] == 2
+
+
+@pytest.mark.parametrize("row", ["detr", "deformable-detr", "faster-rcnn"])
+def test_a_detector_needs_a_class(row: str) -> None:
+    with pytest.raises(ValueError, match="classes=0: a detector needs at least one class"):
+        presets.build(model_config(row, "small"), 0)
+
+
+def test_scattered_offsets_go_both_ways() -> None:
+    attention = MultiScaleDeformableAttention(32, heads=8, levels=2, points=3)
+    attention.scatter_offsets()
+    offsets = attention.sampling_offsets.bias.detach()
+    assert offsets.min() < -2
+    assert offsets.max() > 2

@@ -1,6 +1,8 @@
 """Muon, parameter groups and the learning rate."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -140,3 +142,60 @@ def test_learning_rate_by_hand() -> None:
     assert learning_rate(25, cosine, 5) == pytest.approx(0.5)
     linear = replace(cosine, schedule="linear")
     assert [learning_rate(step, linear, 5) for step in (0, 10, 49)] == pytest.approx([1.0, 0.8, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [("constant", 1), ("linear", 1 - 2 / 50), ("cosine", 0.5 + 0.5 * math.cos(math.pi * 2 / 50)), ("step", 1)],
+)
+def test_every_schedule_warms_up(schedule: Any, share: float) -> None:
+    config = TrainConfig(epochs=10, lr=2.0, warmup_steps=8, drop_epoch=1, schedule=schedule)
+    assert learning_rate(2, config, 5) == pytest.approx(2.0 * 3 / 8 * share)
+
+
+def test_a_drop_during_the_warm_up_and_a_constant_rate() -> None:
+    config = TrainConfig(epochs=10, lr=2.0, warmup_steps=8, drop_epoch=1)
+    assert learning_rate(6, replace(config, schedule="step"), 5) == pytest.approx(2.0 * 7 / 8 * 0.1)
+    constant = replace(config, warmup_steps=0, schedule="constant")
+    assert [learning_rate(step, constant, 5) for step in (0, 25, 49)] == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_goes_as_far_as_torchs_without_decay(shape: tuple[int, int]) -> None:
+    """With much weight decay most of the way is decay, and hides how long a step of a tall matrix is."""
+    ours = nn.Parameter(torch.randn(shape))
+    theirs = nn.Parameter(ours.detach().clone())
+    start = ours.detach().clone()
+    first = Muon([ours], lr=0.02, weight_decay=0.0)
+    second = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.0)
+    for _ in range(6):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        first.step()
+        second.step()
+    way, expected = (ours.detach() - start).flatten(), (theirs.detach() - start).flatten()
+    assert torch.cosine_similarity(way, expected, dim=0) > 0.97
+    assert way.norm().item() == pytest.approx(expected.norm().item(), rel=0.1)
+
+
+def test_muons_decay_follows_the_learning_rate() -> None:
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimizer = Muon([weight], lr=0.02, weight_decay=0.5)
+    optimizer.param_groups[0]["lr"] = 0.1
+    weight.grad = torch.zeros(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4), 0.95))
+
+
+def test_the_thinnest_matrix_for_muon() -> None:
+    assert is_matrix("x.weight", nn.Parameter(torch.zeros(16, 40)))
+    assert not is_matrix("x.weight", nn.Parameter(torch.zeros(15, 40)))
+
+
+def test_optimizers_take_the_recipes_decay_and_muons_momentum() -> None:
+    model = build(model_config("deformable-detr-two-stage", "small"), 3)
+    config = TrainConfig(optimizer="muon", weight_decay=0.03, muon_weight_decay=0.07)
+    muon, adamw = make_optimizers(model, config)
+    assert {group["weight_decay"] for group in muon.param_groups} == {0.07}
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.03}
+    assert {group["momentum"] for group in muon.param_groups} == {0.95}

@@ -160,3 +160,10 @@ def test_errors() -> None:
         sine_encoding_2d(padded_masks(), 8, "yolo")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dim=5 must be even"):
         LearnedEncoding2d(5)
+
+
+def test_the_temperature_reaches_both_axes() -> None:
+    found = sine_encoding_2d(torch.zeros(1, 2, 4, dtype=torch.bool), 16, temperature=20.0)
+    y, x = torch.arange(1, 3) / 2 * 2 * math.pi, torch.arange(1, 5) / 4 * 2 * math.pi
+    torch.testing.assert_close(found[0, :, 0, :8], sine_encoding_of(y, 8, 20.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[0, 0, :, 8:], sine_encoding_of(x, 8, 20.0), atol=1e-4, rtol=0)

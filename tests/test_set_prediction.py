@@ -30,6 +30,7 @@ from ddetr_lite.set_prediction.losses import (
     set_losses,
     sigmoid_focal_loss,
 )
+from ddetr_lite.set_prediction.losses import count as count_objects
 from ddetr_lite.set_prediction.matching import (
     MatchingCost,
     NotFiniteError,
@@ -654,3 +655,49 @@ def test_postprocess_equals_a_loop(kind: Kind, top: int) -> None:
 def test_postprocess_of_half_precision_is_float32() -> None:
     (detection,) = postprocess(torch.randn(1, 3, 4).bfloat16(), torch.rand(1, 3, 4).bfloat16(), [(480, 640)], "focal")
     assert detection["boxes"].dtype == detection["scores"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_terms_are_computed_in_float32(kind: Kind) -> None:
+    """Those of the first stage and of hints too, whatever autocast made of the predictions."""
+    targets = random_targets([2], 3)
+    logits, boxes = (t.bfloat16() for t in random_predictions(2, 1, 4, 3, kind))
+    loss = DETR_LOSS if kind == "softmax" else DEFORMABLE_DETR_LOSS
+    half = (logits, boxes, logits[0], boxes[0], logits, boxes)
+    exact = set_losses(Outputs(*(tensor.float() for tensor in half)), targets, loss)
+    for name, value in set_losses(Outputs(*half), targets, loss).items():
+        assert value.dtype == torch.float32, name
+        assert torch.equal(value, exact[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_losses_of_pieces_make_up_those_of_the_whole(kind: Kind) -> None:
+    targets = random_targets([3, 0, 1, 0], 4)
+    logits, boxes = random_predictions(2, 4, 6, 4, kind)
+    proposals, places = random_predictions(1, 4, 9, 4, kind)
+    loss = DETR_LOSS if kind == "softmax" else DEFORMABLE_DETR_LOSS
+    whole = count_objects(targets, torch.device("cpu"))
+    pieces = []
+    for a, b in ((0, 1), (1, 2), (2, 4), (0, 4)):
+        part = Outputs(logits[:, a:b], boxes[:, a:b], proposals[0, a:b], places[0, a:b])
+        pieces.append(set_losses(part, targets[a:b], loss, whole))
+    for name, value in pieces.pop().items():
+        assert float(sum(piece[name] for piece in pieces)) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_a_picture_without_objects_alone_in_its_batch() -> None:
+    targets = random_targets([0], 4)
+    logits, boxes = random_predictions(1, 1, 5, 4, "softmax")
+    expected = losses_by_hand(logits[0], boxes[0], targets, "softmax", 0.1)
+    found = set_losses(Outputs(logits, boxes), targets, DETR_LOSS)
+    assert float(found["class"]) == pytest.approx(expected[0], rel=1e-4)
+
+
+def test_small_things() -> None:
+    """The area of swapped corners, the length of a list of detections, and what padding of objects holds."""
+    assert box_area(torch.tensor([0.8, 0.8, 0.2, 0.2])) == 0
+    (found,) = postprocess(torch.randn(1, 60, 3), torch.rand(1, 60, 4), [(10, 10)], "focal")
+    assert len(found["scores"]) == 100
+    labels, boxes = pad_targets(random_targets([1, 0], 4), torch.device("cpu"))
+    assert labels[1].tolist() == [0]
+    assert boxes[1].tolist() == [[0.5, 0.5, 1.0, 1.0]]

@@ -1,7 +1,9 @@
 """What surrounds the loop: skipped steps, running average, fine-tuning, forecast, profile, decoded pictures, and shares."""
 
+import itertools
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ import tiny_coco
 import torch
 from PIL import Image
 from test_engine import TINY, tiny_recipe
+from torchvision import tv_tensors
 
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, batch_images
 from ddetr_lite.cli.training import _followed, _now_and_then
+from ddetr_lite.datasets import picture_cache
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler
 from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.pictures import picture_size, read_picture
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
-from ddetr_lite.datasets.transforms import AugmentConfig, SizeDraw, train_transform
+from ddetr_lite.datasets.transforms import AugmentConfig, SizeDraw, eval_transform, train_transform
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.average import average_of, update_average
 from ddetr_lite.engine.data import datasets, order_of, size_to_keep
@@ -29,15 +33,16 @@ from ddetr_lite.engine.evaluate import detect
 from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.forecast import Forecast, duration, forecast, largest
 from ddetr_lite.engine.guard import Guard
-from ddetr_lite.engine.log import read_log
+from ddetr_lite.engine.log import RunLog, read_log
 from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
+from ddetr_lite.engine.predict import predict
 from ddetr_lite.engine.profile import profile
-from ddetr_lite.engine.recipes import DataConfig, recipe
-from ddetr_lite.engine.run import NUMBERS, State
+from ddetr_lite.engine.recipes import DataConfig, recipe, recipe_to_dict
+from ddetr_lite.engine.run import NUMBERS, State, differing
 from ddetr_lite.engine.run_results import read_run
 from ddetr_lite.engine.scaling import follow, oddities
-from ddetr_lite.engine.step import Step, compile_layers
+from ddetr_lite.engine.step import Step, compile_layers, use_bf16
 from ddetr_lite.engine.train import Run, train
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.presets import build, model_config
@@ -832,3 +837,219 @@ def test_processes_share_an_evaluation(shapes: Path) -> None:
     assert [len(share) for share in shares] == [3, 2]
     assert not shares[0].keys() & shares[1].keys()
     assert all(torch.equal(found["boxes"], whole[i]["boxes"]) for share in shares for i, found in share.items())
+
+
+# ---------------------------------------------------------------- what the options do
+
+
+def one_step(row: str = "detr", **change: Any) -> tuple[Any, Step, Batch]:
+    """A model, the step that trains it with these options, and a batch."""
+    model = small_model(row, 2).train()
+    config = replace(tiny_recipe(Path(), row).train, **change)
+    step = Step(State(model, make_optimizers(model, config), average_of(model, config.ema)), config, ALONE)
+    pixels = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
+    return model, step, Batch.of([(pixels, _target([[1.0, 2, 30, 29]]))])
+
+
+def test_each_group_gets_its_share_of_the_rate() -> None:
+    rates = {"lr": 1e-3, "muon_lr": 0.01, "backbone_lr": 0.1, "sampling_lr": 0.2}
+    _, step, batch = one_step("deformable-detr", optimizer="muon", **rates)
+    step([batch], 5e-4)
+    for optimizer in step.state.optimizers:
+        for group in optimizer.param_groups:
+            share = {"backbone": 0.1, "sampling": 0.2, "rest": 1.0}[group["name"]]
+            muon = 10 if group["optimizer"] == "muon" else 1
+            assert group["lr"] == pytest.approx(5e-4 * share * muon), group["name"]
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.0])
+def test_a_long_gradient_is_shortened(clip: float) -> None:
+    model, step, batch = one_step(clip_norm=clip)
+    _, norm = step([batch], 1e-4)
+    after = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+    assert float(norm) > 0.1
+    assert float(after) == pytest.approx(clip or float(norm), rel=1e-3)
+
+
+def test_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    places = torch.device("cuda"), torch.device("cpu")
+    choices: Any = {"auto": (True, False), "fp32": (False, False), "bf16": (True, True)}
+    for precision, expected in choices.items():
+        config = replace(recipe("coco").train, precision=precision)
+        assert tuple(use_bf16(config, place) for place in places) == expected, precision
+
+
+def test_what_changes_a_run_is_not_free() -> None:
+    now = recipe_to_dict(recipe("shapes"))
+    free = {"workers", "device", "accumulate", "compile", "log_every", "checkpoint_every", "forecast"}
+    for name, value in now["train"].items():
+        other: Any = "fp32" if name == "precision" else "x"
+        if isinstance(value, (int, float)):
+            other = not value if isinstance(value, bool) else value * 2 + 1
+        changed = {**now, "train": {**now["train"], name: other}}
+        assert (differing(now, changed) == "") == (name in free), name
+
+
+def test_the_average_forgets_as_fast_as_was_asked() -> None:
+    model, step, batch = one_step(ema=0.25, lr=1e-2)
+    expected = None
+    for count in range(8):
+        step([batch], 1e-2)
+        now = model.class_embed.weight.detach().clone()
+        decay = min(0.25, (1 + count) / (10 + count))
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+    average: Any = step.state.average
+    torch.testing.assert_close(average.module.class_embed.weight, expected, atol=1e-6, rtol=0)
+
+
+def test_a_backbone_without_a_learning_rate_has_no_gradient(shapes: Path, tmp_path: Path) -> None:
+    run = Run(tiny_recipe(shapes, "detr", backbone_lr=0.0), tmp_path, False, False, ALONE)
+    for name, parameter in run.state.model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith("backbone")), name
+
+
+def test_the_seed_chooses_weights_order_and_draws(shapes: Path, tmp_path: Path) -> None:
+    runs = [
+        Run(tiny_recipe(shapes, "detr", seed=seed), tmp_path / str(i), False, False, ALONE)
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    first, again, other = (run.state.model.query_embed.weight for run in runs)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    base = tiny_recipe(shapes, seed=5)
+    training, validation = datasets(replace(base, data=replace(base.data, limit=7)), ALONE)
+    assert (len(training), len(validation), training.seed) == (7, 5, 5)
+
+
+def test_states_are_saved_within_an_epoch(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, original = [], State.save
+
+    def save(state: State, *given: Any) -> None:
+        saved.append(state.step)
+        original(state, *given)
+
+    monkeypatch.setattr(State, "save", save)
+    options = {"epochs": 2, "checkpoint_every": 2, "evaluate_every": 0, "log_every": 100}
+    train(tiny_recipe(shapes, "detr", **options), tmp_path, progress=False)
+    assert saved == [0, 2, 4, 5, 6, 8, 10, 10]  # five steps an epoch
+
+
+def test_the_best_model_is_kept_and_of_equal_ones_the_last(tmp_path: Path) -> None:
+    state = State(small_model("detr", 2), [], None)
+    for epoch, ap, kept in ((1, 0.2, 1), (2, 0.1, 1), (3, 0.2, 3), (4, 0.3, 4), (5, 0.29, 4)):
+        state.save_best(tmp_path, recipe("shapes", "detr"), ["a", "b"], epoch, {"AP": ap})
+        assert checkpoint.read(tmp_path / "best.pt")["about"]["epoch"] == kept, epoch
+    assert state.best == 0.3
+
+
+def test_a_report_of_equal_evaluations_shows_the_last_too(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    for step, ap in ((5, 0.2), (10, 0.3), (15, 0.3), (20, 0.1)):
+        log.write("evaluate", step, AP=ap)
+    best = read_run(tmp_path).best
+    assert best is not None
+    assert best["step"] == 15
+
+
+def test_detections_are_in_pixels_of_the_file(tmp_path: Path) -> None:
+    """Where the two sides are not resized alike, too."""
+    content = tiny_coco.content()
+    for image, (h, w) in zip(content["images"], ((40, 60), (9, 64), (64, 30)), strict=True):
+        image["height"], image["width"] = h, w
+    content["annotations"] = content["annotations"][:1]
+    transform = eval_transform(AugmentConfig(eval_short_side=96, max_side=100))
+    data = CocoDetection(CocoFolder.find(tiny_coco.write(tmp_path, content), "val"), transform)
+    model = small_model("detr", 2).eval()
+    for i, (_, found) in enumerate(detect(model, data, batch=1)):
+        image, target = data[i]
+        h, w = target["original_size"].tolist()
+        scale = torch.tensor([w / image.shape[2], h / image.shape[1]]).repeat(2)
+        torch.testing.assert_close(found["boxes"], model([image])[0]["boxes"] * scale, atol=1e-4, rtol=0)
+        assert float(scale.max()) < 0.8
+
+
+def test_predictions_are_in_pixels_of_the_picture_and_their_scores_reach_the_threshold(tmp_path: Path) -> None:
+    model, sizes = small_model("detr", 2).eval(), {"eval_short_side": 96, "max_side": 100}
+    checkpoint.save_model(tmp_path / "m.pt", model, ["a", "b"], {"recipe": {"augment": sizes}})
+    loaded = checkpoint.load_model(tmp_path / "m.pt")
+    pixels = torch.randint(0, 256, (3, 9, 64), dtype=torch.uint8)
+    image, _ = eval_transform(AugmentConfig(eval_short_side=96, max_side=100))(tv_tensors.Image(pixels), {})
+    scale = torch.tensor([64 / image.shape[2], 9 / image.shape[1]]).repeat(2)
+    assert abs(float(scale[0] / scale[1]) - 1) > 0.005
+    found = predict(loaded, pixels, threshold=0.0)
+    expected = model([image.as_subclass(torch.Tensor)])[0]["boxes"] * scale
+    torch.testing.assert_close(torch.tensor([one.box for one in found]), expected, atol=1e-4, rtol=0)
+    assert len(predict(loaded, pixels, threshold=found[2].score)) == 3
+
+
+def test_a_missing_validation_picture_is_noticed_before_the_run(shapes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes, folder)
+    next((folder / "val").iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"val.*does not exist \(1 of 5 are missing\)"):
+        datasets(tiny_recipe(folder), ALONE)
+
+
+def test_too_little_memory_or_disk_is_said_before_decoding(
+    large_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((large_pictures / "train2017").iterdir())
+    need = 3 * sum(h * w for h, w in map(picture_size, files))
+    monkeypatch.setattr(picture_cache, "_free_memory", lambda: need)
+    assert len(PictureCache(files, lambda size: size)) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes, two copies
+    with pytest.raises(ValueError, match="more than is free: choose --cache disk"):
+        PictureCache(files, lambda size: size)
+    usage = shutil.disk_usage(large_pictures)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=need - 1))
+    with pytest.raises(ValueError, match="more than is free there: choose --cache none"):
+        PictureCache(files, lambda size: size, large_pictures / ".cache")
+
+
+def test_muons_rate_follows_the_batch_too() -> None:
+    base = recipe("shapes")
+    larger = replace(base, train=replace(base.train, batch=64))
+    found, _ = follow(larger, base, {"batch"})
+    assert (found.train.lr, found.train.muon_lr) == (2 * base.train.lr, 2 * base.train.muon_lr)
+    assert follow(larger, base, {"batch", "muon_lr"}) == (larger, [])
+
+
+def test_overfitting_shortens_the_warm_up_and_keeps_no_average() -> None:
+    base = recipe("shapes")
+    chosen = as_overfitting(replace(base, data=replace(base.data, overfit=4), train=replace(base.train, ema=0.9)))
+    assert (base.train.warmup_steps, chosen.train.warmup_steps, chosen.train.ema) == (100, 10, 0.0)
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    source = small_model("detr", 2)
+    checkpoint.save_model(tmp_path / "s.pt", source, ["cat", "dog"], {})
+    dilated = small_model("detr", 2, backbone=replace(source.config.backbone, dilation=True))
+    with pytest.raises(ValueError, match="was made with backbone="):
+        start_from(dilated, ["cat", "dog"], tmp_path / "s.pt")
+
+
+def test_classes_in_another_order_take_their_rows_along(tmp_path: Path) -> None:
+    source, model = small_model("detr", 2, seed=1), small_model("detr", 2, seed=2)
+    checkpoint.save_model(tmp_path / "s.pt", source, ["cat", "dog"], {})
+    assert "no head is made anew" in start_from(model, ["dog", "cat"], tmp_path / "s.pt")
+    assert torch.equal(model.class_embed.weight[[1, 0, 2]], source.class_embed.weight)
+
+
+def test_the_forecast_is_for_a_step_and_for_an_evaluation(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second at each look."""
+    ticks = itertools.count()
+    monkeypatch.setattr(World, "now", lambda place: float(next(ticks)))
+    chosen = tiny_recipe(shapes, "detr")
+    training, _ = datasets(chosen, ALONE)
+    model = build(chosen.model, len(training.classes))
+    step = Step(State(model, make_optimizers(model, chosen.train), None), chosen.train, ALONE)
+    found = forecast(chosen, step, training, 40, order_of(chosen.train, training))
+    assert found.step_seconds == pytest.approx(1 + 1 / 3)
+    assert found.evaluation_seconds == pytest.approx(40 / 4)
+
+
+def test_the_largest_batch_is_an_evaluations_where_its_pictures_are_larger() -> None:
+    batch = Batch.of([(torch.zeros(3, 30, 40, dtype=torch.uint8), _target([[1.0, 2, 39, 29]]))])
+    found = largest(batch, AugmentConfig(short_sides=(64,), eval_short_side=96, max_side=500))
+    assert found.images.pixels.shape == (1, 3, 96, 192)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddetr_lite.layers.attention import causal_mask
+from ddetr_lite.layers.deformable_transformer import DeformableDecoderLayer, DeformableEncoderLayer
 from ddetr_lite.layers.transformer import (
     Decoder,
     DecoderLayer,
@@ -172,3 +173,25 @@ def test_with_position() -> None:
     x, position = torch.randn(3), torch.randn(3)
     assert with_position(x, None) is x
     assert torch.equal(with_position(x, position), x + position)
+
+
+@pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer, DeformableEncoderLayer, DeformableDecoderLayer])
+def test_every_branch_and_the_hidden_layer_have_their_dropout(kind: Any) -> None:
+    """With a share of 1 nothing but the residual is left."""
+    x, memory = torch.randn(2, 6, 32), torch.randn(2, 6, 32)
+    shapes, reference = [(2, 3)], torch.rand(2, 6, 1, 2)
+    sizes, given = {
+        EncoderLayer: ((), (x,)),
+        DecoderLayer: ((), (x, memory)),
+        DeformableEncoderLayer: ((1, 2), (x, x, reference, shapes, None)),
+        DeformableDecoderLayer: ((1, 2), (x, x, reference, memory, shapes, None)),
+    }[kind]
+    layer = kind(32, 2, 48, *sizes, 1.0).train()
+    for name, parameter in layer.named_parameters():  # what is not dropped is then seen
+        if name.endswith(("linear2.bias", "out_proj.bias", "output_proj.bias")):
+            nn.init.normal_(parameter)
+    expected = x
+    for norm in (module for module in layer.modules() if isinstance(module, nn.LayerNorm)):
+        expected = norm(expected)
+    torch.testing.assert_close(layer(*given), expected)
+    assert torch.equal(layer.feed_forward(x), layer.linear2.bias.expand_as(x))

@@ -73,7 +73,10 @@ class Step:
         return total
 
     def update(self, pieces: Sequence[Batch], rate: float) -> Tensor:
-        """Change the parameters by their gradient, of these pieces, and return its length; nothing where that is not finite."""
+        """Change the parameters by their gradient, of these pieces, and return its length; nothing where that is not finite.
+
+        (The running average goes on towards the weights as they are: to stop it would mean to wait for the GPU.)
+        """
         state = self.state
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         self.guard.watch(state.step, pictures_of(pieces), self.losses.problem, norm, state.optimizers)
