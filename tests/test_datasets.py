@@ -1,6 +1,5 @@
 """COCO folders, augmentation, and the order of training."""
 
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -281,8 +280,6 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> 
     indices = [index for batch in whole for epoch, index, *_ in batch]
     assert len(set(indices)) == 100
     assert {epoch for batch in whole for epoch, *_ in batch} == {5}
-    kept = itertools.chain.from_iterable(EpochSampler(103, 10, seed=2, epoch=5, drop_last=False))
-    assert len(set(kept)) == 103
     assert len(EpochSampler(4, 10, seed=0, epoch=0)) == 1  # fewer pictures than a batch still make one
 
 

@@ -20,7 +20,7 @@ from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, batch_ima
 from ddetr_lite.cli.training import _followed, _now_and_then
 from ddetr_lite.datasets import picture_cache
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
-from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler
+from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler, one_size_batches
 from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.pictures import picture_size, read_picture
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
@@ -827,6 +827,29 @@ def test_a_state_is_found_again_as_it_was(shapes: Path, tmp_path: Path) -> None:
     found.load(checkpoint.read(tmp_path / "last.pt"))
     assert [getattr(found, name) for name in NUMBERS] == [7, 0.25, 12.5, 3, 5]
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_what_is_found_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    """Pictures of one size share a batch, so that none is padded; one whose record names no size is alone."""
+    content = tiny_coco.content()
+    (h, w), template = (40, 60), content["images"][0]
+    content["images"] = [
+        {**template, "id": i, "file_name": f"{i}.jpg", "height": h + 9 * (i % 3), "width": w} for i in range(1, 8)
+    ]
+    content["annotations"] = []
+    folder = CocoFolder.find(tiny_coco.write(tmp_path, content), "val")
+    data = CocoDetection(folder, eval_transform(AugmentConfig(eval_short_side=64, max_side=100)))
+    sizeless = {k: v for k, v in data.images[0].items() if k not in ("height", "width")}
+    data.images[0] = sizeless
+    batches = one_size_batches(data, 2)
+    assert sorted(index for batch in batches for _, index in batch) == list(range(7))
+    assert sorted(map(len, batches)) == [1, 2, 2, 2]
+    assert all(len({data.images[i].get("height") for _, i in batch}) == 1 for batch in batches)
+    model = small_model("deformable-detr", 2)
+    alone, together = (dict(detect(model, data, batch=batch)) for batch in (1, 4))
+    for image_id, found in alone.items():
+        torch.testing.assert_close(together[image_id]["scores"], found["scores"])
+        torch.testing.assert_close(together[image_id]["boxes"], found["boxes"], atol=1e-3, rtol=1e-4)
 
 
 def test_processes_share_an_evaluation(shapes: Path) -> None:

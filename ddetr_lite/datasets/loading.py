@@ -15,15 +15,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from ddetr_lite.batching import RawBatch
 from ddetr_lite.datasets.coco import CocoDetection, Key
+from ddetr_lite.datasets.fields import size_of
 
 
 class EpochSampler(Sampler[list[Key]]):
     """Batches of keys in an order that is a pure function of (seed, epoch).
 
-    Starts at batch `start` of the epoch. The last, smaller batch is left out in training (`drop_last`), unless it is the
-    only one.
+    Starts at batch `start` of the epoch. The last, smaller batch is left out, unless it is the only one.
     groups: a number for each picture (length,); pictures of one group share a batch, but for the rest of each group.
-    shuffle: False keeps the data set's own order.
     one_size: each batch draws once how large its pictures become (`transforms.SizeDraw`).
     """
 
@@ -34,14 +33,12 @@ class EpochSampler(Sampler[list[Key]]):
         seed: int,
         epoch: int,
         start: int = 0,
-        drop_last: bool = True,
         groups: Sequence[int] | None = None,
         one_size: bool = False,
-        shuffle: bool = True,
     ):
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-        order = random.permutation(length) if shuffle else np.arange(length)
-        count = max(1, length // batch) if drop_last else -(-length // batch)
+        order = random.permutation(length)
+        count = max(1, length // batch)
         if groups is not None:
             group_of = np.asarray(groups)[order]
             members = [order[group_of == group] for group in np.unique(group_of)]
@@ -158,6 +155,22 @@ class Batch:
         """For the DataLoader: pictures in memory from which the GPU copies by itself. Objects stay where they are looked at."""
         self.images = RawBatch(self.images.pixels.pin_memory(), self.images.sizes)
         return self
+
+
+def one_size_batches(dataset: CocoDetection, batch: int) -> list[list[Key]]:
+    """Batches, for evaluation, of pictures whose files have one size: nothing in them is padding.
+
+    Padding changes what a detector says a little (a convolution sees zeros behind the border, where else there is nothing),
+    so with it AP would depend on which pictures share a batch. A picture whose record names no size is alone.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, image in enumerate(dataset.images):
+        groups.setdefault(size_of(image) or index, []).append(index)
+    return [
+        [(0, index) for index in members[start : start + batch]]
+        for members in groups.values()
+        for start in range(0, len(members), batch)
+    ]
 
 
 def loader(dataset: CocoDetection, sampler: Any, workers: int, device: torch.device) -> DataLoader[Any]:

@@ -227,7 +227,7 @@ class Run:
                 detect(
                     model,
                     self.validation,
-                    batch=min(16, max(1, self.config.batch // (place.size * self.config.accumulate))),
+                    batch=min(16, max(1, self.config.batch // (place.size * self.config.accumulate))),  # it fits
                     workers=self.config.workers,
                     rank=place.rank,
                     size=place.size,
