@@ -18,6 +18,7 @@ from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.recipes import Recipe, recipe, recipe_to_dict
 from ddetr_lite.models.presets import ROWS, build, model_config
+from ddetr_lite.set_prediction.boxes import box_iou
 
 SMALLEST = ["--dim", "32", "--heads", "2", "--hidden", "32", "--queries", "5", "--encoder-layers", "1"]
 SMALLEST += ["--decoder-layers", "2", "--epochs", "1", "--batch", "2", "--workers", "0", "--log-every", "1"]
@@ -159,6 +160,17 @@ def test_a_fine_tuned_detector_sees_pictures_of_the_size_that_it_knows(
     assert "learned from pictures as they are, without resizing" in said
     assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt"), "--eval-short-side", "96"]) == 0
     assert begun[-1].augment.eval_short_side == 96
+    about = {"recipe": {"augment": {"eval_short_side": 160, "short_sides": [128, 160], "max_side": 208}}}
+    checkpoint.save_model(tmp_path / "source.pt", loaded.model, loaded.classes, about)
+    capsys.readouterr()
+    sides = ["--short-sides", "288", "320", "--eval-short-side", "320"]
+    for words, largest in (([], 1333), (["--max-side", "400"], 400)):
+        assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt"), *sides, *words]) == 0
+        chosen = begun[-1].augment
+        assert (chosen.short_sides, chosen.eval_short_side, chosen.max_side) == ((288, 320), 320, largest)
+    assert "resized as the checkpoint's" not in capsys.readouterr().out
+    assert main(["train", "coco", "--start-from", str(tmp_path / "source.pt"), "--max-side", "150"]) == 2
+    assert "a short side of 160 cannot be reached: no side may be above max_side=150" in capsys.readouterr().err
     (tmp_path / "run").mkdir()
     (tmp_path / "source.pt").rename(tmp_path / "run" / "best.pt")
     assert main(["train", "coco", f"--start_from={tmp_path / 'run'}"]) == 0  # a run's folder, and tyro's other hyphen
@@ -362,3 +374,33 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setitem(COMMANDS, "train", stopped)
     assert main(["train"]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ddetr-lite ")
+
+
+def test_repeats_are_left_out_where_asked_for(
+    detector: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an IoU of 0 no two boxes of a class that touch are left; where nothing is sure, the best score is said."""
+    picture = str(next(coco.rglob("*.jpg")))
+    counts = []
+    for nms in ([], ["--nms", "0"]):
+        words = ["predict", str(detector), picture, "--threshold", "0", "--out", str(tmp_path / "out"), *nms]
+        assert main(words) == 0
+        (one,) = json.loads((tmp_path / "out" / "detections.json").read_text(encoding="utf-8"))
+        counts.append(len(one["objects"]))
+        for number, first in enumerate(one["objects"]):
+            for second in one["objects"][number + 1 :] if nms else []:
+                pair = torch.tensor([first["box"], second["box"]])
+                assert first["label"] != second["label"] or box_iou(pair[0], pair[1]) == 0
+    assert 0 < counts[1] < counts[0]
+    capsys.readouterr()
+    assert main(["predict", str(detector), picture, "--threshold", "1", "--out", str(tmp_path / "out")]) == 0
+    assert "the best score is 0." in capsys.readouterr().out
+    for command in ("predict", "evaluate"):
+        words = [str(detector), picture] if command == "predict" else [str(detector)]
+        assert main([command, *words, "--nms", "2"]) == 2
+        assert "--nms 2.0 must lie in 0..1" in capsys.readouterr().err

@@ -34,6 +34,7 @@ from ddetr_lite.engine.resume_proof import prove
 from ddetr_lite.engine.run import differing
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.presets import ROWS, SIZES, build, config_from_dict, config_to_dict, model_config
+from ddetr_lite.set_prediction.postprocess import without_repeats
 
 TINY: Any = {"dim": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 2, "queries": 6}
 
@@ -381,3 +382,23 @@ def test_a_picture_is_resized_as_the_checkpoint_says(
     loaded.model.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0][0].shape[1:])))
     predict(loaded, torch.zeros(3, 96, 144, dtype=torch.uint8))
     assert seen == [size]
+
+
+def test_repeats_cost_ap_unless_they_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tiny_coco.content()
+    boxes = [[20, 5, 10, 10], [40, 5, 10, 10]]
+    content["annotations"] = [
+        {"id": i, "image_id": 42, "category_id": 3, "bbox": box, "area": 100} for i, box in enumerate(boxes, 1)
+    ]
+    found = {
+        "boxes": torch.tensor([[20.0, 5, 30, 15], [21, 5, 31, 15], [40, 5, 50, 15], [21, 5, 31, 15]]),
+        "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        "labels": torch.tensor([0, 0, 0, 1]),
+    }
+    left = without_repeats(found, 0.5)
+    assert left["scores"].tolist() == found["scores"][[0, 2, 3]].tolist()  # of another class it is no repeat
+    monkeypatch.setattr("ddetr_lite.engine.evaluate.detect", lambda *given: [(42, found)])
+    data, model = _val(tmp_path, content), torch.nn.Identity()
+    plain, without = (evaluate(model, data, nms=nms)["AP/car"] for nms in (None, 0.5))  # type: ignore[arg-type]
+    assert plain < 0.9
+    assert without == pytest.approx(1)

@@ -25,7 +25,7 @@ from ddetr_lite.benchmarks.cost import kept_bytes, multiply_adds
 from ddetr_lite.benchmarks.studies import STUDIES, training
 from ddetr_lite.benchmarks.studies.convergence import CONVERGENCE
 from ddetr_lite.benchmarks.studies.figure import rows_figure, study_figure
-from ddetr_lite.benchmarks.studies.mistakes import NMS, mistakes_table, nms_table, without_repeats
+from ddetr_lite.benchmarks.studies.mistakes import NMS, mistakes_table, nms_table
 from ddetr_lite.benchmarks.studies.orderings import judge, verdict
 from ddetr_lite.benchmarks.studies.plan import (
     Ordering,
@@ -58,6 +58,7 @@ from ddetr_lite.engine.recipes import check, recipe, recipe_to_dict
 from ddetr_lite.layers.attention import MultiHeadAttention
 from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
 from ddetr_lite.models.presets import ROWS, build
+from ddetr_lite.set_prediction.postprocess import without_repeats
 
 SLOW = Row("slow", "Slow", recipe("shapes", "detr"), (4, 8))
 QUICK = Row("quick", "Quick", recipe("shapes", "deformable-detr"), (2, 4))
@@ -481,7 +482,7 @@ def test_repeats_are_what_overlaps_a_surer_detection_of_its_class() -> None:
         if not any(overlaps[i, j] > NMS and found["labels"][i] == found["labels"][j] for j in kept):
             kept.append(i)
     assert 2 < len(kept) < 58
-    left = without_repeats(found)
+    left = without_repeats(found, NMS)
     for name, values in found.items():
         assert torch.equal(left[name], values[kept])
 

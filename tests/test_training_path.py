@@ -842,9 +842,9 @@ def test_what_is_found_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     sizeless = {k: v for k, v in data.images[0].items() if k not in ("height", "width")}
     data.images[0] = sizeless
     batches = one_size_batches(data, 2)
-    assert sorted(index for batch in batches for _, index in batch) == list(range(7))
+    assert sorted(index for batch in batches for _, index, *_ in batch) == list(range(7))
     assert sorted(map(len, batches)) == [1, 2, 2, 2]
-    assert all(len({data.images[i].get("height") for _, i in batch}) == 1 for batch in batches)
+    assert all(len({data.images[i].get("height") for _, i, *_ in batch}) == 1 for batch in batches)
     model = small_model("deformable-detr", 2)
     alone, together = (dict(detect(model, data, batch=batch)) for batch in (1, 4))
     for image_id, found in alone.items():

@@ -7,6 +7,7 @@ Options are made from dataclasses by tyro. A mistake of the user's is answered w
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib.metadata import version
 
 from ddetr_lite.cli.benching import bench
 from ddetr_lite.cli.converting import convert
@@ -42,6 +43,9 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_help())
+            return 0
+        if words[0] == "--version":
+            print(f"ddetr-lite {version('ddetr-lite')}")
             return 0
         if words[0] not in COMMANDS:
             near = get_close_matches(words[0], COMMANDS, n=1)

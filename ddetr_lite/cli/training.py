@@ -75,27 +75,33 @@ def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
     if model is None:
         chosen = recipe(name, row_of(config_to_dict(config)))
         chosen = dataclasses.replace(chosen, model=config)
-    chosen = dataclasses.replace(chosen, augment=_sizes_of(loaded.about, chosen.augment))
+    chosen = dataclasses.replace(chosen, augment=_sizes_of(loaded.about, chosen.augment, words))
     return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, start_from=source)), words
 
 
-def _sizes_of(about: dict[str, Any], own: AugmentConfig) -> AugmentConfig:
-    """Pictures as large as those that the checkpoint learned from: at another size it would have to learn much anew."""
+def _sizes_of(about: dict[str, Any], own: AugmentConfig, words: list[str]) -> AugmentConfig:
+    """Pictures as large as those that the checkpoint learned from: at another size it would have to learn much anew.
+
+    words: the user's, which may name other sizes; then the checkpoint's largest side does not hold for them.
+    """
+    given = {option_of(word) for word in words}
     before = about.get("recipe", {}).get("augment", {})
     if not before.get("eval_short_side"):
-        if before:
+        if before and not given >= {"--short-sides", "--eval-short-side"}:
             _say(
                 "The checkpoint learned from pictures as they are, without resizing; this recipe's short sides are "
                 f"{own.short_sides or 'those of the files'}. --short-sides and --eval-short-side give others."
             )
         return own
     sizes = {name: before[name] for name in ("short_sides", "eval_short_side", "max_side") if name in before}
+    if given & {"--short-sides", "--eval-short-side"}:
+        sizes.pop("max_side", None)
     sizes["short_sides"] = tuple(sizes.get("short_sides", own.short_sides))
     chosen = dataclasses.replace(own, **sizes)
-    if chosen != own:
+    if chosen != own and not given >= {"--short-sides", "--eval-short-side"}:
         _say(
             f"Pictures are resized as the checkpoint's were: short sides {chosen.short_sides}, {chosen.eval_short_side} in "
-            "evaluation. --short-sides and --eval-short-side give others."
+            f"evaluation, no side above {chosen.max_side}. --short-sides, --eval-short-side and --max-side give others."
         )
     return chosen
 

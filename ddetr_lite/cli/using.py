@@ -25,7 +25,10 @@ class EvaluateOptions:
     """By default the one that the model was validated on, else "val"."""
     size_bands: tuple[float, float] | None = None
     """Where medium begins and ends: in pixels, or, below 1, as shares of the picture; by default as in training."""
+    nms: float | None = None
+    """Judge what non-maximum suppression leaves: of two detections of a class with a larger IoU the surer. By default all."""
     batch: int = 16
+    """Pictures at once: a matter of speed and memory alone."""
     workers: int = 2
     device: str = "auto"
     out: Path | None = None
@@ -44,6 +47,7 @@ def evaluate(words: list[str]) -> None:
     from ddetr_lite.engine.predict import augment_of
 
     at_least(options, batch=1, workers=0)
+    _check_nms(options.nms)
     loaded = load_model(options.checkpoint)
     trained_on = loaded.about.get("recipe", {}).get("data", {})
     folder = options.folder or trained_on.get("folder")
@@ -56,7 +60,7 @@ def evaluate(words: list[str]) -> None:
     bands = options.size_bands or tuple(trained_on.get("size_bands", (32, 96)))
     area_ranges(data, bands)  # bands that do not fit are an error before all pictures are looked at
     model = loaded.model.to(pick_device(options.device))
-    metrics = measure(model, data, bands, options.batch, options.workers, progress=True)
+    metrics = measure(model, data, bands, options.batch, options.workers, progress=True, nms=options.nms)
     print(f"{options.checkpoint} on {len(data)} pictures of {data.folder.annotations}")
     print(table(metrics))
     if options.out is not None:
@@ -78,6 +82,8 @@ class PredictOptions:
     out: Path = Path("runs/predictions")
     threshold: float = 0.5
     """Leave out what scores less."""
+    nms: float | None = None
+    """Leave out what overlaps a surer detection of its class by a larger IoU: 0.6, say, where objects are found twice."""
     device: str = "auto"
 
 
@@ -95,6 +101,7 @@ def predict(words: list[str]) -> None:
         raise Mistake("name at least one picture: ddetr-lite predict CHECKPOINT PICTURE...")
     if not 0 <= options.threshold <= 1:
         raise Mistake(f"--threshold {options.threshold} must lie in 0..1")
+    _check_nms(options.nms)
     loaded = load_model(options.checkpoint)
     pictures = [path for given in options.pictures for path in _pictures_in(given)]
     for path in pictures:
@@ -105,7 +112,8 @@ def predict(words: list[str]) -> None:
     try:
         for path, drawn in zip(pictures, _drawn_names(pictures), strict=True):
             pixels = read_picture(path, upright=True)
-            found = find(loaded, pixels, options.threshold)
+            all_found = find(loaded, pixels, 0.0, options.nms)
+            found = [f for f in all_found if f.score >= options.threshold]
             axes = boxes(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
             (options.out / drawn).write_bytes(png(axes))
             height, width = pixels.shape[1:]
@@ -115,10 +123,17 @@ def predict(words: list[str]) -> None:
             ]
             results.append({"file": str(path), "height": height, "width": width, "objects": objects})
             print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {options.out / drawn}")
+            if all_found and not found:
+                print(f"  the best score is {all_found[0].score:.2f}: a lower --threshold shows more")
             for f in found:
                 print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
     finally:  # what was found before a picture that cannot be decoded is kept
         (options.out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_nms(iou: float | None) -> None:
+    if iou is not None and not 0 <= iou <= 1:
+        raise Mistake(f"--nms {iou} must lie in 0..1: it is an IoU")
 
 
 def _pictures_in(path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
 from ddetr_lite.datasets.loading import loader, one_size_batches
 from ddetr_lite.models.presets import Model
-from ddetr_lite.set_prediction.postprocess import Detections
+from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 """Means over IoU 0.50..0.95 unless the name has one; −1 where the set has no such objects. By size: see `ap_of`."""
@@ -54,11 +54,17 @@ def evaluate(
     batch: int = 16,
     workers: int = 0,
     progress: bool = False,
+    nms: float | None = None,
 ) -> dict[str, float]:
-    """COCO's metrics of a model on a data set: `METRICS`, and "AP/name" for each class. The model's mode is kept."""
+    """COCO's metrics of a model on a data set: `METRICS`, and "AP/name" for each class. The model's mode is kept.
+
+    nms: judge what `without_repeats` leaves at this IoU.
+    """
     was_training = model.training
     detections = dict(detect(model, dataset, batch, workers, progress))
     model.train(was_training)
+    if nms is not None:
+        detections = {image_id: without_repeats(found, nms) for image_id, found in detections.items()}
     return ap_of(detections, dataset, size_bands)
 
 

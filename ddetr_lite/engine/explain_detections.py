@@ -174,7 +174,8 @@ def check_kinds(evidence: Evidence) -> Observation:
         "missed": "objects are not found, or with low scores: see scores, number of steps and one batch",
         "class": "right places, wrong names: see classes",
         "place": "right names, wrong places: see boxes",
-        "duplicate": "the same object again and again: see query collapse",
+        "duplicate": "the same object again and again: see query collapse and number of steps; until then --nms 0.6 in "
+        "evaluate and predict",
         "background": "boxes where nothing is: see scores and number of steps",
         "both": "neither name nor place is right: see data and number of steps",
     }

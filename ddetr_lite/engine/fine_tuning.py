@@ -92,5 +92,9 @@ def _same_model(model: Model, source: Model, path: str | Path) -> None:
         if value != theirs[name]:
             raise ValueError(
                 f"{path} was made with {name}={theirs[name]}, this recipe says {value}: use the checkpoint's"
-                + (", since queries are weights, or train without --start-from" if name == "queries" else "")
+                + (
+                    ", since queries are weights, or train without --start-from"
+                    if name == "queries"
+                    else " (it is where --model is left out)"
+                )
             )

@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform
 from ddetr_lite.engine.checkpoint import LoadedModel
 from ddetr_lite.models.presets import dataclass_from_dict
-from ddetr_lite.set_prediction.postprocess import Detections
+from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,15 @@ def augment_of(loaded: LoadedModel) -> AugmentConfig:
 
 
 @torch.no_grad()
-def predict(loaded: LoadedModel, pixels: Tensor, threshold: float = 0.5) -> list[Found]:
+def predict(loaded: LoadedModel, pixels: Tensor, threshold: float = 0.5, nms: float | None = None) -> list[Found]:
     """The objects in a picture (3, H, W), uint8, that score at least `threshold`, best first.
 
-    The picture is resized as the model's validation pictures were; boxes are in pixels of the given picture.
+    The picture is resized as the model's validation pictures were; boxes are in pixels of the given picture. nms: only those
+    that `without_repeats` leaves at this IoU.
     """
     image, _ = eval_transform(augment_of(loaded))(tv_tensors.Image(pixels), {})
     detections: list[Detections] = loaded.model.eval()([image.as_subclass(Tensor)])
-    found = detections[0]
+    found = detections[0] if nms is None else without_repeats(detections[0], nms)
     scale = torch.tensor([pixels.shape[2] / image.shape[2], pixels.shape[1] / image.shape[1]]).repeat(2)
     boxes = found["boxes"].cpu() * scale
     return [

@@ -221,6 +221,11 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name}={getattr(train, name)} must lie between 0 and 1, usually {usual}")
     if not 0 <= train.ema < 1:
         raise ValueError(f"ema={train.ema} must lie in 0..1, usually 0.999 to 0.9999; 0 keeps no average")
+    for side in (*recipe.augment.short_sides, recipe.augment.eval_short_side):
+        if side > recipe.augment.max_side:
+            raise ValueError(
+                f"a short side of {side} cannot be reached: no side may be above max_side={recipe.augment.max_side}"
+            )
     if data.overfit < 0:
         raise ValueError(f"overfit={data.overfit} must be a number of pictures, or 0")
     if data.limit < 0 or not 0 < data.size_bands[0] < data.size_bands[1]:

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchvision.ops import batched_nms
-
 from ddetr_lite.benchmarks.studies.results import Outcome, read_json
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.engine.errors import KINDS, best_threshold, detections_from_results, find_errors
 from ddetr_lite.engine.evaluate import ap_of
-from ddetr_lite.set_prediction.postprocess import Detections
+from ddetr_lite.set_prediction.postprocess import without_repeats
 
 NMS = 0.5
 """IoU above which, of two detections of a class, the surer one alone is kept: Faster R-CNN's own rule in torchvision."""
@@ -42,7 +40,7 @@ def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]
             threshold = best_threshold(find_errors(grouped, sets[data]))
             errors = find_errors(grouped, sets[data], threshold)
             objects = sum(len(picture.true_labels) for picture in errors.pictures)
-            kept = {image_id: without_repeats(one) for image_id, one in grouped.items()}
+            kept = {image_id: without_repeats(one, NMS) for image_id, one in grouped.items()}
             scores = ap_of(kept, sets[data], data.size_bands)
             counted[run.row.name] = {
                 **about, "epochs": run.epochs, "threshold": threshold, "objects": objects, **errors.counts,
@@ -53,12 +51,6 @@ def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]
     if counted:
         path.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
     return counted
-
-
-def without_repeats(found: Detections) -> Detections:
-    """The detections of a picture that non-maximum suppression within each class leaves."""
-    kept = batched_nms(found["boxes"], found["scores"], found["labels"], NMS)
-    return {name: found[name][kept] for name in ("boxes", "scores", "labels")}
 
 
 def nms_table(labels: dict[str, str], known: dict[str, dict[str, Any]], found: Sequence[Outcome]) -> list[list[str]]:
