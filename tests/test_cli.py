@@ -16,6 +16,7 @@ from ddetr_lite.cli import COMMANDS, main
 from ddetr_lite.convert import COCO_CATEGORIES
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine import checkpoint
+from ddetr_lite.engine.evaluate import METRICS
 from ddetr_lite.engine.recipes import Recipe, recipe, recipe_to_dict
 from ddetr_lite.models.presets import ROWS, build, model_config
 from ddetr_lite.set_prediction.boxes import box_iou
@@ -404,3 +405,15 @@ def test_repeats_are_left_out_where_asked_for(
         words = [str(detector), picture] if command == "predict" else [str(detector)]
         assert main([command, *words, "--nms", "2"]) == 2
         assert "--nms 2.0 must lie in 0..1" in capsys.readouterr().err
+
+
+def test_it_is_said_when_the_best_model_is_not_the_last(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter((0.2, 0.4, 0.3, 0.1, 0.1))
+    monkeypatch.setattr("ddetr_lite.engine.train.ap_of", lambda *given: dict.fromkeys(METRICS, next(scores)))
+    for epochs, told in ((3, True), (2, False)):
+        run = tmp_path / str(epochs)
+        words = ["train", "shapes", "--model", "detr", "--folder", str(coco), "--out", str(run), *SMALLEST]
+        assert main([*words, "--size-bands", "32", "96", "--epochs", str(epochs), "--evaluate-every", "1"]) == 0
+        assert ("best.pt is of epoch 2: AP 0.400" in capsys.readouterr().out) == told

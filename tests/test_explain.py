@@ -284,6 +284,19 @@ def test_a_warm_up_longer_than_the_run(shapes: Path, tmp_path: Path) -> None:
     explanation = look(run_of(tmp_path / "run", shapes, change=with_options(warmup_steps=9000)))
     assert causes(explanation) == ["learning rate"]
     assert "never reaches" in of(explanation, "learning rate").text
+    assert of(explanation, "learning rate").remedy == "--warmup-steps 150"
+
+
+def test_a_warm_up_longer_than_the_run_does_not_hide_that_the_rates_are_far_too_low(
+    shapes: Path, tmp_path: Path
+) -> None:
+    """Muon's rate is that of all matrices: AdamW's alone would mend little."""
+    change = with_options(warmup_steps=9000, lr=1e-7, muon_lr=1e-6)
+    found = of(look(run_of(tmp_path / "run", shapes, change=change)), "learning rate")
+    assert found.remedy == "--warmup-steps 150 --lr 0.001 --muon-lr 0.01"
+    low = of(look(run_of(tmp_path / "low", shapes, change=with_options(muon_lr=1e-6))), "learning rate")
+    assert "far too low" in low.text
+    assert low.remedy == "--lr 0.001 --muon-lr 0.01"
 
 
 @pytest.mark.parametrize("frozen", [True, False])

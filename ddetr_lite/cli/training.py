@@ -146,12 +146,13 @@ def _followed(chosen: Recipe, base: Recipe, words: list[str]) -> tuple[Recipe, l
 def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
     from ddetr_lite.engine.distributed import is_main
     from ddetr_lite.engine.overfitting import verdict
-    from ddetr_lite.engine.train import train as run
+    from ddetr_lite.engine.run_results import read_run
+    from ddetr_lite.engine.train import train as train_run
     from ddetr_lite.plots.report import write_report
     from ddetr_lite.plots.training import save_curves
 
     _say(f"Training {chosen.name} in {folder}; stop with Ctrl-C, go on with --resume.")
-    metrics = run(chosen, folder, resume=resume, after_epoch=_now_and_then(save_curves))
+    metrics = train_run(chosen, folder, resume=resume, after_epoch=_now_and_then(save_curves))
     if not metrics and resume:
         _say("Nothing was left to do: this run is finished. `ddetr-lite report` draws it anew.")
     if metrics:
@@ -159,6 +160,9 @@ def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
             save_curves(folder)
             write_report(folder)
         _say(table(metrics))
+        run = read_run(folder)
+        if run.best and run.best["step"] != run.evaluations[-1]["step"]:
+            _say(f"These are the last epoch's. best.pt is of epoch {run.best['epoch']}: AP {run.best['AP']:.3f}")
     if metrics and chosen.data.overfit:
         _say(verdict(metrics, chosen.data.overfit))
     _say(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png, report.html")

@@ -95,24 +95,36 @@ def check_rate(evidence: Evidence) -> Observation:
     config, run = chosen.train, evidence.run
     rates = [float(line["lr"]) for line in run.train if line.get("lr")]
     in_all = run.start.get("steps_in_all", 0)
+    text, times = _against_usual(evidence, chosen)
     if in_all and config.warmup_steps >= in_all:
-        text = f"it rises over {config.warmup_steps} steps, and the run has {in_all}: it never reaches {config.lr:g}"
-        return Observation(name, "cause", text, f"--warmup-steps {max(1, in_all // 10)}")
+        rise = f"it rises over {config.warmup_steps} steps, and the run has {in_all}: it never reaches {config.lr:g}"
+        remedy = f"--warmup-steps {max(1, in_all // 10)}"
+        if max(times, 1 / times) >= FAR:
+            rise, remedy = f"{rise}; {text}", f"{remedy} {_usual_rates(evidence, chosen)}"
+        return Observation(name, "cause", rise, remedy)
     # Under step the rate falls at `drop_epoch`, so later rates should be those of a run that has learned already.
     if config.schedule == "step" and config.drop_epoch <= config.epochs / 5:
         text = f"{config.lr:g} falls to a tenth after {config.drop_epoch} of {config.epochs} epochs"
         return Observation(name, "suspicious", text, f"--drop-epoch {max(1, round(config.epochs * 0.8))}")
-    text, times = _against_usual(evidence, chosen)
     if rates:
         text += f"; in the log from {min(rates):.2g} to {max(rates):.2g}"
     trouble = bool(run.skips) or _fall(evidence) > FALLS
     if times >= FAR:
         verdict: Verdict = "cause" if trouble or evidence.young else "suspicious"
-        return Observation(name, verdict, f"{text}: far too high", f"--lr {usual_rate(evidence, chosen):.2g}")
+        return Observation(name, verdict, f"{text}: far too high", _usual_rates(evidence, chosen))
     if times <= 1 / FAR:
         verdict = "cause" if trouble or evidence.young else "suspicious"
-        return Observation(name, verdict, f"{text}: far too low", f"--lr {usual_rate(evidence, chosen):.2g}")
+        return Observation(name, verdict, f"{text}: far too low", _usual_rates(evidence, chosen))
     return Observation(name, "OK", text)
+
+
+def _usual_rates(evidence: Evidence, chosen: Recipe) -> str:
+    """The options that bring the usual rates back: where Muon is used it has one of its own, for all matrices."""
+    usual = evidence.usual
+    muon = usual is not None and chosen.train.optimizer == usual.train.optimizer == "muon"
+    return f"--lr {usual_rate(evidence, chosen):.2g}" + (
+        f" --muon-lr {usual.train.muon_lr:g}" if usual and muon else ""
+    )
 
 
 def usual_rate(evidence: Evidence, chosen: Recipe) -> float:

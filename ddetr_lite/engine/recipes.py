@@ -50,7 +50,7 @@ class TrainConfig:
     batch: int = 32
     """Pictures in a step, on all GPUs together. Where only this is changed, the learning rate follows (`engine.scaling`)."""
     accumulate: int = 1
-    """Take each step in so many pieces, one after another: less memory, the same step."""
+    """Take each step in so many pieces, one after another: less memory, and the same step but for padding, a piece's own."""
     group_orientations: bool = False
     """Upright pictures share a batch, and wide ones: fewer pixels are padding."""
     one_size: bool = False
