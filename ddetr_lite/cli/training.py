@@ -163,8 +163,8 @@ def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
         run = read_run(folder)
         if run.best and run.best["step"] != run.evaluations[-1]["step"]:
             _say(f"These are the last epoch's. best.pt is of epoch {run.best['epoch']}: AP {run.best['AP']:.3f}")
-    if metrics and chosen.data.overfit:  # what was learned by heart once counts: a rate that stays goes on to shake
-        _say(verdict(max(read_run(folder).evaluations, key=lambda line: line["AP50"]), chosen.data.overfit))
+        if chosen.data.overfit:  # what was learned by heart once counts: a rate that stays goes on to shake
+            _say(verdict(max(run.evaluations, key=lambda line: line["AP50"]), chosen.data.overfit))
     _say(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png, report.html")
 
 

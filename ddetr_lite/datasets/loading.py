@@ -160,8 +160,8 @@ class Batch:
 def one_size_batches(dataset: CocoDetection, batch: int) -> list[list[Key]]:
     """Batches, for evaluation, of pictures whose files have one size: nothing in them is padding.
 
-    Padding changes what a detector says a little (a convolution sees zeros behind the border, where else there is nothing),
-    so with it AP would depend on which pictures share a batch. A picture whose record names no size is alone.
+    Padding changes what a detector says a little (at a border later convolutions see what earlier ones made of it, where else
+    they see zeros), so with it AP would depend on which pictures share a batch. A picture whose record names no size is alone.
     """
     groups: dict[Any, list[int]] = {}
     for index, image in enumerate(dataset.images):

@@ -121,10 +121,10 @@ def check_rate(evidence: Evidence) -> Observation:
 def _usual_rates(evidence: Evidence, chosen: Recipe) -> str:
     """The options that bring the usual rates back: where Muon is used it has one of its own, for all matrices."""
     usual = evidence.usual
-    muon = usual is not None and chosen.train.optimizer == usual.train.optimizer == "muon"
-    return f"--lr {usual_rate(evidence, chosen):.2g}" + (
-        f" --muon-lr {usual.train.muon_lr:g}" if usual and muon else ""
-    )
+    remedy = f"--lr {usual_rate(evidence, chosen):.2g}"
+    if usual is not None and chosen.train.optimizer == usual.train.optimizer == "muon":
+        remedy += f" --muon-lr {usual.train.muon_lr:g}"
+    return remedy
 
 
 def usual_rate(evidence: Evidence, chosen: Recipe) -> float:

@@ -227,7 +227,9 @@ class Run:
                 detect(
                     model,
                     self.validation,
-                    batch=min(16, max(1, self.config.batch // (place.size * self.config.accumulate))),  # it fits
+                    batch=min(
+                        16, max(1, self.config.batch // (place.size * self.config.accumulate))
+                    ),  # no more than training holds
                     workers=self.config.workers,
                     rank=place.rank,
                     size=place.size,
