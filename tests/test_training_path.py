@@ -20,7 +20,7 @@ from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, batch_ima
 from ddetr_lite.cli.training import _followed, _now_and_then
 from ddetr_lite.datasets import picture_cache
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
-from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler, one_size_batches
+from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler, evaluation_batches
 from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.pictures import picture_size, read_picture
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
@@ -841,15 +841,18 @@ def test_what_is_found_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     data = CocoDetection(folder, eval_transform(AugmentConfig(eval_short_side=64, max_side=100)))
     sizeless = {k: v for k, v in data.images[0].items() if k not in ("height", "width")}
     data.images[0] = sizeless
-    batches = one_size_batches(data, 2)
+    batches = evaluation_batches(data, 2)
     assert sorted(index for batch in batches for _, index, *_ in batch) == list(range(7))
     assert sorted(map(len, batches)) == [1, 2, 2, 2]
     assert all(len({data.images[i].get("height") for _, i, *_ in batch}) == 1 for batch in batches)
+    assert evaluation_batches(data, 4, padded=True) == [[(0, i) for i in range(4)], [(0, i) for i in range(4, 7)]]
     model = small_model("deformable-detr", 2)
     alone, together = (dict(detect(model, data, batch=batch)) for batch in (1, 4))
     for image_id, found in alone.items():
         torch.testing.assert_close(together[image_id]["scores"], found["scores"])
         torch.testing.assert_close(together[image_id]["boxes"], found["boxes"], atol=1e-3, rtol=1e-4)
+    padded = dict(detect(model, data, batch=4, padded=True))
+    assert any(not torch.allclose(padded[i]["scores"], found["scores"], atol=1e-5) for i, found in alone.items())
 
 
 def test_processes_share_an_evaluation(shapes: Path) -> None:

@@ -157,15 +157,15 @@ class Batch:
         return self
 
 
-def one_size_batches(dataset: CocoDetection, batch: int) -> list[list[Key]]:
-    """Batches, for evaluation, of pictures whose files have one size: nothing in them is padding.
+def evaluation_batches(dataset: CocoDetection, batch: int, padded: bool = False) -> list[list[Key]]:
+    """Batches of pictures whose files have one size: nothing in them is padding. padded: of all, in the data set's order.
 
     Padding changes what a detector says a little (at a border later convolutions see what earlier ones made of it, where else
     they see zeros), so with it AP would depend on which pictures share a batch. A picture whose record names no size is alone.
     """
     groups: dict[Any, list[int]] = {}
     for index, image in enumerate(dataset.images):
-        groups.setdefault(size_of(image) or index, []).append(index)
+        groups.setdefault(0 if padded else size_of(image) or index, []).append(index)
     return [
         [(0, index) for index in members[start : start + batch]]
         for members in groups.values()

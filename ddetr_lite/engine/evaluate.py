@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
-from ddetr_lite.datasets.loading import loader, one_size_batches
+from ddetr_lite.datasets.loading import evaluation_batches, loader
 from ddetr_lite.models.presets import Model
 from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
 
@@ -30,15 +30,17 @@ def detect(
     progress: bool = False,
     rank: int = 0,
     size: int = 1,
+    padded: bool = False,
 ) -> Iterator[tuple[int, Detections]]:
     """(image id, detections in pixels of the original picture) for every picture of the data set.
 
-    batch: at most so many pictures at once, of one size (`one_size_batches`): it changes the speed, and no detection.
+    batch: at most so many pictures at once, of one size (`evaluation_batches`): it changes the speed, and no detection.
     rank, size: of several processes each takes every `size`-th batch, so that together they see each picture once.
+    padded: instead, batches in the data set's order, padded as in training: with pictures learned by heart padding is, too.
     """
     model.eval()
     device = next(model.parameters()).device
-    batches = one_size_batches(dataset, batch)[rank::size]
+    batches = evaluation_batches(dataset, batch, padded)[rank::size]
     for loaded in tqdm(loader(dataset, batches, workers, device), "evaluating", disable=not progress, leave=False):
         sizes = loaded.original_sizes / torch.tensor(loaded.images.sizes)  # (B, 2)
         scales = sizes.flip(1).repeat(1, 2)  # (B, 4)
@@ -55,13 +57,14 @@ def evaluate(
     workers: int = 0,
     progress: bool = False,
     nms: float | None = None,
+    padded: bool = False,
 ) -> dict[str, float]:
     """COCO's metrics of a model on a data set: `METRICS`, and "AP/name" for each class. The model's mode is kept.
 
-    nms: judge what `without_repeats` leaves at this IoU.
+    nms: judge what `without_repeats` leaves at this IoU; padded: see `detect`.
     """
     was_training = model.training
-    detections = dict(detect(model, dataset, batch, workers, progress))
+    detections = dict(detect(model, dataset, batch, workers, progress, padded=padded))
     model.train(was_training)
     if nms is not None:
         detections = {image_id: without_repeats(found, nms) for image_id, found in detections.items()}

@@ -233,6 +233,7 @@ class Run:
                     workers=self.config.workers,
                     rank=place.rank,
                     size=place.size,
+                    padded=self.recipe.data.overfit > 0,
                 )
             )
         )
