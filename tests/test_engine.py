@@ -397,7 +397,7 @@ def test_repeats_cost_ap_unless_they_are_left_out(tmp_path: Path, monkeypatch: p
     }
     left = without_repeats(found, 0.5)
     assert left["scores"].tolist() == found["scores"][[0, 2, 3]].tolist()  # of another class it is no repeat
-    monkeypatch.setattr("ddetr_lite.engine.evaluate.detect", lambda *given: [(42, found)])
+    monkeypatch.setattr("ddetr_lite.engine.evaluate.detect", lambda *given, **options: [(42, found)])
     data, model = _val(tmp_path, content), torch.nn.Identity()
     plain, without = (evaluate(model, data, nms=nms)["AP/car"] for nms in (None, 0.5))  # type: ignore[arg-type]
     assert plain < 0.9
