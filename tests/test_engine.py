@@ -324,6 +324,16 @@ def _val(tmp_path: Path, content: dict[str, Any]) -> CocoDetection:
     return CocoDetection(CocoFolder.find(tiny_coco.write(tmp_path, content), "val"))
 
 
+def _two_cars(tmp_path: Path) -> CocoDetection:
+    """Two cars in picture 42, 20 pixels apart, and nothing else."""
+    content = tiny_coco.content()
+    boxes = [[20, 5, 10, 10], [40, 5, 10, 10]]
+    content["annotations"] = [
+        {"id": i, "image_id": 42, "category_id": 3, "bbox": box, "area": 100} for i, box in enumerate(boxes, 1)
+    ]
+    return _val(tmp_path, content)
+
+
 def test_shares_of_a_side_are_of_the_root_of_the_area(tmp_path: Path) -> None:
     content = tiny_coco.content()
     content["annotations"] = []
@@ -334,17 +344,12 @@ def test_shares_of_a_side_are_of_the_root_of_the_area(tmp_path: Path) -> None:
 
 def test_ap_of_a_class_counts_all_its_detections(tmp_path: Path) -> None:
     """Two cars in one picture, both found."""
-    content = tiny_coco.content()
-    boxes = [[20, 5, 10, 10], [40, 5, 10, 10]]
-    content["annotations"] = [
-        {"id": i, "image_id": 42, "category_id": 3, "bbox": box, "area": 100} for i, box in enumerate(boxes, 1)
-    ]
     found = {
         "boxes": torch.tensor([[20.0, 5, 30, 15], [40, 5, 50, 15]]),
         "scores": torch.tensor([0.9, 0.8]),
         "labels": torch.tensor([0, 0]),
     }
-    metrics = ap_of({42: found}, _val(tmp_path, content))
+    metrics = ap_of({42: found}, _two_cars(tmp_path))
     assert metrics["AP"] == metrics["AP/car"] == pytest.approx(1)
     assert metrics["AP/brush"] == -1
 
@@ -385,11 +390,6 @@ def test_a_picture_is_resized_as_the_checkpoint_says(
 
 
 def test_repeats_cost_ap_unless_they_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = tiny_coco.content()
-    boxes = [[20, 5, 10, 10], [40, 5, 10, 10]]
-    content["annotations"] = [
-        {"id": i, "image_id": 42, "category_id": 3, "bbox": box, "area": 100} for i, box in enumerate(boxes, 1)
-    ]
     found = {
         "boxes": torch.tensor([[20.0, 5, 30, 15], [21, 5, 31, 15], [40, 5, 50, 15], [21, 5, 31, 15]]),
         "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]),
@@ -398,7 +398,7 @@ def test_repeats_cost_ap_unless_they_are_left_out(tmp_path: Path, monkeypatch: p
     left = without_repeats(found, 0.5)
     assert left["scores"].tolist() == found["scores"][[0, 2, 3]].tolist()  # of another class it is no repeat
     monkeypatch.setattr("ddetr_lite.engine.evaluate.detect", lambda *given, **options: [(42, found)])
-    data, model = _val(tmp_path, content), torch.nn.Identity()
+    data, model = _two_cars(tmp_path), torch.nn.Identity()
     plain, without = (evaluate(model, data, nms=nms)["AP/car"] for nms in (None, 0.5))  # type: ignore[arg-type]
     assert plain < 0.9
     assert without == pytest.approx(1)

@@ -84,21 +84,22 @@ def _sizes_of(about: dict[str, Any], own: AugmentConfig, words: list[str]) -> Au
 
     words: the user's, which may name other sizes; then the checkpoint's largest side does not hold for them.
     """
-    given = {option_of(word) for word in words}
+    named = {"--short-sides", "--eval-short-side"} & {option_of(word) for word in words}
+    silent = len(named) == 2  # nothing is taken over
     before = about.get("recipe", {}).get("augment", {})
     if not before.get("eval_short_side"):
-        if before and not given >= {"--short-sides", "--eval-short-side"}:
+        if before and not silent:
             _say(
                 "The checkpoint learned from pictures as they are, without resizing; this recipe's short sides are "
                 f"{own.short_sides or 'those of the files'}. --short-sides and --eval-short-side give others."
             )
         return own
     sizes = {name: before[name] for name in ("short_sides", "eval_short_side", "max_side") if name in before}
-    if given & {"--short-sides", "--eval-short-side"}:
+    if named:
         sizes.pop("max_side", None)
     sizes["short_sides"] = tuple(sizes.get("short_sides", own.short_sides))
     chosen = dataclasses.replace(own, **sizes)
-    if chosen != own and not given >= {"--short-sides", "--eval-short-side"}:
+    if chosen != own and not silent:
         _say(
             f"Pictures are resized as the checkpoint's were: short sides {chosen.short_sides}, {chosen.eval_short_side} in "
             f"evaluation, no side above {chosen.max_side}. --short-sides, --eval-short-side and --max-side give others."
@@ -155,10 +156,9 @@ def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
     metrics = train_run(chosen, folder, resume=resume, after_epoch=_now_and_then(save_curves))
     if not metrics and resume:
         _say("Nothing was left to do: this run is finished. `ddetr-lite report` draws it anew.")
-    if metrics:
-        if is_main():
-            save_curves(folder)
-            write_report(folder)
+    if metrics and is_main():
+        save_curves(folder)
+        write_report(folder)
         _say(table(metrics))
         run = read_run(folder)
         if run.best and run.best["step"] != run.evaluations[-1]["step"]:

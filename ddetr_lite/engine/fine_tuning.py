@@ -90,11 +90,7 @@ def _same_model(model: Model, source: Model, path: str | Path) -> None:
         config["backbone"] = {k: v for k, v in config["backbone"].items() if k not in ("weights", "frozen")}
     for name, value in ours.items():
         if value != theirs[name]:
-            raise ValueError(
-                f"{path} was made with {name}={theirs[name]}, this recipe says {value}: use the checkpoint's"
-                + (
-                    ", since queries are weights, or train without --start-from"
-                    if name == "queries"
-                    else " (it is where --model is left out)"
-                )
-            )
+            remedy = "use the checkpoint's (it is where --model is left out)"
+            if name == "queries":
+                remedy = "use the checkpoint's, since queries are weights, or train without --start-from"
+            raise ValueError(f"{path} was made with {name}={theirs[name]}, this recipe says {value}: {remedy}")

@@ -227,9 +227,8 @@ class Run:
                 detect(
                     model,
                     self.validation,
-                    batch=min(
-                        16, max(1, self.config.batch // (place.size * self.config.accumulate))
-                    ),  # no more than training holds
+                    # No more than training holds.
+                    batch=min(16, max(1, self.config.batch // (place.size * self.config.accumulate))),
                     workers=self.config.workers,
                     rank=place.rank,
                     size=place.size,
