@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -41,8 +42,10 @@ def sweep(folder: Path) -> None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made if need be: two would train the same, into the same logs.
 
-    The system gives the lock back when a process ends, however it ends. Raises ValueError where another one has it.
+    A folder that was made here, and in which nothing was written, is gone afterwards. The system gives the lock back when a
+    process ends, however it ends. Raises ValueError where another one has it.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -57,3 +60,5 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if made and all(path.name == ".lock" for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -4,8 +4,9 @@ The steps that are measured change nothing: parameters and buffers are put back,
 anew in every step anyway.
 """
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from ddetr_lite.batching import RawBatch
 from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.loading import Batch, Order
 from ddetr_lite.datasets.transforms import AugmentConfig, resized_size
+from ddetr_lite.engine.memory import free_bytes, taken_by
 from ddetr_lite.engine.recipes import Recipe
 from ddetr_lite.engine.step import Step
 
 STEPS = 3  # measured, behind one that is not
+SIDE = 400
+"""Memory of a CPU is measured on pictures of about this side: they always fit, and larger ones need as much more as they have
+pixels."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ def duration(seconds: float) -> str:
 def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: int, order: Order) -> Forecast:
     """Measure the first batch of the run, and on a GPU the largest batch that can come.
 
-    validation: pictures in an evaluation. Raises ValueError when the GPU's memory is too small, with the remedy.
+    validation: pictures in an evaluation. Raises ValueError when the memory is too small, of the GPU or, on Linux, of the
+    machine, with the remedy.
     """
     config, place, model = recipe.train, step.place, step.state.model
     model.train()
@@ -83,6 +89,8 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     pieces = [Batch.of(samples[i * part : (i + 1) * part]) for i in range(config.accumulate)]
     on_gpu = place.device.type == "cuda"
     try:
+        if not on_gpu:
+            _check_memory(recipe, step, samples[:part])
         step.gradient(pieces)
         seconds = _update(step)
         if on_gpu:
@@ -124,6 +132,43 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
         peak,
         torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
     )
+
+
+def _check_memory(recipe: Recipe, step: Step, samples: list[Any]) -> None:
+    """Raise ValueError where the largest piece of a batch, of as many pictures as these, does not fit into main memory."""
+    part, few = len(samples), samples[:2]  # a batch norm counts over more than one
+    whole = largest(Batch.of(few), recipe.augment)
+    shrink = max(1.0, math.sqrt(math.prod(whole.images.pixels.shape[-2:])) / SIDE)
+    taken, free = taken_by(lambda: step.gradient([_shrunk(whole, shrink)])), free_bytes()
+    if taken is None or free is None:
+        return
+    weights = sum(p.numel() * p.element_size() for p in step.parameters if p.requires_grad)
+    a_picture = max(taken - weights, 0) * shrink**2 / len(few)
+    fixed = 3 * weights  # gradients, and two moments
+
+    def need(pictures: int) -> float:
+        return step.place.size * (fixed + pictures * a_picture)
+
+    if need(part) <= free:
+        return
+    remedy = (
+        "take smaller pictures (--short-sides, --eval-short-side, --max-side) or a smaller backbone, as coco-mini does"
+    )
+    pieces = next((k for k in range(2, part + 1) if part % k == 0 and need(part // k) <= free), None)
+    if pieces:
+        remedy = f"take each step in pieces with --accumulate {pieces * recipe.train.accumulate}, or {remedy}"
+    raise ValueError(
+        f"a step with {part} picture{'s' * (part > 1)} at a time needs about {need(part) / 1e9:.1f} GB of memory, and "
+        f"{free / 1e9:.1f} GB are free: {remedy}"
+    )
+
+
+def _shrunk(batch: Batch, by: float) -> Batch:
+    """The same batch of grey pictures with sides shorter by this factor."""
+    (height, width), sizes = batch.images.pixels.shape[-2:], batch.images.sizes
+    pixels = batch.images.pixels[..., : math.ceil(height / by), : math.ceil(width / by)]
+    images = RawBatch(pixels, [(math.ceil(h / by), math.ceil(w / by)) for h, w in sizes])
+    return replace(batch, images=images, boxes=batch.boxes / by)
 
 
 def _update(step: Step) -> float:

@@ -74,7 +74,7 @@ class State:
 
 
 def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[str, Any] | None:
-    """Make the run's folder, or read the state to go on from.
+    """See that a run may begin in the folder, or read the state to go on from.
 
     Processes that torchrun starts anew after one of them died go on by themselves. Raises ValueError where a run would be
     overwritten, or there is none to go on with.
@@ -98,9 +98,13 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
             log.unlink()  # it died between its first line and its first checkpoint
         if log.exists():
             raise ValueError(f"{folder} already holds a run: go on with --resume, or give another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
     return None
+
+
+def begin(recipe: Recipe, folder: Path) -> None:
+    """Make of the folder a run's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
 
 
 def check_data(saved: dict[str, Any], training: CocoDetection) -> None:

@@ -24,7 +24,7 @@ from ddetr_lite.engine.forecast import forecast
 from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
 from ddetr_lite.engine.recipes import Recipe, check
-from ddetr_lite.engine.run import State, check_data, circumstances, open_run, write_json
+from ddetr_lite.engine.run import State, begin, check_data, circumstances, open_run, write_json
 from ddetr_lite.engine.scaling import oddities
 from ddetr_lite.engine.step import Step, compile_layers, counted_of
 from ddetr_lite.engine.watch import choose_objects, watched_line
@@ -87,6 +87,8 @@ class Run:
             expected = forecast(recipe, self.step, self.training, len(self.validation), self.order)
             self.tell(str(expected))
         # From here on the folder holds a run, and there is always a state to go on from.
+        if place.main:
+            begin(recipe, folder)
         self._write("start", 0, **circumstances(recipe, model, place, self.training, self.validation, self.steps))
         if expected is not None:
             self._write("forecast", 0, **expected.values())
