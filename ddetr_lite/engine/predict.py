@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
+from ddetr_lite.batching import check_images
 from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform
 from ddetr_lite.engine.checkpoint import LoadedModel
 from ddetr_lite.models.presets import dataclass_from_dict
@@ -32,8 +33,9 @@ def predict(loaded: LoadedModel, pixels: Tensor, threshold: float = 0.5, nms: fl
     """The objects in a picture (3, H, W), uint8, that score at least `threshold`, best first.
 
     The picture is resized as the model's validation pictures were; boxes are in pixels of the given picture. nms: only those
-    that `without_repeats` leaves at this IoU.
+    that `without_repeats` leaves at this IoU. Raises ValueError for anything but one picture.
     """
+    check_images([pixels])
     image, _ = eval_transform(augment_of(loaded))(tv_tensors.Image(pixels), {})
     detections: list[Detections] = loaded.model.eval()([image.as_subclass(Tensor)])
     found = detections[0] if nms is None else without_repeats(detections[0], nms)
