@@ -24,9 +24,10 @@ from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.fields import leads_outside
 from ddetr_lite.datasets.findings import KINDS, Finding, count, grouped
 from ddetr_lite.datasets.summary import summarise
-from ddetr_lite.engine.advice import Advice, DataFacts, advise, finest_stride, head_size
-from ddetr_lite.engine.recipes import Recipe, recipe
-from ddetr_lite.models.presets import ROWS
+from ddetr_lite.engine.advice import Advice, DataFacts, Start, advise, finest_stride, head_size
+from ddetr_lite.engine.checkpoint import save_model
+from ddetr_lite.engine.recipes import Recipe, recipe, recipe_to_dict
+from ddetr_lite.models.presets import ROWS, build
 from ddetr_lite.plots.data_check import contact_sheet, histograms
 from ddetr_lite.plots.style import png
 
@@ -544,6 +545,59 @@ def test_train_takes_the_advised_command(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (recipe.train.lr, recipe.train.epochs) == (option(advice, "lr"), option(advice, "epochs"))
     assert recipe.train.group_orientations
     assert recipe.augment.eval_short_side == recipe.augment.short_sides[-1] == 320
+
+
+@pytest.mark.parametrize(("row", "resized"), [("deformable-detr-two-stage", True), ("detr", False)])
+def test_train_takes_the_command_advised_for_a_checkpoint(
+    clean_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    row: str,
+    resized: bool,
+) -> None:
+    taken: list[Recipe] = []
+
+    def train(chosen: Recipe, *_: Any, **__: Any) -> dict[str, float]:
+        taken.append(chosen)
+        return {}
+
+    monkeypatch.setattr("ddetr_lite.engine.train.train", train)
+    chosen = recipe("coco", row)
+    small = replace(recipe("shapes", row), name="coco")
+    sizes = replace(chosen.augment, short_sides=(100, 120), eval_short_side=110, max_side=200)
+    about = {"recipe": recipe_to_dict(replace(small, augment=sizes if resized else small.augment))}
+    source = tmp_path / "my model.pt"
+    save_model(source, build(small.model, 2, load_backbone=False), ["car", "tree"], about)
+    assert main(["data", "check", str(clean_folder), "--start-from", str(source), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "it knows 1 of your 2 classes by name (car); the heads of others are made anew" in " ".join(text.split())
+    _, *words = shlex.split(next(line for line in text.splitlines() if line.startswith("ddetr-lite train")))
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert taken[0].model == small.model
+    assert taken[0].train.start_from == str(source)
+    assert taken[0].augment.eval_short_side == (110 if resized else 64)
+    assert taken[0].augment.max_side == (200 if resized else 106)
+    assert ("as its pictures were" in text) == resized
+
+
+def test_a_checkpoint_has_its_own_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(tmp_path), "--start-from", "x.pt", "--model", "detr"]) == 2
+    assert "--model is that of the checkpoint to start from: leave it out" in capsys.readouterr().err
+
+
+def test_queries_that_are_weights_cannot_be_more() -> None:
+    fixed, free = (
+        Start("x.pt", recipe("coco", row).model, ["a"], {}) for row in ("deformable-detr", "deformable-detr-two-stage")
+    )
+    facts = DataFacts("a", 500, 301, classes=("a",))
+    assert option(advise(facts, start=free), "queries") == 400
+    advice = advise(facts, start=fixed)
+    assert "queries" not in advice.options
+    assert "model" not in advice.options
+    assert "leave out the pictures with more" in dict(advice.reasons)["queries"]
+    assert dict(advice.reasons)["start"].endswith("it knows all your 1 classes by name")
+    assert "without FILE.pt" not in dict(advice.reasons)
 
 
 def test_command_on_a_clean_folder(clean_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from ddetr_lite.cli.parsing import parse
+from ddetr_lite.cli.parsing import Mistake, parse
 
 if TYPE_CHECKING:
     from ddetr_lite.datasets.check import FolderCheck
     from ddetr_lite.datasets.findings import Finding
     from ddetr_lite.datasets.summary import Summary
-    from ddetr_lite.engine.advice import Advice, DataFacts
+    from ddetr_lite.engine.advice import Advice, DataFacts, Start
 
 WIDTH = 110
 EXAMPLES = 3
@@ -33,8 +33,10 @@ class CheckOptions:
     """The splits; the first one is trained on, the second is for validation."""
     out: Path | None = None
     """Where the contact sheet, the histograms and the report go; by default runs/check/ and the folder's name."""
-    model: str = "deformable-detr"
-    """A row of the papers' table, as for `ddetr-lite train --model`."""
+    model: str | None = None
+    """A row of the papers' table, as for `ddetr-lite train --model`; by default deformable-detr."""
+    start_from: Path | None = None
+    """Advise how to fine-tune this checkpoint, or a run's best.pt."""
     batch: int | None = None
     """Pictures in a step, where it should not be as advised."""
     pictures: bool = True
@@ -50,7 +52,11 @@ def data_check(words: list[str]) -> None:
     from ddetr_lite.engine.advice import advise
     from ddetr_lite.engine.recipes import recipe
 
-    queries = getattr(recipe("coco", options.model).model, "queries", None)
+    if options.start_from and options.model:
+        raise Mistake("--model is that of the checkpoint to start from: leave it out")
+    start = _start(options.start_from) if options.start_from else None
+    row = start.row if start else options.model or "deformable-detr"
+    queries = getattr(start.model if start else recipe("coco", row).model, "queries", None)
     result = check_folder(options.folder, options.split, options.pictures, queries, progress=True)
     summaries = [summarise(split) for split in result.splits]
     _print_findings(result.findings)
@@ -62,8 +68,11 @@ def data_check(words: list[str]) -> None:
     advice = None
     if summaries and summaries[0].pictures and result.class_map():
         _draw(result, summaries[0], queries, out, options.pictures)
-        _print_classes(result, summaries[0], options.model)
-        advice = advise(_facts(options, summaries[0]), options.model, options.batch)
+        _print_classes(result, summaries[0], row)
+        facts = dataclasses.replace(
+            _facts(options, summaries[0]), classes=tuple(name for *_, name in result.class_map())
+        )
+        advice = advise(facts, row, options.batch, start)
         _print_advice(advice)
     (out / "report.json").write_text(_report(options, result, summaries, advice), encoding="utf-8")
     print(f"\n{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
@@ -71,6 +80,16 @@ def data_check(words: list[str]) -> None:
     print("{} errors, {} warnings, {} notes.".format(*numbers) + (" Correct the errors first." if numbers[0] else ""))
     if numbers[0]:
         raise SystemExit(1)
+
+
+def _start(path: Path) -> "Start":
+    """What is advised about fine-tuning depends on this much of the checkpoint."""
+    from ddetr_lite.engine.advice import Start
+    from ddetr_lite.engine.checkpoint import load_model
+    from ddetr_lite.engine.fine_tuning import sizes_of
+
+    loaded = load_model(path)
+    return Start(str(path), loaded.model.config, loaded.classes, sizes_of(loaded.about))
 
 
 def _print_findings(findings: list["Finding"]) -> None:

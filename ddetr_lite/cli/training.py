@@ -84,20 +84,20 @@ def _sizes_of(about: dict[str, Any], own: AugmentConfig, words: list[str]) -> Au
 
     words: the user's, which may name other sizes; then the checkpoint's largest side does not hold for them.
     """
+    from ddetr_lite.engine.fine_tuning import sizes_of
+
     named = {"--short-sides", "--eval-short-side"} & {option_of(word) for word in words}
     silent = len(named) == 2  # nothing is taken over
-    before = about.get("recipe", {}).get("augment", {})
-    if not before.get("eval_short_side"):
-        if before and not silent:
+    sizes = sizes_of(about)
+    if not sizes:
+        if about.get("recipe", {}).get("augment") and not silent:
             _say(
                 "The checkpoint learned from pictures as they are, without resizing; this recipe's short sides are "
                 f"{own.short_sides or 'those of the files'}. --short-sides and --eval-short-side give others."
             )
         return own
-    sizes = {name: before[name] for name in ("short_sides", "eval_short_side", "max_side") if name in before}
     if named:
         sizes.pop("max_side", None)
-    sizes["short_sides"] = tuple(sizes.get("short_sides", own.short_sides))
     chosen = dataclasses.replace(own, **sizes)
     if chosen != own and not silent:
         _say(

@@ -5,12 +5,16 @@ They start from the recipe `coco`, which is the papers', and change what fewer, 
 
 import math
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ddetr_lite.engine.recipes import Recipe, recipe
+from ddetr_lite.engine.run_results import row_of
 from ddetr_lite.engine.scaling import rate_factor
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
+from ddetr_lite.models.presets import ModelConfig, config_to_dict
 
 COCO_PICTURES = 118_287  # train2017, which the papers' epochs are meant for
 FEW_PICTURES = 10_000  # below this DETR's authors advise to start from a trained detector
@@ -40,6 +44,23 @@ class DataFacts:
     upright: float = 0.0
     """Share of pictures that are higher than wide."""
     splits: tuple[str, str] = ("train", "val")
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to fine-tune: what the advice has to know of it."""
+
+    path: str
+    model: ModelConfig
+    classes: Sequence[str]
+    sizes: dict[str, Any]
+    """How its pictures were resized: `fine_tuning.sizes_of`."""
+
+    @property
+    def row(self) -> str:
+        """The row of the papers' table that its model is."""
+        return row_of(config_to_dict(self.model))
 
 
 @dataclass(frozen=True)
@@ -61,49 +82,34 @@ def head_size(row: str, classes: int) -> int:
     return classes + (0 if isinstance(recipe("coco", row).model, DeformableDetrConfig) else 1)
 
 
-def advise(facts: DataFacts, row: str = "deformable-detr", batch: int | None = None) -> Advice:
-    """The options and the reasons for a row of the papers' table; `batch`: as many pictures in a step, None: as advised."""
+def advise(
+    facts: DataFacts, row: str = "deformable-detr", batch: int | None = None, start: Start | None = None
+) -> Advice:
+    """The options and the reasons for a row of the papers' table, or for fine-tuning a checkpoint, whose model it is then.
+
+    batch: as many pictures in a step, None: as advised.
+    """
     if facts.pictures < 1:
         raise ValueError(f"pictures={facts.pictures}: there is nothing to train on")
     if batch is not None and batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
-    base = recipe("coco", row)
-    few = facts.pictures < FEW_PICTURES and row != "faster-rcnn"
-    options, reasons = {"model": row, "folder": shlex.quote(facts.folder)}, []
+    base = recipe("coco", start.row if start else row)
+    usual = base.augment.eval_short_side
+    few = start is not None or (facts.pictures < FEW_PICTURES and row != "faster-rcnn")
+    options = {"folder": shlex.quote(facts.folder)}
+    reasons: list[tuple[str, str]] = []
     train_split, val_split = facts.splits
     if facts.splits != ("train", "val"):
         options |= {"train-split": shlex.quote(train_split), "val-split": shlex.quote(val_split)}
-    if few:
-        options["start-from"] = "FILE.pt"
-        why = f"{facts.pictures} pictures are fewer than the {FEW_PICTURES:,} below which DETR's authors advise to fine-tune"
-        reasons.append(("start", f"from a trained detector: {why}; FILE.pt: any checkpoint of this model"))
-
-    side, sides = _sides(base, facts)
-    options |= sides
-    size = batch or _batch(facts, base, side)
-    options["batch"] = str(size)
-    area = f"{side} px are {base.augment.eval_short_side} px / {base.augment.eval_short_side / side:.2g}"
-    why = (
-        f"the recipe has {base.train.batch} at {base.augment.eval_short_side} px; {area}, so that more fit into memory"
-    )
-    if batch is not None:
-        why = "as you asked"
-    elif side == base.augment.eval_short_side or size <= base.train.batch:
-        why = f"the recipe has {base.train.batch}; --accumulate takes a step in pieces where memory does not allow as many"
-    reasons.append(("batch", f"{size} picture{'' if size == 1 else 's'} in a step: {why}"))
-
-    lr, why = _learning_rate(base, size, few)
-    options["lr"] = _plain(lr)
-    reasons.append(("lr", f"{_plain(lr)}: {why}"))
-
-    schedule, lines = _schedule(base, facts.pictures, size, few)
-    options |= {name: str(value) for name, value in schedule.items()}
-    reasons += lines
-    extra, lines = _objects(base, facts, side)
-    options |= extra
-    reasons += lines
-    largest = base.augment.max_side * side // base.augment.eval_short_side
-    reasons.append(("sides", f"evaluated at {side} px, at most {largest}: {_why_sides(base, facts, side)}"))
+    if start is not None:
+        base = replace(base, model=start.model, augment=replace(base.augment, **start.sizes))
+        options["start-from"] = shlex.quote(start.path)
+        known = [name for name in facts.classes if name in start.classes]
+        some = f" ({', '.join(known[:6])}{' ...' if len(known) > 6 else ''})" if known else ""
+        why = f"it knows {len(known)} of your {len(facts.classes)} classes by name{some}; the heads of others are made anew"
+        if len(known) == len(facts.classes):
+            why = f"as its pictures were; at another size it would have much to learn anew; yours have {facts.short_side:.0f}"
+    reasons.append(("sides", f"evaluated at {side} px, at most {largest}: {why}"))
     if size > 1 and 0.1 <= facts.upright <= 0.9:
         options["group-orientations"] = ""
         share = f"{facts.upright:.0%} of the pictures are upright"
@@ -140,9 +146,12 @@ def _why_sides(base: Recipe, facts: DataFacts, side: int) -> str:
     return why
 
 
-def _batch(facts: DataFacts, base: Recipe, side: int) -> int:
-    """A power of two that fills about the memory that the recipe's batch does, and leaves some steps in an epoch."""
-    fitting = base.train.batch * (base.augment.eval_short_side / side) ** 2
+def _batch(facts: DataFacts, base: Recipe, smaller: float) -> int:
+    """A power of two that fills about the memory that the recipe's batch does, and leaves some steps in an epoch.
+
+    smaller: the recipe's side, divided by that of the pictures.
+    """
+    fitting = base.train.batch * smaller**2
     most = min(fitting, LARGEST_BATCH, max(1, facts.pictures // LEAST_STEPS))
     return 2 ** int(math.log2(most))
 
@@ -183,11 +192,6 @@ def _schedule(base: Recipe, pictures: int, batch: int, few: bool) -> tuple[dict[
         source = "as DETR's authors say" if dense and not few else "as a rule of thumb for few pictures"
         why = f"at least {least:,} steps, {source}; the papers' {usual} epochs would be {usual * per_epoch:,}"
     lines = [("epochs", f"{made}: {why}")]
-    if few:
-        alone, _ = _schedule(base, pictures, batch, few=False)
-        rate, _ = _learning_rate(base, batch, few=False)
-        otherwise = f"--epochs {alone['epochs']} --drop-epoch {alone['drop-epoch']} --lr {_plain(rate)}"
-        lines.append(("without FILE.pt", f"{otherwise}: from ImageNet's backbone alone it takes longer"))
     share = f"{base.train.drop_epoch}/{usual} of the run"
     lines.append(("drop", f"lr × 0.1 from epoch {drop} on: after {share}, as in the papers"))
     lines.append(("warm-up", f"{warmup} steps: AdamW's first steps are its most uncertain, with new heads above all"))
@@ -197,18 +201,22 @@ def _schedule(base: Recipe, pictures: int, batch: int, few: bool) -> tuple[dict[
     return schedule, lines
 
 
-def _objects(base: Recipe, facts: DataFacts, side: int) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Queries, and whether the finest feature map sees the small objects."""
+def _objects(base: Recipe, facts: DataFacts, side: int, begun: bool) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Queries, and whether the finest feature map sees the small objects. begun: from a checkpoint's model."""
     options: dict[str, str] = {}
     lines: list[tuple[str, str]] = []
     queries = getattr(base.model, "queries", None)
     if queries is not None:
-        if facts.most_objects > queries:
+        if facts.most_objects > queries and begun and not getattr(base.model, "two_stage", False):
+            why = "its queries are weights, so leave out the pictures with more, or train without it"
+        elif facts.most_objects > queries:
             queries = math.ceil(facts.most_objects * 1.25 / 50) * 50
             options["queries"] = str(queries)
-            why = "each needs a query of its own, and some to spare; those of a checkpoint with another number cannot be kept"
+            why = "each needs a query of its own, and some to spare"
+            if not begun:
+                why += "; those of a checkpoint with another number cannot be kept"
         else:
-            why = "the recipe's are enough"
+            why = f"{'the checkpoint' if begun else 'the recipe'}'s are enough"
         lines.append(("queries", f"{queries}: at most {facts.most_objects} objects in a picture; {why}"))
         if facts.most_objects > 100:
             lines.append(

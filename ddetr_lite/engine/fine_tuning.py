@@ -6,6 +6,7 @@ the checkpoint does not know starts as in a new model.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -45,6 +46,20 @@ def start_from(model: Model, classes: Sequence[str], path: str | Path) -> str:
     some = f"{', '.join(fresh[:6])}{' ...' if len(fresh) > 6 else ''}"
     made = f"the heads of {len(fresh)} ({some}) are made anew" if fresh else "no head is made anew"
     return f"Started from {path}, which knows {len(kept)} of the {len(classes)} classes: {made}; all else carries over."
+
+
+def sizes_of(about: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint's pictures were resized: fields of `AugmentConfig`; {} where they were not, or it does not say.
+
+    about: what the checkpoint says of itself. At another size a detector would have to learn much anew.
+    """
+    augment = about.get("recipe", {}).get("augment", {})
+    if not augment.get("eval_short_side"):
+        return {}
+    sizes = {name: augment[name] for name in ("short_sides", "eval_short_side", "max_side") if name in augment}
+    if "short_sides" in sizes:
+        sizes["short_sides"] = tuple(sizes["short_sides"])
+    return sizes
 
 
 def _carry_rows(
