@@ -104,12 +104,44 @@ def advise(
     if start is not None:
         base = replace(base, model=start.model, augment=replace(base.augment, **start.sizes))
         options["start-from"] = shlex.quote(start.path)
-        known = [name for name in facts.classes if name in start.classes]
-        some = f" ({', '.join(known[:6])}{' ...' if len(known) > 6 else ''})" if known else ""
-        why = f"it knows {len(known)} of your {len(facts.classes)} classes by name{some}; the heads of others are made anew"
-        if len(known) == len(facts.classes):
-            why = f"as its pictures were; at another size it would have much to learn anew; yours have {facts.short_side:.0f}"
-    reasons.append(("sides", f"evaluated at {side} px, at most {largest}: {why}"))
+        reasons.append(("start", f"from {start.path}, {start.row}: {_known(facts, start)}"))
+    else:
+        options = {"model": row, **options}
+    if start is None and few:
+        options["start-from"] = "FILE.pt"
+        why = f"{facts.pictures} pictures are fewer than the {FEW_PICTURES:,} below which DETR's authors advise to fine-tune"
+        asked = "this check with --start-from and any checkpoint makes the command for it"
+        reasons.append(("start", f"from a trained detector: {why}; FILE.pt: any checkpoint of this model; {asked}"))
+
+    side, sides = (base.augment.eval_short_side, {}) if start and start.sizes else _sides(base, facts)
+    options |= sides
+    size = batch or _batch(facts, base, usual / side)
+    options["batch"] = str(size)
+    area = f"{side} px are {usual} px / {usual / side:.2g}"
+    why = f"the recipe has {base.train.batch} at {usual} px; {area}, so that more fit into memory"
+    if batch is not None:
+        why = "as you asked"
+    elif side == usual or size <= base.train.batch:
+        why = f"the recipe has {base.train.batch}; --accumulate takes a step in pieces where memory does not allow as many"
+    reasons.append(("batch", f"{size} picture{'' if size == 1 else 's'} in a step: {why}"))
+
+    lr, why = _learning_rate(base, size, few)
+    options["lr"] = _plain(lr)
+    reasons.append(("lr", f"{_plain(lr)}: {why}"))
+
+    schedule, lines = _schedule(base, facts.pictures, size, few)
+    options |= {name: str(value) for name, value in schedule.items()}
+    if few and start is None:
+        alone, _ = _schedule(base, facts.pictures, size, few=False)
+        rate, _ = _learning_rate(base, size, few=False)
+        otherwise = f"--epochs {alone['epochs']} --drop-epoch {alone['drop-epoch']} --lr {_plain(rate)}"
+        lines.insert(1, ("without FILE.pt", f"{otherwise}: from ImageNet's backbone alone it takes longer"))
+    reasons += lines
+    extra, lines = _objects(base, facts, side, start is not None)
+    options |= extra
+    reasons += lines
+    largest = base.augment.max_side * side // base.augment.eval_short_side
+    reasons.append(("sides", f"evaluated at {side} px, at most {largest}: {_why_sides(base, facts, side, start)}"))
     if size > 1 and 0.1 <= facts.upright <= 0.9:
         options["group-orientations"] = ""
         share = f"{facts.upright:.0%} of the pictures are upright"
@@ -117,6 +149,17 @@ def advise(
     gate = "the same with --overfit 8 --epochs 300 --evaluate-every 50 must come near AP 1; if not, look at the data"
     reasons.append(("first of all", gate))
     return Advice(options, reasons)
+
+
+def _known(facts: DataFacts, start: Start) -> str:
+    """Which of the data set's classes a checkpoint has learned."""
+    names = [name for name in facts.classes if name in start.classes]
+    if len(names) == len(facts.classes):
+        return f"it knows all your {len(names)} classes by name"
+    some = f" ({', '.join(names[:6])}{' ...' if len(names) > 6 else ''})" if names else ""
+    return (
+        f"it knows {len(names)} of your {len(facts.classes)} classes by name{some}; the heads of others are made anew"
+    )
 
 
 def _sides(base: Recipe, facts: DataFacts) -> tuple[int, dict[str, str]]:
@@ -134,8 +177,12 @@ def _sides(base: Recipe, facts: DataFacts) -> tuple[int, dict[str, str]]:
     }
 
 
-def _why_sides(base: Recipe, facts: DataFacts, side: int) -> str:
+def _why_sides(base: Recipe, facts: DataFacts, side: int, start: Start | None) -> str:
     usual = base.augment.eval_short_side
+    if start and start.sizes:
+        return (
+            f"as its pictures were; at another size it would have much to learn anew; yours have {facts.short_side:.0f}"
+        )
     why = f"the papers enlarge COCO's 480 px to {usual}, and yours have {facts.short_side:.0f}"
     if side == usual and facts.short_side >= usual:
         why = f"as in the papers; yours have {facts.short_side:.0f}"
