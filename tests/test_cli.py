@@ -14,9 +14,11 @@ from PIL import Image
 
 from ddetr_lite.cli import COMMANDS, main
 from ddetr_lite.convert import COCO_CATEGORIES
+from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.evaluate import METRICS
+from ddetr_lite.engine.predict import predict as find
 from ddetr_lite.engine.recipes import Recipe, recipe, recipe_to_dict
 from ddetr_lite.models.presets import ROWS, build, model_config
 from ddetr_lite.set_prediction.boxes import box_iou
@@ -82,7 +84,35 @@ def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.C
     (found,) = json.loads((out / "detections.json").read_text(encoding="utf-8"))
     assert (found["height"], found["width"], len(found["objects"])) == (40, 60, 5)
     assert set(found["objects"][0]) == {"label", "score", "box"}
-    assert (out / "a.boxes.png").exists()
+    assert Image.open(out / "a.boxes.png").size == (640, 427)  # 60 × 40, larger, and nothing around it
+
+
+def test_predict_shows_what_scores_as_was_best_in_validation(
+    model_file: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded, picture = checkpoint.load_model(model_file), coco / "val2017" / "a.jpg"
+    scores = [found.score for found in find(loaded, read_picture(picture), threshold=0.0)]
+    assert find(loaded, read_picture(picture)) == [
+        f for f in find(loaded, read_picture(picture), 0.0) if f.score >= 0.5
+    ]
+    run = tmp_path / "runs" / "mine"
+    for folder in (run, tmp_path / "elsewhere"):
+        checkpoint.save_model(
+            folder / "best.pt", loaded.model, loaded.classes, {**loaded.about, "threshold": scores[2]}
+        )
+    (run / "log.jsonl").write_text("", encoding="utf-8")
+    for given, out in ((run, run), (run / "best.pt", run), (tmp_path / "elsewhere" / "best.pt", Path("runs"))):
+        assert main(["predict", str(given), str(picture)]) == 0
+        text = capsys.readouterr().out
+        assert f"Shown is what scores at least {scores[2]:.2f}" in text
+        assert "a.jpg: 3 objects" in text
+        written = out / "predictions" / ("" if out == run else "best") / "detections.json"
+        assert len(json.loads(written.read_text(encoding="utf-8"))[0]["objects"]) == 3
+    assert main(["predict", str(run), str(picture), "--threshold", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "Shown is" not in text
+    assert f"a.jpg: {len(scores)} objects" in text
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.average import average_of, update_average
 from ddetr_lite.engine.data import datasets, order_of, size_to_keep
 from ddetr_lite.engine.distributed import World
+from ddetr_lite.engine.errors import best_threshold, find_errors, threshold_of
 from ddetr_lite.engine.evaluate import detect
 from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.forecast import Forecast, duration, forecast, largest
@@ -36,7 +37,7 @@ from ddetr_lite.engine.guard import Guard
 from ddetr_lite.engine.log import RunLog, read_log
 from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
-from ddetr_lite.engine.predict import predict
+from ddetr_lite.engine.predict import predict, threshold_for
 from ddetr_lite.engine.profile import profile
 from ddetr_lite.engine.recipes import DataConfig, recipe, recipe_to_dict
 from ddetr_lite.engine.run import NUMBERS, State, differing
@@ -967,6 +968,19 @@ def test_the_best_model_is_kept_and_of_equal_ones_the_last(tmp_path: Path) -> No
         state.save_best(tmp_path, recipe("shapes", "detr"), ["a", "b"], epoch, {"AP": ap})
         assert checkpoint.read(tmp_path / "best.pt")["about"]["epoch"] == kept, epoch
     assert state.best == 0.3
+
+
+def test_the_best_model_says_from_which_score_on_it_is_right(shapes: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(shapes, epochs=1, evaluate_every=1, lr=1e-3), tmp_path, progress=False)
+    loaded = checkpoint.load_model(tmp_path / "best.pt")
+    data = CocoDetection(CocoFolder.find(shapes, "val"), eval_transform(tiny_recipe(shapes).augment))
+    detections = dict(detect(loaded.model, data))
+    assert loaded.about["threshold"] == (best_threshold(find_errors(detections, data)) or None)
+    assert threshold_for(loaded) == (loaded.about["threshold"] or 0.5)
+    few = best_threshold(find_errors({k: detections[k] for k in list(detections)[:2]}, data.first(2))) or None
+    assert threshold_of(detections, data, most=2) == few
+    nothing = {k: {**v, "labels": v["labels"] + 100} for k, v in detections.items()}
+    assert threshold_of(nothing, data) is None  # no correct one: no score is better than another
 
 
 def test_a_report_of_equal_evaluations_shows_the_last_too(tmp_path: Path) -> None:

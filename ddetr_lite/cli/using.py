@@ -79,9 +79,10 @@ class PredictOptions:
     """A checkpoint, or the folder of a run, whose best.pt is taken."""
     pictures: Positional[tuple[Path, ...]]
     """Picture files, or folders of them."""
-    out: Path = Path("runs/predictions")
-    threshold: float = 0.5
-    """Leave out what scores less."""
+    out: Path | None = None
+    """By default predictions/ in the run's folder, and runs/predictions/NAME for another checkpoint."""
+    threshold: float | None = None
+    """Leave out what scores less. By default the score at which F1 was best on the run's validation pictures, else 0.5."""
     nms: float | None = None
     """Leave out what overlaps a surer detection of its class by a larger IoU: 0.6, say, where objects are found twice."""
     device: str = "auto"
@@ -94,12 +95,13 @@ def predict(words: list[str]) -> None:
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.distributed import pick_device
     from ddetr_lite.engine.predict import predict as find
-    from ddetr_lite.plots.detection import boxes
+    from ddetr_lite.engine.predict import threshold_for
+    from ddetr_lite.plots.detection import drawn_over
     from ddetr_lite.plots.style import png
 
     if not options.pictures:
         raise Mistake("name at least one picture: ddetr-lite predict CHECKPOINT PICTURE...")
-    if not 0 <= options.threshold <= 1:
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise Mistake(f"--threshold {options.threshold} must lie in 0..1")
     _check_nms(options.nms)
     loaded = load_model(options.checkpoint)
@@ -107,28 +109,40 @@ def predict(words: list[str]) -> None:
     for path in pictures:
         picture_size(path)  # a mistyped path is found before anything is written
     loaded.model.to(pick_device(options.device))
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out or _predictions_of(options.checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    threshold = threshold_for(loaded) if options.threshold is None else options.threshold
+    if options.threshold is None and loaded.about.get("threshold") is not None:
+        print(
+            f"Shown is what scores at least {threshold:.2f}, best on the validation pictures; --threshold gives another."
+        )
     results: list[dict[str, Any]] = []
     try:
         for path, drawn in zip(pictures, _drawn_names(pictures), strict=True):
             pixels = read_picture(path, upright=True)
             all_found = find(loaded, pixels, 0.0, options.nms)
-            found = [f for f in all_found if f.score >= options.threshold]
-            axes = boxes(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
-            (options.out / drawn).write_bytes(png(axes))
+            found = [f for f in all_found if f.score >= threshold]
+            figure = drawn_over(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
+            (out / drawn).write_bytes(png(figure))
             height, width = pixels.shape[1:]
             objects = [
                 {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)}
                 for f in found
             ]
             results.append({"file": str(path), "height": height, "width": width, "objects": objects})
-            print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {options.out / drawn}")
+            print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {out / drawn}")
             if all_found and not found:
                 print(f"  the best score is {all_found[0].score:.2f}: a lower --threshold shows more")
             for f in found:
                 print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
     finally:  # what was found before a picture that cannot be decoded is kept
-        (options.out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _predictions_of(checkpoint: Path) -> Path:
+    """Where a model's predictions go: each model's to a folder of its own."""
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return run / "predictions" if (run / "log.jsonl").exists() else Path("runs/predictions") / checkpoint.stem
 
 
 def _check_nms(iou: float | None) -> None:

@@ -28,14 +28,26 @@ def augment_of(loaded: LoadedModel) -> AugmentConfig:
     return config
 
 
+def threshold_for(loaded: LoadedModel) -> float:
+    """The score from which on detections are worth showing: where F1 was best on the validation pictures, as a run's best.pt
+    says; 0.5 where the checkpoint says nothing.
+    """
+    known = loaded.about.get("threshold")
+    return 0.5 if known is None else float(known)
+
+
 @torch.no_grad()
-def predict(loaded: LoadedModel, pixels: Tensor, threshold: float = 0.5, nms: float | None = None) -> list[Found]:
+def predict(
+    loaded: LoadedModel, pixels: Tensor, threshold: float | None = None, nms: float | None = None
+) -> list[Found]:
     """The objects in a picture (3, H, W), uint8, that score at least `threshold`, best first.
 
-    The picture is resized as the model's validation pictures were; boxes are in pixels of the given picture. nms: only those
-    that `without_repeats` leaves at this IoU. Raises ValueError for anything but one picture.
+    threshold: by default `threshold_for` this model. nms: only those that `without_repeats` leaves at this IoU. The picture
+    is resized as the model's validation pictures were; boxes are in pixels of the given picture. Raises ValueError for
+    anything but one picture.
     """
     check_images([pixels])
+    least = threshold_for(loaded) if threshold is None else threshold
     image, _ = eval_transform(augment_of(loaded))(tv_tensors.Image(pixels), {})
     detections: list[Detections] = loaded.model.eval()([image.as_subclass(Tensor)])
     found = detections[0] if nms is None else without_repeats(detections[0], nms)
@@ -44,5 +56,5 @@ def predict(loaded: LoadedModel, pixels: Tensor, threshold: float = 0.5, nms: fl
     return [
         Found(loaded.classes[label], score, tuple(box))
         for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), boxes.tolist(), strict=True)
-        if score >= threshold
+        if score >= least
     ]

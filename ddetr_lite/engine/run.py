@@ -63,13 +63,13 @@ class State:
             setattr(self, name, content[name])
 
     def save_best(
-        self, folder: Path, recipe: Recipe, classes: list[str], epoch: int, metrics: dict[str, float]
+        self, folder: Path, recipe: Recipe, classes: list[str], epoch: int, metrics: dict[str, float], **more: Any
     ) -> None:
-        """Write `best.pt` where the metrics are not worse than the best so far."""
+        """Write `best.pt` where the metrics are not worse than the best so far. more: what else it is to say about itself."""
         if metrics["AP"] < self.best:
             return
         self.best = metrics["AP"]
-        about = {"recipe": recipe_to_dict(recipe), "epoch": epoch, "step": self.step, "metrics": metrics}
+        about = {"recipe": recipe_to_dict(recipe), "epoch": epoch, "step": self.step, "metrics": metrics, **more}
         save_model(folder / "best.pt", weights_to_use(self.model, self.average), classes, about)
 
 

@@ -18,6 +18,7 @@ from ddetr_lite.datasets.loading import Batch, RunSampler, loader
 from ddetr_lite.engine.average import average_of, weights_to_use
 from ddetr_lite.engine.data import datasets, order_of
 from ddetr_lite.engine.distributed import World, same_bits, world
+from ddetr_lite.engine.errors import threshold_of
 from ddetr_lite.engine.evaluate import METRICS, ap_of, detect, results_of
 from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.forecast import forecast
@@ -250,7 +251,8 @@ class Run:
             )
             line = watched_line(model, self.validation, choose_objects(self.validation), epoch, state.step)
             self.watched.write("watch", **line)
-            state.save_best(self.folder, self.recipe, self.training.classes, epoch, metrics)
+            threshold = threshold_of(detections, self.validation)
+            state.save_best(self.folder, self.recipe, self.training.classes, epoch, metrics, threshold=threshold)
         best: tuple[dict[str, float], float] = place.gather((metrics, state.best))[0]
         metrics, state.best = best
         return metrics

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, INK, PAPER, STYLE, axes_or_new, colour_of, panels, plain
+from ddetr_lite.plots.style import COLOURS, DPI, INK, PAPER, STYLE, axes_or_new, colour_of, panels, plain
 
 
 def boxes(
@@ -63,6 +63,26 @@ def boxes(
                 )  # fmt: skip
         ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     return ax
+
+
+def drawn_over(
+    picture: Tensor, corners: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float]
+) -> Figure:
+    """A picture (3, H, W) with boxes as in `boxes`, and nothing around it.
+
+    As large as the picture, but its longer side at least 640 and at most 1280 pixels: labels stay readable.
+    """
+    height, width = picture.shape[-2:]
+    longer = max(height, width)
+    scale = min(max(longer, 640), 1280) / longer
+    inches = [
+        (round(side * scale) + 0.1) / DPI for side in (width, height)
+    ]  # matplotlib cuts off what is no whole pixel
+    made = Figure(figsize=(inches[0], inches[1]), dpi=DPI)
+    ax = made.add_axes((0, 0, 1, 1))
+    boxes(picture, corners, labels, scores, ax=ax)
+    ax.axis("off")
+    return made
 
 
 def _free(x: float, y: float, taken: list[tuple[float, float]], room: tuple[float, float]) -> float:

@@ -234,7 +234,7 @@ print("exit code", exit_code)
 import json
 from pathlib import Path
 
-written = Path(folder.name, "runs", "predictions")
+written = Path(folder.name, "runs", "predictions", "shapes")
 print(sorted(path.name for path in written.iterdir()))
 (picture,) = json.loads((written / "detections.json").read_text(encoding="utf-8"))
 print(picture["file"], picture["width"], "×", picture["height"])
