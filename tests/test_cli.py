@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import torch
 from PIL import Image
 
 from ddetr_lite.cli import COMMANDS, main
+from ddetr_lite.cli.training import RECIPES
 from ddetr_lite.convert import COCO_CATEGORIES
 from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.evaluate import METRICS
 from ddetr_lite.engine.predict import predict as find
-from ddetr_lite.engine.recipes import Recipe, recipe, recipe_to_dict
+from ddetr_lite.engine.recipes import Recipe, recipe, recipe_names, recipe_to_dict
 from ddetr_lite.models.presets import ROWS, build, model_config
 from ddetr_lite.set_prediction.boxes import box_iou
 
@@ -58,6 +61,41 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "--schedule" in text
     assert all(row in text for row in ROWS)
+
+
+def test_help_says_what_each_recipe_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {words[0]: words[1:] for line in lines if line.startswith("  ") for words in [line.split()]}
+    assert list(told) == list(RECIPES)
+    assert set(told) == set(recipe_names())
+    assert min(map(len, told.values())) > 5
+
+
+def test_who_asks_for_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from ddetr_lite.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
+    """The first line is read, and then the pipe is closed."""
+    code = "from ddetr_lite.cli import main, COMMANDS\n"
+    code += (
+        "COMMANDS['course'] = lambda words: [print('x' * 9999) for _ in range(99)]\nraise SystemExit(main(['course']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+def test_no_bar_is_drawn_into_a_file(model_file: Path, coco: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--folder", str(coco), "--split", "val", "--size-bands", "32", "96", "--workers", "0"]
+    assert main(["evaluate", str(model_file), *words]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_train_evaluate_and_predict(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ course.
 Options are made from dataclasses by tyro. A mistake of the user's is answered with one line and exit code 2.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -52,6 +53,9 @@ def main(words: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(COMMANDS)}"
             raise Mistake(f"unknown command {words[0]!r}: {hint}")
         COMMANDS[words[0]](words[1:])
+    except BrokenPipeError:  # who reads has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at its end
+        return 141
     except (Mistake, ValueError, OSError, FloatingPointError) as error:
         print(f"ddetr-lite: {' '.join(_told(error).split())}", file=sys.stderr)
         return 2

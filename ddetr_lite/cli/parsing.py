@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -64,10 +65,15 @@ def at_least(options: object, **bounds: int) -> None:
             raise Mistake(f"--{name} {value} must be at least {least}")
 
 
-def take_positional(words: list[str], name: str, choices: str, example: str) -> tuple[str, list[str]]:
+def take_positional(
+    words: list[str], name: str, choices: str, example: str, about: Mapping[str, str] | None = None
+) -> tuple[str, list[str]]:
+    """The first word, and the others. about: what is said of each choice on the page of help."""
     if not words or words[0].startswith("-"):
         if words and words[0] in ("-h", "--help"):
-            print(f"usage: ddetr-lite {example.split()[0]} {name} [options]\n\n{name}: {choices}\n")
+            lines = [f"  {choice:<13} {what}" for choice, what in (about or {}).items()]
+            told = "\n".join([f"{name}:", *lines] if lines else [f"{name}: {choices}"])
+            print(f"usage: ddetr-lite {example.split()[0]} {name} [options]\n\n{told}\n")
             print(f"`ddetr-lite {example} --help` lists the options.")
             raise SystemExit(0)
         raise Mistake(f"{name} is missing ({choices}), for example: ddetr-lite {example}")

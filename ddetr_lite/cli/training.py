@@ -6,12 +6,22 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import FLAT, Mistake, option_of, parse, table, take_flag, take_option, take_positional
-from ddetr_lite.datasets.transforms import AugmentConfig
-from ddetr_lite.engine.recipes import Recipe, check, recipe_names
+
+if TYPE_CHECKING:  # torch comes with them, and takes seconds: not for those who only ask what commands there are
+    from ddetr_lite.datasets.transforms import AugmentConfig
+    from ddetr_lite.engine.recipes import Recipe
+
+RECIPES = {
+    "shapes": "generated pictures of 96 px, a small model from random weights: for a CPU",
+    "shapes-hard": "generated pictures of 256 px with sixteen classes: for a GPU",
+    "coco-mini": "short sides of 224 to 320 px, MobileNetV2 with ImageNet's weights: for a small GPU",
+    "coco": "short sides of 480 to 800 px, ResNet-50 with ImageNet's weights, the papers' sizes: for GPUs",
+}
+"""What the recipes are for, without reading them, which takes seconds."""
 
 
 def train(words: list[str]) -> None:
@@ -22,7 +32,9 @@ def train(words: list[str]) -> None:
     ddetr-lite train shapes --out runs/detr --resume
     torchrun --nproc-per-node 4 -m ddetr_lite train coco --folder data/coco
     """
-    name, words = take_positional(words, "RECIPE", f"one of {', '.join(recipe_names())}", "train shapes")
+    name, words = take_positional(words, "RECIPE", f"one of {', '.join(RECIPES)}", "train shapes", RECIPES)
+    from ddetr_lite.engine.recipes import check
+
     out, words = take_option(words, "--out")
     resume, words = take_flag(words, "--resume")
     profiled, words = take_flag(words, "--profile")
@@ -43,7 +55,7 @@ def train(words: list[str]) -> None:
     _run(chosen, folder, resume)
 
 
-def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> tuple[Recipe, list[str]]:
+def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> "tuple[Recipe, list[str]]":
     """That of the run in the folder."""
     from ddetr_lite.engine.recipes import recipe_from_dict
 
@@ -58,7 +70,7 @@ def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> tuple[Recipe,
     return chosen, words
 
 
-def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
+def _recipe_to_begin(name: str, words: list[str]) -> "tuple[Recipe, list[str]]":
     """The named recipe, whose defaults a model or a checkpoint decide: so these are read first."""
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.recipes import recipe
@@ -79,7 +91,7 @@ def _recipe_to_begin(name: str, words: list[str]) -> tuple[Recipe, list[str]]:
     return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, start_from=source)), words
 
 
-def _sizes_of(about: dict[str, Any], own: AugmentConfig, words: list[str]) -> AugmentConfig:
+def _sizes_of(about: dict[str, Any], own: "AugmentConfig", words: list[str]) -> "AugmentConfig":
     """Pictures as large as those that the checkpoint learned from: at another size it would have to learn much anew.
 
     words: the user's, which may name other sizes; then the checkpoint's largest side does not hold for them.
@@ -107,7 +119,8 @@ def _sizes_of(about: dict[str, Any], own: AugmentConfig, words: list[str]) -> Au
     return chosen
 
 
-def _with_options(base: Recipe, words: list[str]) -> Recipe:
+def _with_options(base: "Recipe", words: list[str]) -> "Recipe":
+    from ddetr_lite.engine.recipes import Recipe
     from ddetr_lite.models.presets import ROWS
 
     parts = [f for f in dataclasses.fields(Recipe) if f.name != "name"]
@@ -126,7 +139,7 @@ def _with_options(base: Recipe, words: list[str]) -> Recipe:
     return Recipe(base.name, **{f.name: getattr(options, f.name) for f in parts})
 
 
-def _followed(chosen: Recipe, base: Recipe, words: list[str]) -> tuple[Recipe, list[str]]:
+def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Recipe, list[str]]":
     """What follows from the options that the user gave, and why."""
     from ddetr_lite.engine.overfitting import as_overfitting
     from ddetr_lite.engine.scaling import follow
@@ -144,7 +157,7 @@ def _followed(chosen: Recipe, base: Recipe, words: list[str]) -> tuple[Recipe, l
     return chosen, reasons
 
 
-def _run(chosen: Recipe, folder: Path, resume: bool) -> None:
+def _run(chosen: "Recipe", folder: Path, resume: bool) -> None:
     from ddetr_lite.engine.distributed import is_main
     from ddetr_lite.engine.overfitting import verdict
     from ddetr_lite.engine.run_results import read_run

@@ -15,6 +15,7 @@ from ddetr_lite.datasets.check_annotations import Split
 from ddetr_lite.datasets.fields import Record, leads_outside, size_of
 from ddetr_lite.datasets.findings import Finding
 from ddetr_lite.datasets.pictures import is_picture, read_picture
+from ddetr_lite.progress import hidden
 
 ORIENTATION = 0x0112  # EXIF's tag: 1 upright, 2..4 mirrored or upside down, 5..8 with width and height exchanged
 MODES = {
@@ -63,7 +64,7 @@ def look_at_all(splits: list[Split], progress: bool = False) -> dict[Path, Pictu
     paths = list(dict.fromkeys(path for split in splits for _, path in named_files(split)))
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata and huge pictures; what matters is found below
-        work = tqdm(threads.map(look_at, paths), "reading pictures", len(paths), disable=not progress, leave=False)
+        work = tqdm(threads.map(look_at, paths), "reading pictures", len(paths), disable=hidden(progress), leave=False)
         return dict(zip(paths, work, strict=True))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ddetr_lite.datasets.web import Client, DownloadError, TryAgain, length, validator
+from ddetr_lite.progress import hidden
 from ddetr_lite.writing import write_bytes
 
 LARGEST = 64 << 20  # bytes of a file that is held in memory until it is checked
@@ -104,7 +105,7 @@ def fetch_many(
     pool = ThreadPoolExecutor(connections)
     try:
         names = {pool.submit(work, job): job.name for job in jobs}
-        with tqdm(total=len(jobs), desc=label, unit="picture", disable=not progress) as bar:
+        with tqdm(total=len(jobs), desc=label, unit="picture", disable=hidden(progress)) as bar:
             for future in as_completed(names):
                 try:
                     future.result()
@@ -169,7 +170,7 @@ def download(client: Client, url: str, path: Path, check: Callable[[Path], None]
     part = _Part(path)
     while True:
         resumed = part.state()[0] > 0
-        with tqdm(desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
+        with tqdm(desc=path.name, unit="B", unit_scale=True, disable=hidden(progress)) as bar:
             client.persist(url, lambda bar=bar: _go_on(client, url, part, bar))  # type: ignore[misc]
         try:
             check(part.data)

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from ddetr_lite.datasets.pictures import picture_size, read_picture
+from ddetr_lite.progress import hidden
 
 Size = tuple[int, int]
 
@@ -48,7 +49,7 @@ class PictureCache:
             if not filled:
                 try:
                     work = threads.map(lambda i: self._fill(i, files[i]), range(len(files)))
-                    for _ in tqdm(work, "decoding pictures", len(files), disable=not progress, leave=False):
+                    for _ in tqdm(work, "decoding pictures", len(files), disable=hidden(progress), leave=False):
                         pass
                     self._seal()
                 except BaseException:  # a broken picture, or Ctrl-C: a file as large as the whole is not left behind

@@ -35,6 +35,7 @@ from ddetr_lite.datasets.shapes_outlines import (
     place,
 )
 from ddetr_lite.datasets.shapes_render import finish, paint_background, paint_object
+from ddetr_lite.progress import hidden
 
 VERSION = 1  # of the generator: another number means other pictures
 ALL_KINDS: tuple[str, ...] = tuple(SILHOUETTES)
@@ -247,7 +248,7 @@ def write_shapes(
         whole = Path(unfinished) / folder.name
         (whole / "annotations").mkdir(parents=True)
         with tqdm(
-            total=config.train_images + config.val_images, desc="shapes", unit="picture", disable=not progress
+            total=config.train_images + config.val_images, desc="shapes", unit="picture", disable=hidden(progress)
         ) as bar:
             for split, count in (("train", config.train_images), ("val", config.val_images)):
                 _write_split(whole, config, split, count, processes, bar.update)

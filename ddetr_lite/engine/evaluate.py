@@ -15,6 +15,7 @@ from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
 from ddetr_lite.datasets.loading import evaluation_batches, loader
 from ddetr_lite.models.presets import Model
+from ddetr_lite.progress import hidden
 from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -41,7 +42,7 @@ def detect(
     model.eval()
     device = next(model.parameters()).device
     batches = evaluation_batches(dataset, batch, padded)[rank::size]
-    for loaded in tqdm(loader(dataset, batches, workers, device), "evaluating", disable=not progress, leave=False):
+    for loaded in tqdm(loader(dataset, batches, workers, device), "evaluating", disable=hidden(progress), leave=False):
         sizes = loaded.original_sizes / torch.tensor(loaded.images.sizes)  # (B, 2)
         scales = sizes.flip(1).repeat(1, 2)  # (B, 4)
         for image_id, scale, found in zip(loaded.image_ids.tolist(), scales, model(loaded.images), strict=True):

@@ -30,6 +30,7 @@ from ddetr_lite.engine.scaling import oddities
 from ddetr_lite.engine.step import Step, compile_layers, counted_of
 from ddetr_lite.engine.watch import choose_objects, watched_line
 from ddetr_lite.models.presets import Model, build
+from ddetr_lite.progress import hidden
 from ddetr_lite.writing import alone_in
 
 
@@ -133,7 +134,7 @@ class Run:
         batches: Iterator[Batch] = iter(loader(self.training, self._batches(state.step), config.workers, place.device))
         metrics = self._evaluate_if_due()  # where a run was stopped between an epoch and its evaluation
         bar = tqdm(
-            total=self.steps, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.progress,
+            total=self.steps, initial=state.step, desc=self.recipe.name, unit="step", disable=hidden(self.progress),
             dynamic_ncols=True,
         )  # fmt: skip
         while state.step < self.steps:

@@ -1,0 +1,11 @@
+"""Whether anybody looks at a progress bar."""
+
+import sys
+
+
+def hidden(progress: bool) -> bool:
+    """For tqdm's `disable`: True where no bar is wanted, or stderr is a file, which would keep every state of the bar.
+
+    In a notebook it is shown.
+    """
+    return not progress or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
