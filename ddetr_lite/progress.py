@@ -8,4 +8,5 @@ def hidden(progress: bool) -> bool:
 
     In a notebook it is shown.
     """
-    return not progress or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    notebook = "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
+    return not progress or not (sys.stderr.isatty() or notebook)

@@ -377,6 +377,7 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["trian"], "did you mean 'train'"),
         (["train"], "RECIPE is missing"),
+        (["bench", "step", "--layers", "1"], "--layers 1 must be at least 2"),
         (["train", "shaps"], "did you mean 'shapes'"),
         (["train", "shapes", "--model", "detrr"], "did you mean 'detr'"),
         (["train", "shapes", "--model"], "--model needs a value"),

@@ -1,6 +1,6 @@
 """`ddetr-lite bench`: what is claimed about speed and accuracy, measured by anyone."""
 
-from ddetr_lite.cli.parsing import Mistake, parse, take_positional
+from ddetr_lite.cli.parsing import Mistake, at_least, parse, take_positional
 
 STUDIES = (
     "convergence",
@@ -29,7 +29,10 @@ def bench(words: list[str]) -> None:
     if what == "step":
         from ddetr_lite.benchmarks import step
 
-        step.run(parse(step.StepOptions, words, "ddetr-lite bench step"), command)
+        chosen = parse(step.StepOptions, words, "ddetr-lite bench step")
+        # Fewer layers `transformers` cannot build, nor smaller pictures our levels.
+        at_least(chosen, layers=2, size=64, batch=1, objects=0, queries=1, repeats=1)
+        step.run(chosen, command)
         return
     if what == "input":
         from ddetr_lite.benchmarks import input as pictures

@@ -117,7 +117,9 @@ def check_steps(evidence: Evidence) -> Observation:
     text = f"{steps} steps, {seen} pictures seen"
     if steps < FEW_STEPS[0] or (steps < FEW_STEPS[1] and low):
         verdict: Verdict = "cause" if steps < FEW_STEPS[0] and low else "suspicious"
-        remedy = "train longer (DETR learns slowly), or start from a trained detector with --start-from"
+        remedy = "train longer (DETR learns slowly)"
+        if not evidence.recipe.train.start_from:
+            remedy += ", or start from a trained detector with --start-from"
         return Observation(name, verdict, text, remedy)
     return Observation(name, "OK", text)
 

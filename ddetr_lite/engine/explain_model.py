@@ -24,6 +24,7 @@ LEARNED, STUCK = 0.7, 0.9  # of the first loss: what a healthy model is below, a
 SHAKEN = 2.0  # of the first loss: only a rate that is too high ends up here
 SMALL = 0.3  # a last layer's loss that needs no improvement
 WARM = 10  # steps in which the rate rises
+FEWEST = 25  # steps after which a batch that is not learned says something
 PATIENCE = 40.0  # seconds for one attempt
 SURE_RATE = 1e-4  # at which AdamW teaches every model here something
 
@@ -72,6 +73,8 @@ def check_one_batch(evidence: Evidence) -> Observation:
             return Observation(name, "cause", f"{text}: nothing is asked for", "set the weights under --loss above 0")
         if ratio <= LEARNED or last <= SMALL:
             return Observation(name, "OK", text)
+        if evidence.steps < FEWEST:
+            return Observation(name, "skipped", f"{text}: too few to tell; --steps 60 are usual")
         rate = SURE_RATE if chosen.train.lr > SURE_RATE else max(SURE_RATE, usual_rate(evidence, chosen))
         again, better, last = _learn(start, batch, chosen, rate, evidence)
     except ValueError as error:  # more objects than queries, labels or boxes that no model accepts

@@ -115,11 +115,10 @@ def _numbers(run: RunResults) -> Html:
         values["pictures / s"] = f"{run.speed:.3g}"
     if run.seconds is not None:
         values["time in training"] = duration(run.seconds)
-    values["GPU memory"] = "–" if run.memory is None else f"{run.memory / 2**30:.2f} GiB"
-    notes = [] if best else ["The run has not been evaluated yet: AP stands in the log after the first evaluation."]
-    if run.memory is None:
-        notes.append("There is no GPU memory in this log: runs on a CPU have none, and older ones did not note it.")
-    return tiles(values) + _all(missing(note) for note in notes)
+    if run.memory is not None:
+        values["GPU memory"] = f"{run.memory / 2**30:.2f} GiB"
+    note = "The run has not been evaluated yet: AP stands in the log after the first evaluation."
+    return tiles(values) if best else tiles(values) + missing(note)
 
 
 def duration(seconds: float) -> str:
@@ -180,9 +179,8 @@ def _machine(run: RunResults) -> Html:
     if not run.train:
         return missing("No step is in the log yet: the first line comes after --log-every steps.")
     alt = (
-        "Four curves over the epochs: learning rate, length of the gradient before clipping, pictures a second"
-        f"{'' if run.speed is None else f' (median {run.speed:.3g})'}, and peak GPU memory"
-        f"{' (not in this log)' if run.memory is None else ''}."
+        "Curves over the epochs: learning rate, length of the gradient before clipping, pictures a second"
+        f"{'' if run.speed is None else f' (median {run.speed:.3g})'}{'' if run.memory is None else ', and peak GPU memory'}."
     )
     return picture(run_curves.machine(run), alt)
 

@@ -113,14 +113,16 @@ def class_precision(evaluation: Line) -> dict[str, float]:
 
 
 def machine(run: RunResults) -> Figure:
-    """Learning rate, length of the gradient, pictures a second and memory against the epochs; skipped steps as crosses."""
-    drawn, axes = panels(2, rows=2, height=4.2)
+    """Learning rate, length of the gradient, pictures a second and, of a GPU, memory against the epochs; skipped steps as
+    crosses.
+    """
+    drawn, axes = panels(3, height=2.4) if run.memory is None else panels(2, rows=2, height=4.2)
     with mpl.rc_context(STYLE):
         _curve(axes[0], run, "lr", COLOURS[0])
         axes[0].set(title="Learning rate", ylim=(0, None))
         axes[0].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         _curve(axes[1], run, "gradient_norm", COLOURS[1])
-        axes[1].set(title="Length of the gradient, before clipping")
+        axes[1].set(title="Gradient before clipping")
         if any(line.get("gradient_norm", 0) > 0 for line in run.train):
             axes[1].set_yscale("log")
         clip = run.recipe.get("train", {}).get("clip_norm")
@@ -134,13 +136,11 @@ def machine(run: RunResults) -> Figure:
                          label="skipped step", clip_on=False)  # fmt: skip
             axes[1].legend(loc="upper right")
         _curve(axes[2], run, "pictures_per_second", COLOURS[2])
-        axes[2].set(title="Pictures a second, in training", ylim=(0, None))
-        _curve(axes[3], run, "memory_bytes", COLOURS[4], scale=lambda value: value / 2**30)
-        axes[3].set(title="Peak GPU memory, GiB", ylim=(0, None))
-        if run.memory is None:
-            axes[3].text(0.5, 0.5, "not in this log", transform=axes[3].transAxes, ha="center", color=MUTED)
-            axes[3].set(xticks=[], yticks=[])
-        for ax in axes[: 3 if run.memory is None else 4]:
+        axes[2].set(title="Pictures a second", ylim=(0, None))
+        if run.memory is not None:
+            _curve(axes[3], run, "memory_bytes", COLOURS[4], scale=lambda value: value / 2**30)
+            axes[3].set(title="Peak GPU memory, GiB", ylim=(0, None))
+        for ax in axes:
             ax.set_xlabel("epoch")
     return drawn
 
