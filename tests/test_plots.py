@@ -7,11 +7,12 @@ import torch
 from matplotlib import colors as mcolors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 
 from ddetr_lite import plots
 from ddetr_lite.plots import detection
-from ddetr_lite.plots.style import colour_of
+from ddetr_lite.plots.style import COLOURS, colours_of
 
 
 def drawn_heights(ax: Axes) -> dict[str, float]:
@@ -45,7 +46,7 @@ def test_matching_draws_a_strong_line_for_each_pair_and_a_faint_one_for_the_rest
     strong = [line for line in lines if line.get_linewidth() > 2]
     assert len(strong) == 2
     assert len(lines) - len(strong) == 4
-    assert {line.get_color() for line in strong} == {colour_of("star"), colour_of("ring")}
+    assert {line.get_color() for line in strong} == set(colours_of(["star", "ring"]).values())
     texts = [text.get_text() for text in ax.texts]
     assert texts == ["0", "−0.50", "a", "b", "c", "star", "ring"]
 
@@ -145,3 +146,26 @@ def test_labels_of_boxes_at_one_place_stand_below_each_other() -> None:
     assert all(b - a >= 5 for a, b in pairwise(heights))
     heap = detection.boxes(picture, [[20.0, 30, 90, 80]] * 50, ["cat"] * 50)
     assert max(text.get_position()[1] for text in heap.texts) < 50
+
+
+def test_classes_of_one_picture_are_told_apart() -> None:
+    alone = {name: colours_of([name])[name] for name in ("square", "triangle", "cross", "star")}
+    assert (
+        alone["square"] == alone["triangle"] == alone["cross"] != alone["star"]
+    )  # which is what makes it worth a test
+    together = colours_of(alone)
+    assert len(set(together.values())) == 4
+    assert together["star"] == alone["star"]
+    assert together["cross"] == alone["cross"]  # the first by name keeps its own
+    assert colours_of(reversed(list(alone))) == together
+    many = colours_of(map(str, range(20)))
+    assert set(many.values()) == set(COLOURS)
+
+
+def test_boxes_take_colours_by_all_classes_where_there_are_few() -> None:
+    classes = ["square", "triangle", "cross"]
+    for given, wanted in ((classes, colours_of(classes)), ([], colours_of(["triangle"]))):
+        ax = detection.boxes(torch.zeros(3, 9, 9), [[1, 1, 5, 5]], ["triangle"], classes=given)
+        (box,) = (patch for patch in ax.patches if isinstance(patch, Rectangle))
+        assert mcolors.to_hex(box.get_edgecolor()) == wanted["triangle"].lower()
+    assert colours_of(classes)["triangle"] != colours_of(["triangle"])["triangle"]

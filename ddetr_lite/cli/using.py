@@ -122,8 +122,8 @@ def predict(words: list[str]) -> None:
             pixels = read_picture(path, upright=True)
             all_found = find(loaded, pixels, 0.0, options.nms)
             found = [f for f in all_found if f.score >= threshold]
-            figure = drawn_over(pixels, [f.box for f in found], [f.label for f in found], [f.score for f in found])
-            (out / drawn).write_bytes(png(figure))
+            named = [f.box for f in found], [f.label for f in found], [f.score for f in found]
+            (out / drawn).write_bytes(png(drawn_over(pixels, *named, classes=loaded.classes)))
             height, width = pixels.shape[1:]
             objects = [
                 {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)}

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new, colour_of
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new, colours_of
 
 
 def curves(
@@ -158,14 +158,14 @@ def matching(
     ax = axes_or_new(ax, height=0.6 + 0.32 * len(rows))
     left = [i / max(len(rows) - 1, 1) for i in range(len(rows))]
     right = [(j + 0.5) / len(columns) for j in range(len(columns))]
-    chosen = set(pairs)
+    chosen, colours = set(pairs), colours_of(columns)
     with mpl.rc_context(STYLE):
         for i, y in enumerate(left):
             for j, z in enumerate(right):
                 if (i, j) not in chosen:
                     ax.plot([0, 1], [y, z], color=MUTED, alpha=0.25, linewidth=0.8, zorder=1)
         for i, j in pairs:
-            ax.plot([0, 1], [left[i], right[j]], color=colour_of(columns[j]), linewidth=2.5, zorder=2)
+            ax.plot([0, 1], [left[i], right[j]], color=colours[columns[j]], linewidth=2.5, zorder=2)
             along = 0.15 + 0.5 * (j + 0.5) / len(columns)  # not all at one place: lines cross
             height = left[i] + along * (right[j] - left[i])
             value = f"{float(cost[i, j]):.2f}".removesuffix(".00").replace("-", "−")
@@ -176,7 +176,7 @@ def matching(
             ax.plot(0, y, "o", color=INK if i in taken else MUTED, zorder=4)
             ax.text(-0.03, y, name, ha="right", va="center", color=INK if i in taken else MUTED, fontsize=8.5)
         for z, name in zip(right, columns, strict=True):
-            ax.plot(1, z, "s", color=colour_of(name), zorder=4)
+            ax.plot(1, z, "s", color=colours[name], zorder=4)
             ax.text(1.03, z, name, ha="left", va="center", fontsize=8.5)
         ax.set(title=title, xlim=(-0.45, 1.45), ylim=(1.08, -0.08), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)

@@ -99,7 +99,7 @@ def _picture(ax: Axes, image: Record, pixels: Tensor, own: Sequence[Record], nam
         pixels = F.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
     own = sorted(own, key=lambda a: -a["bbox"][2] * a["bbox"][3])  # small ones on top
     corners = [[scale * v for v in (x, y, x + w, y + h)] for x, y, w, h in (a["bbox"] for a in own)]
-    boxes(pixels, corners, [names[a["category_id"]] for a in own], ax=ax)
+    boxes(pixels, corners, [names[a["category_id"]] for a in own], classes=list(names.values()), ax=ax)
     title = f"id {image.get('id')} · {image.get('file_name')}"
     with mpl.rc_context(STYLE):
         ax.set_title(

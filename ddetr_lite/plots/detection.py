@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, DPI, INK, PAPER, STYLE, axes_or_new, colour_of, panels, plain
+from ddetr_lite.plots.style import COLOURS, DPI, INK, PAPER, STYLE, axes_or_new, colours_of, panels, plain
 
 
 def boxes(
@@ -22,11 +22,13 @@ def boxes(
     scores: Sequence[float] | None = None,
     title: str = "",
     one_colour: int | None = None,
+    classes: Sequence[str] = (),
     ax: Axes | None = None,
 ) -> Axes:
     """A picture (3, H, W) with boxes, corners (n, 4) in pixels, each with its label and score.
 
-    The colour goes by label, or is the palette's `one_colour` for all.
+    The colour goes by label, or is the palette's `one_colour` for all. classes: all that there may be; where the palette has
+    a colour for each, they are told apart in every picture, and else only within each.
     """
     ax = axes_or_new(ax, height=3.6)
     height, width = picture.shape[-2:]
@@ -34,11 +36,10 @@ def boxes(
         ax.imshow(
             picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased"
         )
+        colours = colours_of(classes if 0 < len(classes) <= len(COLOURS) else labels or ())
         labelled: list[tuple[float, float]] = []
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
-            colour = (
-                colour_of(labels[i]) if labels and one_colour is None else COLOURS[(one_colour or 0) % len(COLOURS)]
-            )
+            colour = colours[labels[i]] if labels and one_colour is None else COLOURS[(one_colour or 0) % len(COLOURS)]
             outline = [effects.Stroke(linewidth=3.6, foreground=PAPER), effects.Normal()]
             ax.add_patch(
                 Rectangle(
@@ -66,7 +67,11 @@ def boxes(
 
 
 def drawn_over(
-    picture: Tensor, corners: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float]
+    picture: Tensor,
+    corners: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    scores: Sequence[float],
+    classes: Sequence[str] = (),
 ) -> Figure:
     """A picture (3, H, W) with boxes as in `boxes`, and nothing around it.
 
@@ -80,7 +85,7 @@ def drawn_over(
     ]  # matplotlib cuts off what is no whole pixel
     made = Figure(figsize=(inches[0], inches[1]), dpi=DPI)
     ax = made.add_axes((0, 0, 1, 1))
-    boxes(picture, corners, labels, scores, ax=ax)
+    boxes(picture, corners, labels, scores, classes=classes, ax=ax)
     ax.axis("off")
     return made
 

@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
@@ -65,9 +66,17 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def colour_of(name: str) -> str:
-    """A class has the same colour in every picture: its name decides."""
-    return COLOURS[crc32(name.encode()) % len(COLOURS)]
+def colours_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each class that is seen together with the others: no two have the same one, as far as colours reach.
+
+    A class has the same colour in every picture, since its name decides, but where another one of the picture has it already.
+    """
+    distinct, taken = sorted(set(names)), dict[str, str]()
+    for name in distinct:
+        first = crc32(name.encode()) % len(COLOURS)
+        ways = [COLOURS[(first + k) % len(COLOURS)] for k in range(len(COLOURS))]
+        taken[name] = next((colour for colour in ways if colour not in taken.values()), ways[0])
+    return taken
 
 
 def figure(height: float = HEIGHT, width: float = WIDTH) -> Figure:
