@@ -39,7 +39,7 @@ from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.predict import predict, threshold_for
 from ddetr_lite.engine.profile import profile
-from ddetr_lite.engine.recipes import DataConfig, recipe, recipe_to_dict
+from ddetr_lite.engine.recipes import DataConfig, recipe, recipe_from_dict, recipe_to_dict
 from ddetr_lite.engine.run import NUMBERS, State, differing
 from ddetr_lite.engine.run_results import read_run
 from ddetr_lite.engine.scaling import follow, oddities
@@ -981,6 +981,17 @@ def test_the_best_model_says_from_which_score_on_it_is_right(shapes: Path, tmp_p
     assert threshold_of(detections, data, most=2) == few
     nothing = {k: {**v, "labels": v["labels"] + 100} for k, v in detections.items()}
     assert threshold_of(nothing, data) is None  # no correct one: no score is better than another
+
+
+def test_older_spellings_of_options_are_what_they_are_now() -> None:
+    now = recipe_to_dict(recipe("shapes"))
+    for old, new in (
+        ({"cache": True, "overfit": False, "limit": 5}, {"cache": "memory", "overfit": 0, "limit": 5}),
+        ({"cache": False, "overfit": True, "limit": 8}, {"cache": "none", "overfit": 8, "limit": 0}),
+    ):
+        found = recipe_to_dict(recipe_from_dict({**now, "data": now["data"] | old}))
+        assert found == {**now, "data": now["data"] | new}
+        assert {name: type(found["data"][name]) for name in new} == {name: type(new[name]) for name in new}
 
 
 def test_a_report_of_equal_evaluations_shows_the_last_too(tmp_path: Path) -> None:

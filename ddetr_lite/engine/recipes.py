@@ -277,8 +277,21 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """The way back. Raises ValueError for fields of another version."""
     parts = {"data": DataConfig, "augment": AugmentConfig, "train": TrainConfig}
+    values = {**values, "data": _of_today(values["data"])}
     return Recipe(
         name=values["name"],
         model=config_from_dict(values["model"]),
         **{key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()},
     )
+
+
+def _of_today(data: dict[str, Any]) -> dict[str, Any]:
+    """Options of older versions as they are spelled now: `cache` was yes or no, and `overfit`, of `limit` pictures, too."""
+    data = dict(data)
+    if isinstance(data.get("cache"), bool):
+        data["cache"] = "memory" if data["cache"] else "none"
+    if isinstance(data.get("overfit"), bool):
+        few = data["overfit"]
+        data["overfit"] = data.get("limit", 0) if few else 0
+        data["limit"] = 0 if few else data.get("limit", 0)
+    return data
