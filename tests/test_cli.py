@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddetr_lite.cli import COMMANDS, main
 from ddetr_lite.cli.training import RECIPES
-from ddetr_lite.convert import COCO_CATEGORIES
+from ddetr_lite.convert import COCO_CATEGORIES, from_official
 from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.shapes import HARD, ShapesConfig
 from ddetr_lite.engine import checkpoint
@@ -344,6 +344,20 @@ def test_training_makes_the_set_of_its_recipe_where_it_is_missing(
     assert trained == ["data/mine", f"data/{name}", f"data/{name}"]
 
 
+def test_it_is_said_what_an_official_file_does_not_say(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copyfile(model_file, run / "best.pt")
+    assert main(["convert", str(run), str(tmp_path / "x.pth")]) == 0  # a run, not Hugging Face's folder
+    assert "The authors have ResNets only, and this model has small" in capsys.readouterr().out
+    loaded = checkpoint.load_model(model_file)
+    state = torch.load(tmp_path / "x.pth", weights_only=True)["model"]
+    again = from_official(state, build(loaded.model.config, 2, load_backbone=False))  # type: ignore[arg-type]
+    assert all(torch.equal(value, loaded.model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
 def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     base = model_config("deformable-detr-two-stage")
@@ -354,6 +368,7 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
     official = tmp_path / "new" / "official.pth"
     assert main(["convert", str(tmp_path / "a.pt"), str(official)]) == 0
     options = ["--queries", "7"]
+    assert f"to read it back, give {' '.join(options)}." in capsys.readouterr().out
     assert main(["convert", str(official), str(tmp_path / "b.pt"), *options]) == 0
     assert "The 91 logits are taken for COCO's ids, 80 of which are classes; --no-coco" in capsys.readouterr().out
     assert main(["convert", str(official), str(tmp_path / "all.pt"), *options, "--no-coco"]) == 0

@@ -2,19 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from ddetr_lite.cli.parsing import Mistake, at_least, parse
+
+if TYPE_CHECKING:
+    from ddetr_lite.models.presets import ModelConfig
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
     """Weights to and from other projects; the endings of the names say what is what.
 
-    .pt is a checkpoint of this package; .pth or .safetensors the authors' official layout; a folder Hugging Face's
-    (config.json and model.safetensors). Official COCO models have a logit for each of 91 category ids: on the way in they
-    get the 80 real classes, on the way out the 91 ids again.
+    .pt, or a run's folder, is a checkpoint of this package; .pth or .safetensors the authors' official layout; another folder
+    Hugging Face's (config.json and model.safetensors). Official COCO models have a logit for each of 91 category ids: on the
+    way in they get the 80 real classes, on the way out the 91 ids again.
     """
 
     source: Positional[Path]
@@ -41,7 +45,7 @@ def convert(words: list[str]) -> None:
     at_least(options, heads=1, queries=1)
     if target.exists():
         raise Mistake(f"{target} exists already: give another name")
-    if source.suffix == ".pt":
+    if source.suffix == ".pt" or (source / "best.pt").is_file():  # a checkpoint, or a run
         loaded = load_model(source)
         model, names, about = loaded.model, loaded.classes, loaded.about
     else:
@@ -70,3 +74,22 @@ def convert(words: list[str]) -> None:
         )
     count = sum(p.numel() for p in model.parameters())
     print(f"{source} → {target}: {type(model).__name__}, {count / 1e6:.1f}M parameters, {len(names)} classes")
+    if target.suffix in (".pth", ".safetensors") and (said := _way_back(model.config)):
+        print(said)
+
+
+def _way_back(config: "ModelConfig") -> str:
+    """What has to be said to read an official file, which does not tell all of its model."""
+    from ddetr_lite.convert.infer import RESNETS
+
+    if config.backbone.name not in RESNETS:
+        return (
+            f"The authors have ResNets only, and this model has {config.backbone.name}: `convert` cannot read the file back, "
+            "ddetr_lite.convert.from_official(state, model) can."
+        )
+    said = {"heads": (getattr(config, "heads", 8), 8)}
+    if getattr(config, "two_stage", False):
+        said["queries"] = (getattr(config, "queries", 300), 300)
+    options = [f"--{name} {value}" for name, (value, usual) in said.items() if value != usual]
+    options += ["--dilation"] if config.backbone.dilation else []
+    return f"The file does not say all: to read it back, give {' '.join(options)}." if options else ""
