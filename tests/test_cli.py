@@ -354,7 +354,7 @@ def test_it_is_said_what_an_official_file_does_not_say(
     assert "The authors have ResNets only, and this model has small" in capsys.readouterr().out
     loaded = checkpoint.load_model(model_file)
     state = torch.load(tmp_path / "x.pth", weights_only=True)["model"]
-    again = from_official(state, build(loaded.model.config, 2, load_backbone=False))  # type: ignore[arg-type]
+    again = from_official(state, build(loaded.model.config, 2, load_backbone=False))
     assert all(torch.equal(value, loaded.model.state_dict()[key]) for key, value in again.state_dict().items())
 
 

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -818,6 +819,16 @@ def test_a_whole_model_in_another_precision(name: str, dtype: torch.dtype) -> No
     logits, wanted = (x.logits[-1].sort(dim=1).values for x in (found, expected))
     assert logits.dtype == dtype
     assert torch.allclose(logits.to(torch.float32), wanted, atol=tolerance, rtol=0)
+
+
+def test_random_values_that_are_kept_are_warned_of() -> None:
+    config = DetrConfig(BackboneConfig("resnet18"), dim=32, heads=2, hidden=32, encoder_layers=1, decoder_layers=1)
+    with pytest.warns(UserWarning, match="batch norms of resnet18 would stay random"):
+        presets.build(config, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        presets.build(config, 2, load_backbone=False)
+        presets.build(replace(config, backbone=replace(config.backbone, frozen=False)), 2)
 
 
 def test_what_is_exported_gives_the_same() -> None:

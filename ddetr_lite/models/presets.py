@@ -3,6 +3,7 @@
 A row says what is special about a model (dilated, how many levels, refinement, two stages), a size says how large it is.
 """
 
+import warnings
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
@@ -96,8 +97,15 @@ def model_config(row: str, size: Size = "paper") -> ModelConfig:
 def build(config: ModelConfig, classes: int, load_backbone: bool = True) -> Model:
     """A new model with `classes` classes (without "no object").
 
-    load_backbone: fill the backbone with the weights that its configuration names; not when a checkpoint follows.
+    load_backbone: fill the backbone with the weights that its configuration names; not when a checkpoint follows. Warns where
+    it names none, and random values would be kept as they are.
     """
+    if load_backbone and config.backbone.frozen and config.backbone.weights == "none":
+        warnings.warn(
+            f"a frozen backbone without weights: stem, first stage and batch norms of {config.backbone.name} would stay random; "
+            "give weights='imagenet' or a file, or frozen=False, or load_backbone=False where a checkpoint follows",
+            stacklevel=2,
+        )
     if not load_backbone:
         config = replace(config, backbone=replace(config.backbone, weights="none"))
     if classes < 1:
