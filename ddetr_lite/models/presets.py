@@ -102,8 +102,8 @@ def build(config: ModelConfig, classes: int, load_backbone: bool = True) -> Mode
     """
     if load_backbone and config.backbone.frozen and config.backbone.weights == "none":
         warnings.warn(
-            f"a frozen backbone without weights: stem, first stage and batch norms of {config.backbone.name} would stay random; "
-            "give weights='imagenet' or a file, or frozen=False, or load_backbone=False where a checkpoint follows",
+            f"a frozen backbone without weights: stem, first stage and batch norms of {config.backbone.name} would stay "
+            "random; give weights='imagenet' or a file, or frozen=False, or load_backbone=False where a checkpoint follows",
             stacklevel=2,
         )
     if not load_backbone:
