@@ -11,9 +11,9 @@ from test_engine import tiny_recipe
 
 from ddetr_lite.datasets.loading import Batch
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
-from ddetr_lite.engine.memory import free_bytes, taken_by
 from ddetr_lite.engine.step import Step
 from ddetr_lite.engine.train import train
+from ddetr_lite.memory import free_bytes, taken_by
 
 GB = 1_000_000_000
 

@@ -1047,7 +1047,7 @@ def test_too_little_memory_or_disk_is_said_before_decoding(
 ) -> None:
     files = sorted((large_pictures / "train2017").iterdir())
     need = 3 * sum(h * w for h, w in map(picture_size, files))
-    monkeypatch.setattr(picture_cache, "_free_memory", lambda: need)
+    monkeypatch.setattr(picture_cache, "free_bytes", lambda: need)
     assert len(PictureCache(files, lambda size: size)) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes, two copies
     with pytest.raises(ValueError, match="more than is free: choose --cache disk"):

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from ddetr_lite.datasets.pictures import picture_size, read_picture
+from ddetr_lite.memory import free_bytes
 from ddetr_lite.progress import hidden
 
 Size = tuple[int, int]
@@ -64,7 +65,8 @@ class PictureCache:
         self._part: Path | None = None
         if folder is None:
             copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process that torchrun started here has its own
-            if count * copies > _free_memory():
+            free = free_bytes()  # None where the system does not say
+            if free is not None and count * copies > free:
                 raise ValueError(
                     f"the decoded pictures need {count * copies / 1e9:.1f} GB of memory, more than is free: choose --cache "
                     "disk (one copy for all processes) or --cache none"
@@ -152,10 +154,3 @@ def _fingerprint(file: Path, base: Path, size: Size) -> tuple[str, int, int, Siz
     """
     state = file.stat()
     return Path(os.path.relpath(file, base)).as_posix(), state.st_size, state.st_mtime_ns, size
-
-
-def _free_memory() -> float:
-    """Bytes of memory that can be had; infinity where the system does not say."""
-    known = Path("/proc/meminfo")
-    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))

@@ -16,9 +16,9 @@ from ddetr_lite.batching import RawBatch
 from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.loading import Batch, Order
 from ddetr_lite.datasets.transforms import AugmentConfig, resized_size
-from ddetr_lite.engine.memory import free_bytes, taken_by
 from ddetr_lite.engine.recipes import Recipe
 from ddetr_lite.engine.step import Step
+from ddetr_lite.memory import free_bytes, taken_by
 
 STEPS = 3  # measured, behind one that is not
 SIDE = 400
