@@ -50,7 +50,7 @@ FULL: dict[str, tuple[SetModelConfig, int]] = {
 @cache
 def random_model(config: SetModelConfig, classes: int = 7, seed: int = 0) -> SetModel:
     """A model in evaluation mode with every tensor random; made once, so do not change it."""
-    model = build(config, classes)
+    model = build(config, classes, load_backbone=False)
     randomise(model, seed)
     return model.eval()
 

@@ -19,11 +19,13 @@ from ddetr_lite.convert import (
     COCO_CATEGORIES,
     COCO_CATEGORY_IDS,
     coco_id_to_label,
+    from_hugging_face,
     from_official,
     label_to_coco_id,
     read_official,
     to_coco91,
     to_contiguous,
+    to_hugging_face,
     to_official,
     write_official,
 )
@@ -58,11 +60,35 @@ def blank(config: ModelConfig, classes: int = 7) -> Model:
 # The official layout
 
 
+def test_dropout_comes_along(tmp_path: Path) -> None:
+    """From the authors' command line where the file has it, and the papers' where not; from Hugging Face's config.json."""
+    model: Any = random_model(replace(SMALL["detr"], dropout=0.3), 7)
+    write_official(model, tmp_path / "bare.pth")
+    assert read_official(tmp_path / "bare.pth", heads=4).config.dropout == 0.1
+    content = torch.load(tmp_path / "bare.pth", weights_only=True)
+    torch.save({**content, "args": Namespace(nheads=4, dropout=0.25)}, tmp_path / "told.pth")
+    assert read_official(tmp_path / "told.pth").config.dropout == 0.25
+    config, state = to_hugging_face(model)
+    assert from_hugging_face(config, state).config.dropout == 0.3
+    del config["dropout"]
+    assert from_hugging_face(config, state).config.dropout == 0.1  # transformers' own default
+
+
+def test_names_that_say_nothing_are_none() -> None:
+    """Hugging Face calls classes without names LABEL_0, LABEL_1, ..."""
+    model: Any = random_model(SMALL["detr"], 3)
+    config, state = to_hugging_face(model)
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert from_hugging_face(config, state).names is None
+    config, state = to_hugging_face(model, ["cat", "LABEL_1", "dog"])
+    assert from_hugging_face(config, state).names == ("cat", "LABEL_1", "dog")
+
+
 @pytest.mark.parametrize("kind", FULL)
 def test_key_counts_are_the_official_ones(kind: str) -> None:
     config, count = FULL[kind]
     with torch.device("meta"):
-        state = to_official(build(config, 91))
+        state = to_official(build(config, 91, load_backbone=False))
     assert len(state) == count
     inferred, classes = infer(state, heads=8, dilation=False, queries=300, dropout=0.1, source="it")
     assert (inferred, classes) == (config, 91)
@@ -142,7 +168,7 @@ def test_dilation_comes_from_elsewhere(
 ) -> None:
     """No weight tells of it: the argument decides, then the saved command line, then the file's name."""
     with torch.device("meta"):
-        model = build(replace(FULL["detr"][0], encoder_layers=1, decoder_layers=1), 91)
+        model = build(replace(FULL["detr"][0], encoder_layers=1, decoder_layers=1), 91, load_backbone=False)
     state = {k: torch.zeros(()).expand(v.shape) for k, v in to_official(model).items()}
     torch.save({"model": state} | ({"args": args} if args else {}), tmp_path / name)
     found = read_official(tmp_path / name, dilation=option)
@@ -165,7 +191,7 @@ def test_the_resnet_is_told_by_its_blocks(name: str) -> None:
         configs += [DeformableDetrConfig(backbone, levels=1, stride=8, queries=9, **sizes)]
     for config in configs:
         with torch.device("meta"):
-            state = to_official(build(config, 5))
+            state = to_official(build(config, 5, load_backbone=False))
         assert infer(state, heads=8, dilation=False, queries=0, dropout=0.1, source="it") == (config, 5)
 
 
@@ -244,12 +270,12 @@ def test_another_model_than_the_files() -> None:
     with pytest.raises(ValueError, match="missing"):
         from_official(state, blank(SMALL["detr"]))
     with pytest.raises(ValueError, match="class loss 'softmax'"):
-        to_official(build(replace(SMALL["refine"], loss=DETR_LOSS), 7))
+        to_official(build(replace(SMALL["refine"], loss=DETR_LOSS), 7, load_backbone=False))
     two_stage: Any = SMALL["two_stage"]
-    alone = build(replace(two_stage, own_level=True), 7)
+    alone = build(replace(two_stage, own_level=True), 7, load_backbone=False)
     with pytest.raises(ValueError, match=r"own_level=True, an ablation"):
         to_official(alone)
-    larger = build(replace(two_stage, anchor_size=0.1), 7)
+    larger = build(replace(two_stage, anchor_size=0.1), 7, load_backbone=False)
     with pytest.raises(ValueError, match=r"anchor_size=0\.1, the official one 0\.05"):
         to_official(larger)
     with pytest.raises(ValueError, match=r"anchor_size=0\.1, the official one 0\.05"):

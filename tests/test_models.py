@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -829,6 +829,36 @@ def test_random_values_that_are_kept_are_warned_of() -> None:
         warnings.simplefilter("error")
         presets.build(config, 2, load_backbone=False)
         presets.build(replace(config, backbone=replace(config.backbone, frozen=False)), 2)
+
+
+@pytest.mark.parametrize("size", presets.SIZES)
+@pytest.mark.parametrize("row", ROWS)
+def test_dilated_rows_are_dilated_at_every_size(row: str, size: Any) -> None:
+    assert model_config(row, size).backbone.dilation == row.endswith("-dc5")
+
+
+def test_input_projections_begin_as_in_the_papers_code() -> None:
+    """Xavier's uniform distribution, ±√(6 / (inputs + outputs)), no bias, and 32 groups of channels are normed."""
+    torch.manual_seed(0)
+    model = DeformableDetr(DEFORMABLE, 2)
+    assert len(model.input_proj) == 4
+    for projection in model.input_proj:
+        convolution, norm = cast(nn.Sequential, projection)
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.GroupNorm)
+        outputs, inputs, height, width = convolution.weight.shape
+        limit = math.sqrt(6 / ((inputs + outputs) * height * width))
+        assert float(convolution.weight.detach().abs().max()) == pytest.approx(limit, rel=0.02)
+        assert float(convolution.weight.detach().std()) == pytest.approx(limit / math.sqrt(3), rel=0.05)
+        assert convolution.bias is not None
+        assert not convolution.bias.any()
+        assert (norm.num_groups, norm.num_channels) == (32, outputs)
+
+
+def test_the_own_networks_norm_eight_groups() -> None:
+    norms = [m for m in Backbone(SMALL).modules() if isinstance(m, nn.GroupNorm)]
+    assert len(norms) > 10
+    assert {norm.num_groups for norm in norms} == {8}
 
 
 def test_what_is_exported_gives_the_same() -> None:

@@ -165,7 +165,7 @@ def test_names_are_those_of_their_models(kind: str) -> None:
     """The paper's models, by name and shape, against models that transformers makes from our config."""
     config, _ = FULL[kind]
     with torch.device("meta"):
-        model = build(config, 91)
+        model = build(config, 91, load_backbone=False)
         settings, state = to_hugging_face(model)
         hf_config = getattr(transformers, settings["architectures"][0]).config_class.from_dict(settings)
         hf = getattr(transformers, settings["architectures"][0])(hf_config)

@@ -1058,6 +1058,16 @@ def test_too_little_memory_or_disk_is_said_before_decoding(
         PictureCache(files, lambda size: size, large_pictures / ".cache")
 
 
+def test_a_picture_that_was_changed_is_decoded_anew(tmp_path: Path) -> None:
+    """Of the same name and length: only the time tells."""
+    file, cache = tmp_path / "a.bmp", tmp_path / ".cache"
+    for value in (10, 20):
+        Image.fromarray(np.full((8, 9, 3), value, np.uint8)).save(file)
+        os.utime(file, ns=(value, value))
+        assert PictureCache([file], lambda size: size, cache)[0].unique().tolist() == [value]
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_muons_rate_follows_the_batch_too() -> None:
     base = recipe("shapes")
     larger = replace(base, train=replace(base.train, batch=64))
@@ -1098,6 +1108,10 @@ def test_the_forecast_is_for_a_step_and_for_an_evaluation(shapes: Path, monkeypa
     found = forecast(chosen, step, training, 40, order_of(chosen.train, training))
     assert found.step_seconds == pytest.approx(1 + 1 / 3)
     assert found.evaluation_seconds == pytest.approx(40 / 4)
+    step.place = World(torch.device("cpu"), 0, 2)  # each of two processes takes half of a batch, and of an evaluation
+    assert forecast(chosen, step, training, 40, order_of(chosen.train, training)).evaluation_seconds == pytest.approx(
+        40 / 2 / 2
+    )
 
 
 def test_the_largest_batch_is_an_evaluations_where_its_pictures_are_larger() -> None:

@@ -890,7 +890,7 @@ command("evaluate runs/mine/best.pt --folder data/coco --workers 0")
 # ddetr-lite predict runs/mine/best.pt holiday/*.jpg
 # ```
 #
-# That writes each picture with its boxes, and `detections.json`. In Python:
+# That writes each picture with its boxes, and `detections.json`, into `runs/mine/predictions`; shown is what scores at least as was best on the validation pictures. In Python:
 
 # %%
 from ddetr_lite.engine.predict import predict
@@ -926,7 +926,7 @@ print("sections:", ", ".join(re.findall(r"<h2[^>]*>([^<]+)", page)))
 # ```
 # ddetr-lite data coco --images 5000 --val-images 500 --classes person,car,dog --dry-run
 # ddetr-lite data coco --images 5000 --val-images 500 --classes person,car,dog
-# ddetr-lite data check data/coco
+# ddetr-lite data check data/coco --start-from detector.pt
 # ddetr-lite train coco --overfit 8 --epochs 300 --evaluate-every 60 --out runs/gate
 # ddetr-lite train coco --profile
 # ddetr-lite train coco --start-from detector.pt --batch 8 --epochs 20 --group-orientations --out runs/mine
@@ -972,14 +972,14 @@ else:
 # %% [markdown]
 # ### Your own pictures
 #
-# Many tools for annotating export "COCO detection". Put it into the same layout, and the commands above need only `--folder`:
+# Many tools for annotating export "COCO detection". Put it into the same layout, and the commands above need only `--folder`. (From anything else a few lines of Python make such a folder: `write_coco`, in [the page on the package as a library](../docs/library.md#your-own-data).)
 #
 # ```
 # mine/annotations/instances_train.json     mine/train/...
 # mine/annotations/instances_val.json       mine/val/...
 # ```
 #
-# Then, in this order: `ddetr-lite data check mine`, and look at the contact sheet; the gate; `--start-from` a detector, with the command that the check has printed; and after the first epochs `report` and, where AP is low, `explain`.
+# Then, in this order: `ddetr-lite data check mine --start-from detector.pt`, and look at the contact sheet; the gate; the command that the check has printed, which suits your data and that detector; and after the first epochs `report` and, where AP is low, `explain`.
 
 # %%
 opened.close()  # the site
