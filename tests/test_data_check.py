@@ -611,7 +611,7 @@ def test_command_on_a_clean_folder(clean_folder: Path, tmp_path: Path, capsys: p
     assert "would be 91" in text
     assert f"ddetr-lite train coco --model deformable-detr --folder {clean_folder}" in text
     assert text.endswith("0 errors, 0 warnings, 0 notes.\n")
-    for name in ("contact_sheet.png", "histograms.png"):
+    for name in ("contact_sheet.png", "contact_sheet_val.png", "histograms.png"):
         with Image.open(out / name) as drawn:
             drawn.load()
             assert min(drawn.size) > 300
@@ -689,7 +689,9 @@ def test_the_contact_sheet_shows_every_class_and_the_same_pictures_each_time(fol
     drawn, again = contact_sheet(split, pictures=4), contact_sheet(split, pictures=4)
     assert "22 of 22 classes" in str(drawn.get_suptitle())
     names = {text.get_text() for ax in drawn.axes for text in ax.texts}
-    assert names == {"car", "brush", *(f"class {i}" for i in range(20))}
+    assert names == {"car", "brush", "car, crowd", *(f"class {i}" for i in range(20))}
+    dashed = [patch for ax in drawn.axes for patch in ax.patches if patch.get_linestyle() == "--"]
+    assert len(dashed) == 1
     assert [ax.get_title() for ax in drawn.axes] == [ax.get_title() for ax in again.axes]
     assert "21 of 23 pictures" in str(drawn.get_suptitle()), (
         "no more than it takes: one picture shows both first classes"

@@ -146,7 +146,9 @@ def _draw(result: "FolderCheck", summary: "Summary", queries: int | None, out: P
 
     (out / "histograms.png").write_bytes(png(histograms(summary, queries)))
     if pictures:
-        (out / "contact_sheet.png").write_bytes(png(contact_sheet(result.splits[0])))
+        for number, split in enumerate(result.splits):
+            name = f"contact_sheet_{split.name}.png" if number else "contact_sheet.png"
+            (out / name).write_bytes(png(contact_sheet(split)))
 
 
 def _print_classes(result: "FolderCheck", summary: "Summary", row: str) -> None:

@@ -1,6 +1,6 @@
 """What a data set looks like: sample pictures with their boxes, and its numbers as histograms."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +8,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.check_annotations import Split
 from ddetr_lite.datasets.check_pictures import named_files
-from ddetr_lite.datasets.fields import Record, four_numbers, is_id
+from ddetr_lite.datasets.fields import Record, four_numbers, is_crowd, is_id
 from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.datasets.summary import LARGE, SMALL, Summary
 from ddetr_lite.plots.charts import bars
 from ddetr_lite.plots.detection import boxes
-from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, figure, plain
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, figure, plain
 
 COLUMNS = 4
 CELL = 3.4  # inches, a picture's width on the sheet
@@ -27,14 +28,14 @@ CROWDED = 6  # objects with which a picture is half as welcome on the sheet
 
 
 def contact_sheet(split: Split, pictures: int = 12, most: int = 48, seed: int = 0) -> Figure:
-    """Pictures with their boxes and names, so chosen that every class is seen; the same ones each time.
+    """Pictures with their boxes and names, so chosen that every class is seen, and a crowd; the same ones each time.
 
-    pictures: at least so many, where the split has them; most: and never more, even if a class is then left out. Those that
-    cannot be read are passed over.
+    Crowds are dashed: training leaves them out. pictures: at least so many, where the split has them; most: and never more,
+    even if a class is then left out. Those that cannot be read are passed over.
     """
     names = {c["id"]: str(c.get("name")) for c in split.categories if is_id(c.get("id"))}
     objects: dict[str, list[Record]] = {}
-    for annotation in split.objects():
+    for annotation in split.annotations:
         known = is_id(annotation.get("category_id")) and annotation["category_id"] in names
         if known and four_numbers(annotation.get("bbox")):
             objects.setdefault(repr(annotation.get("image_id")), []).append(annotation)
@@ -50,7 +51,7 @@ def contact_sheet(split: Split, pictures: int = 12, most: int = 48, seed: int = 
         _picture(ax, image, pixels, own, names)
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
-    seen = len({a["category_id"] for _, _, own in chosen for a in own})
+    seen = len({a["category_id"] for _, _, own in chosen for a in own if not is_crowd(a)})
     made.suptitle(
         f"{split.name}: {len(chosen)} of {len(split.images)} pictures, {seen} of {len(names)} classes",
         fontsize=15,
@@ -68,12 +69,12 @@ def _choose(
     rest: dict[int, tuple[Record, Path, list[Record]]] = {
         int(i): (*files[i], objects.get(repr(files[i][0].get("id")), [])) for i in order
     }
-    unseen = {a["category_id"] for own in objects.values() for a in own}
+    unseen = _kinds(a for own in objects.values() for a in own)
     given = 0
 
     def worth(place: int) -> float:
         own = rest[place][2]
-        return len(unseen & {a["category_id"] for a in own}) / (CROWDED + len(own))
+        return len(unseen & _kinds(own)) / (CROWDED + len(own))
 
     while rest and given < most and (unseen or given < pictures):
         # Without a new class to show: pictures with objects before those without, in the order drawn.
@@ -86,9 +87,14 @@ def _choose(
             pixels = read_picture(path)
         except Exception:  # whatever a decoder raises: the findings name it
             continue
-        unseen -= {a["category_id"] for a in own}
+        unseen -= _kinds(own)
         given += 1
         yield image, pixels, own
+
+
+def _kinds(annotations: Iterable[Record]) -> set[Any]:
+    """What a sheet is to show: each category, and crowds, of whatever category."""
+    return {"crowd" if is_crowd(a) else a["category_id"] for a in annotations}
 
 
 def _picture(ax: Axes, image: Record, pixels: Tensor, own: Sequence[Record], names: dict[Any, str]) -> None:
@@ -99,7 +105,14 @@ def _picture(ax: Axes, image: Record, pixels: Tensor, own: Sequence[Record], nam
         pixels = F.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
     own = sorted(own, key=lambda a: -a["bbox"][2] * a["bbox"][3])  # small ones on top
     corners = [[scale * v for v in (x, y, x + w, y + h)] for x, y, w, h in (a["bbox"] for a in own)]
-    boxes(pixels, corners, [names[a["category_id"]] for a in own], classes=list(names.values()), ax=ax)
+    single = [i for i, a in enumerate(own) if not is_crowd(a)]
+    labels = [names[own[i]["category_id"]] for i in single]
+    boxes(pixels, [corners[i] for i in single], labels, classes=list(names.values()), ax=ax)
+    for (x0, y0, x1, y1), annotation in zip(corners, own, strict=True):
+        if is_crowd(annotation):
+            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=INK, linestyle="--", linewidth=2))
+            ax.text(x0, y0, plain(f"{names[annotation['category_id']]}, crowd"), fontsize=7.5, color=PAPER, va="bottom",
+                    bbox={"facecolor": INK, "edgecolor": "none", "pad": 1.2})  # fmt: skip
     title = f"id {image.get('id')} · {image.get('file_name')}"
     with mpl.rc_context(STYLE):
         ax.set_title(

@@ -263,7 +263,7 @@ print("by a seeded draw, fewer than 70:", len(drawn_before & drawn_after) < 70)
 command("data check data/coco")
 
 # %% [markdown]
-# Read it from the top: nothing is wrong; how many objects of what size; the map from ids to labels with the trap; and advice with a reason for each line. (The advice is for ImageNet's ResNet-50 on a GPU; we shall train a much smaller model.) It has also drawn two pictures: a *contact sheet* (many pictures with their boxes on one page) and histograms. The sheet comes first for a reason: **no program can see that a box lies beside its object. You can.**
+# Read it from the top: nothing is wrong; how many objects of what size; the map from ids to labels with the trap; and advice with a reason for each line. (The advice is for ImageNet's ResNet-50 on a GPU; we shall train a much smaller model.) It has also drawn a *contact sheet* of each split (many pictures with their boxes on one page) and histograms. The sheet comes first for a reason: **no program can see that a box lies beside its object. You can.**
 
 # %%
 from ddetr_lite.datasets.check import check_folder
