@@ -61,9 +61,12 @@ def test_nothing_is_overwritten_and_what_was_not_finished_begins_anew(tmp_path: 
         write_coco(tmp_path, "train", [good, good], ["a"])
     assert path.read_bytes() == before
     (tmp_path / "val").mkdir()
-    (tmp_path / "val" / "holiday.jpg").write_bytes(b"x")
+    theirs = tmp_path / "val" / "000000.png"  # as it would be called here, too
+    theirs.write_bytes(b"x")
     with pytest.raises(FileExistsError, match="holds other files"):
         write_coco(tmp_path, "val", [good], ["a"])
+    assert theirs.read_bytes() == b"x"
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["000000.png"]
 
 
 @pytest.mark.parametrize(

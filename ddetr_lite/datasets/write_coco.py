@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,8 @@ Sample = tuple[str | Path | Tensor, Any, Sequence[int | str] | Tensor]
 """A picture, its boxes and their labels: see `write_coco`."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the files of a split go."""
-
-    annotations: Path
-    pictures: Path
+UNFINISHED = ".unfinished"
+"""A file in the folder of pictures as long as their annotations are not written."""
 
 
 def write_coco(folder: str | Path, split: str, samples: Iterable[Sample], classes: Sequence[str]) -> Path:
@@ -39,14 +34,15 @@ def write_coco(folder: str | Path, split: str, samples: Iterable[Sample], classe
     The annotations are written last: a split without them was not finished, and is written anew. One that is there is never
     overwritten. Raises FileExistsError for it, ValueError naming the sample, by its position, and what is wrong with it.
     """
-    place = _Place(Path(folder) / "annotations" / f"instances_{split}.json", Path(folder) / split)
+    annotations, pictures = Path(folder) / "annotations" / f"instances_{split}.json", Path(folder) / split
     names = _checked(classes)
-    if place.annotations.exists():
-        raise FileExistsError(f"{place.annotations} is there already: write to another folder, or move it away")
-    if place.pictures.is_dir() and not all(_ours(path) for path in place.pictures.iterdir()):
-        raise FileExistsError(f"{place.pictures} holds other files: write to another folder")
-    for path in (place.annotations.parent, place.pictures):
+    if annotations.exists():
+        raise FileExistsError(f"{annotations} is there already: write to another folder, or move it away")
+    if pictures.exists() and any(pictures.iterdir()) and not (pictures / UNFINISHED).exists():
+        raise FileExistsError(f"{pictures} holds other files: write to another folder")
+    for path in (annotations.parent, pictures):
         path.mkdir(parents=True, exist_ok=True)
+    (pictures / UNFINISHED).touch()
     content: dict[str, Any] = {
         "images": [],
         "annotations": [],
@@ -54,7 +50,7 @@ def write_coco(folder: str | Path, split: str, samples: Iterable[Sample], classe
     }
     for index, (picture, boxes, labels) in enumerate(samples):
         objects = list(_objects(index, boxes, labels, names))
-        name, (height, width) = _write_picture(index, picture, place.pictures)
+        name, (height, width) = _write_picture(index, picture, pictures)
         content["images"].append({"id": index + 1, "file_name": name, "height": height, "width": width})
         for label, (x0, y0, x1, y1) in objects:
             bbox, area = [x0, y0, x1 - x0, y1 - y0], (x1 - x0) * (y1 - y0)
@@ -71,8 +67,9 @@ def write_coco(folder: str | Path, split: str, samples: Iterable[Sample], classe
             )
     if not content["images"]:
         raise ValueError("there are no samples: give at least one picture")
-    write_bytes(place.annotations, json.dumps(content, separators=(",", ":")).encode())
-    return place.annotations
+    write_bytes(annotations, json.dumps(content, separators=(",", ":")).encode())
+    (pictures / UNFINISHED).unlink()
+    return annotations
 
 
 def _checked(classes: Sequence[str]) -> list[str]:
@@ -80,11 +77,6 @@ def _checked(classes: Sequence[str]) -> list[str]:
     if not names or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"classes={classes!r} must be names, at least one, and none twice")
     return names
-
-
-def _ours(path: Path) -> bool:
-    """Whether a file may be one that `_write_picture` wrote."""
-    return path.name[:6].isdigit() and path.is_file()
 
 
 def _write_picture(index: int, picture: str | Path | Tensor, folder: Path) -> tuple[str, tuple[int, int]]:

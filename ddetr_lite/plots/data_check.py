@@ -111,7 +111,7 @@ def _picture(ax: Axes, image: Record, pixels: Tensor, own: Sequence[Record], nam
     for (x0, y0, x1, y1), annotation in zip(corners, own, strict=True):
         if is_crowd(annotation):
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=INK, linestyle="--", linewidth=2))
-            ax.text(x0, y0, plain(f"{names[annotation['category_id']]}, crowd"), fontsize=7.5, color=PAPER, va="bottom",
+            ax.text(x0, y0, plain(f"{names[annotation['category_id']]}, crowd"), fontsize=7.5, color=PAPER, va="top",
                     bbox={"facecolor": INK, "edgecolor": "none", "pad": 1.2})  # fmt: skip
     title = f"id {image.get('id')} · {image.get('file_name')}"
     with mpl.rc_context(STYLE):

@@ -275,7 +275,8 @@ sheet = contact_sheet(split, pictures=4, most=4, seed=2)
 sheet.set_size_inches(7.2, 1.9)  # smaller than in the file
 plots.show(
     sheet,
-    alt="Four pictures of the training set with the boxes and names of their objects; every box fits.",
+    alt="Four pictures of the training set with the boxes and names of their objects; every box fits. Arrows that stand close "
+    "together are one crowd, with a dashed box.",
 )
 
 # %%
