@@ -147,3 +147,13 @@ def test_larger_pictures_are_measured_small_and_need_as_much_more_as_they_have_p
         train(chosen, tmp_path / "run", progress=False)
     assert sides == [(2, 3, 400, 400)]
     assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+def test_each_process_of_a_machine_needs_its_own(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddetr_lite.engine.forecast.taken_by", lambda work: work() and GB)
+    monkeypatch.setattr("ddetr_lite.engine.forecast.free_bytes", lambda: 3 * GB)
+    chosen = tiny_recipe(shapes, "detr", epochs=1, batch=4, evaluate_every=0, forecast=True)
+    train(chosen, tmp_path / "one", progress=False)  # 4 · 1 / 2 = 2 GB
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"needs about 4\.\d GB of memory"):
+        train(chosen, tmp_path / "two", progress=False)

@@ -5,6 +5,7 @@ anew in every step anyway.
 """
 
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -139,15 +140,16 @@ def _check_memory(recipe: Recipe, step: Step, samples: list[Any]) -> None:
     part, few = len(samples), samples[:2]  # a batch norm counts over more than one
     whole = largest(Batch.of(few), recipe.augment)
     shrink = max(1.0, math.sqrt(math.prod(whole.images.pixels.shape[-2:])) / SIDE)
-    taken, free = taken_by(lambda: step.gradient([_shrunk(whole, shrink)])), free_bytes()
+    free, taken = free_bytes(), taken_by(lambda: step.gradient([_shrunk(whole, shrink)]))
     if taken is None or free is None:
         return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that torchrun started on this machine
     weights = sum(p.numel() * p.element_size() for p in step.parameters if p.requires_grad)
     a_picture = max(taken - weights, 0) * shrink**2 / len(few)
     fixed = 3 * weights  # gradients, and two moments
 
     def need(pictures: int) -> float:
-        return step.place.size * (fixed + pictures * a_picture)
+        return processes * (fixed + pictures * a_picture)
 
     if need(part) <= free:
         return
@@ -159,7 +161,7 @@ def _check_memory(recipe: Recipe, step: Step, samples: list[Any]) -> None:
         remedy = f"take each step in pieces with --accumulate {pieces * recipe.train.accumulate}, or {remedy}"
     raise ValueError(
         f"a step with {part} picture{'s' * (part > 1)} at a time needs about {need(part) / 1e9:.1f} GB of memory, and "
-        f"{free / 1e9:.1f} GB are free: {remedy}"
+        f"{free / 1e9:.1f} GB are free: {remedy}; --no-forecast tries it all the same"
     )
 
 

@@ -80,10 +80,9 @@ def drawn_over(
     height, width = picture.shape[-2:]
     longer = max(height, width)
     scale = min(max(longer, 640), 1280) / longer
-    inches = [
-        (round(side * scale) + 0.1) / DPI for side in (width, height)
-    ]  # matplotlib cuts off what is no whole pixel
-    made = Figure(figsize=(inches[0], inches[1]), dpi=DPI)
+    # A tenth more, since matplotlib cuts off what is no whole pixel.
+    across, down = ((round(side * scale) + 0.1) / DPI for side in (width, height))
+    made = Figure(figsize=(across, down), dpi=DPI)
     ax = made.add_axes((0, 0, 1, 1))
     boxes(picture, corners, labels, scores, classes=classes, ax=ax)
     ax.axis("off")
