@@ -85,6 +85,11 @@ def check_images(images: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"picture {i} must be (3, H, W), got {tuple(image.shape)}: convert it to RGB, channels first"
             )
+        # On a GPU a look would be a wait.
+        if image.is_floating_point() and image.device.type == "cpu" and image.detach().max() > 10:
+            raise ValueError(
+                f"picture {i} is floating point with values up to {float(image.max()):.0f}: give 0..1, or uint8 in 0..255"
+            )
 
 
 def _pad(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:

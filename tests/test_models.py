@@ -17,6 +17,7 @@ import torch
 import torchvision
 from parity_models import random_statistics
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from ddetr_lite.batching import ImageBatch, batch_images, flatten_levels, mask_for
@@ -889,6 +890,13 @@ def test_pictures_and_targets_that_are_no_tensors() -> None:
         model([np.zeros((64, 96, 3), np.uint8)], truths()[:1])
     with pytest.raises(ValueError, match="no pictures"):
         model(torch.rand(0, 3, 64, 96))
+    with pytest.raises(ValueError, match=r"picture 0 is floating point with values up to 255: give 0\.\.1"):
+        model([255 * torch.ones(3, 64, 96)], truths()[:1])
+    with pytest.raises(ValueError, match="picture 0 of the batch: the target lacks labels"):
+        model(together[:1], [{"boxes": torch.ones(1, 4)}])
+    other = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYWH", canvas_size=(64, 96))
+    with pytest.raises(ValueError, match="picture 0 of the batch: boxes are XYWH: give corners"):
+        model(together[:1], [{"boxes": other, "labels": torch.tensor([0])}])
     with pytest.raises(ValueError, match="picture 0 of the batch: 'boxes' is a list: give a tensor"):
         model(together[:1], [{"boxes": [[1, 2, 3, 4]], "labels": torch.tensor([0])}])
 

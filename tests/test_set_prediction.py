@@ -701,3 +701,13 @@ def test_small_things() -> None:
     labels, boxes = pad_targets(random_targets([1, 0], 4), torch.device("cpu"))
     assert labels[1].tolist() == [0]
     assert boxes[1].tolist() == [[0.5, 0.5, 1.0, 1.0]]
+
+
+def test_losses_say_what_they_need() -> None:
+    logits, boxes = random_predictions(1, 2, 4, 3, "focal")
+    targets = [{"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}] * 2
+    for wrong in (Outputs(logits[0], boxes[0]), Outputs(logits[:, :1], boxes[:, :1])):
+        with pytest.raises(ValueError, match=r"for one layer give logits\[None\]"):
+            set_losses(wrong, targets, DEFORMABLE_DETR_LOSS)
+    with pytest.raises(ValueError, match="kind='Focal' must be 'softmax' or 'focal'"):
+        SetLoss(kind="Focal")  # type: ignore[arg-type]

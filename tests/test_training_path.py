@@ -30,8 +30,8 @@ from ddetr_lite.engine.average import average_of, update_average
 from ddetr_lite.engine.data import datasets, order_of, size_to_keep
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.errors import best_threshold, find_errors, threshold_of
-from ddetr_lite.engine.evaluate import detect
-from ddetr_lite.engine.fine_tuning import start_from
+from ddetr_lite.engine.evaluate import ap_of, detect, evaluate, validation_set
+from ddetr_lite.engine.fine_tuning import recipe_for, start_from
 from ddetr_lite.engine.forecast import Forecast, duration, forecast, largest
 from ddetr_lite.engine.guard import Guard
 from ddetr_lite.engine.log import RunLog, read_log
@@ -992,6 +992,46 @@ def test_older_spellings_of_options_are_what_they_are_now() -> None:
         found = recipe_to_dict(recipe_from_dict({**now, "data": now["data"] | old}))
         assert found == {**now, "data": now["data"] | new}
         assert {name: type(found["data"][name]) for name in new} == {name: type(new[name]) for name in new}
+
+
+def test_a_model_is_judged_on_pictures_of_its_own_size(large_pictures: Path, tmp_path: Path) -> None:
+    """And under its own labels: both are in the checkpoint."""
+    model = small_model("detr", 2)
+    about = {"recipe": {"augment": {"short_sides": [20], "eval_short_side": 24, "max_side": 40}}}
+    checkpoint.save_model(tmp_path / "m.pt", model, ["brush", "car"], about)
+    loaded = checkpoint.load_model(tmp_path / "m.pt")
+    data = validation_set(loaded, large_pictures)
+    assert {min(data[i][0].shape[1:]) for i in range(len(data))} <= {
+        24,
+        23,
+        22,
+    }  # or less, where a side would be above 40
+    assert data.classes == ["brush", "car"]
+    assert evaluate(loaded.model, data)["AP"] >= 0
+    few = CocoDetection(CocoFolder.find(large_pictures, "val"), classes=["brush", "car", "cat"])
+    with pytest.raises(ValueError, match="has 3 classes, the model 2: give the data set the model's"):
+        evaluate(loaded.model, few)
+    detections = dict(detect(loaded.model, data))
+    found = next(iter(detections.values()))
+    with pytest.raises(ValueError, match="has no image id 5: these detections are of other data"):
+        ap_of({5: found}, data)
+    for name in ("scores", "boxes"):
+        with pytest.raises(ValueError, match=f"{name} hold NaN or infinity"):
+            ap_of({next(iter(detections)): {**found, name: found[name] * torch.nan}}, data)
+
+
+def test_fine_tuning_from_python_takes_model_and_sizes_of_the_checkpoint(tmp_path: Path) -> None:
+    model = small_model("deformable-detr-two-stage", 2)
+    about = {"recipe": {"augment": {"short_sides": [20], "eval_short_side": 24, "max_side": 40}}}
+    for name, told in (("resized", about), ("as-they-are", {})):
+        path = tmp_path / f"{name}.pt"
+        checkpoint.save_model(path, model, ["brush", "car"], told)
+        chosen = recipe_for(path, "coco-mini")
+        base = recipe("coco-mini", "deformable-detr-two-stage")
+        assert chosen.model == model.config
+        assert chosen.train == replace(base.train, start_from=str(path))
+        sizes: Any = {"short_sides": (20,), "eval_short_side": 24, "max_side": 40} if told else {}
+        assert chosen.augment == replace(base.augment, **sizes)
 
 
 def test_a_report_of_equal_evaluations_shows_the_last_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision import tv_tensors
 
 from ddetr_lite.datasets.check import check_folder
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
@@ -72,7 +73,7 @@ def test_nothing_is_overwritten_and_what_was_not_finished_begins_anew(tmp_path: 
 @pytest.mark.parametrize(
     ("picture", "boxes", "labels", "message"),
     [
-        (None, [[0, 0, 4, 4]], [2], r"sample 0, object 0: label 2 must be a whole number in 0\.\.1"),
+        (None, [[0, 0, 4, 4]], [2], r"sample 0: object 0: label 2 must be a whole number in 0\.\.1"),
         (None, [[0, 0, 4, 4]], [-1], r"label -1 must be"),
         (None, [[0, 0, 4, 4]], [True], r"label True must be"),
         (None, [[0, 0, 4, 4]], [1.0], r"label 1\.0 must be"),
@@ -82,9 +83,22 @@ def test_nothing_is_overwritten_and_what_was_not_finished_begins_anew(tmp_path: 
         (None, [[0, 0, float("nan"), 4]], [0], "must be four finite numbers"),
         (None, [[0, 0, 4]], [0], r"boxes must be \(T, 4\) and labels \(T,\), got \(1, 3\) and \(1,\)"),
         (None, [[0, 0, 4, 4]], [0, 1], r"got \(1, 4\) and \(2,\)"),
+        (None, [[0, 0, 4, 4]], [2], "they begin at 0; where 0 is the background, subtract 1"),
+        (None, [[20, 0, 24, 4]], [0], r"object 0: box .* lies outside the picture, which is 8 wide and 8 high"),
+        (None, None, [0], "sample 0: "),
+        (None, [[0, 0, 4, 4], [1, 2]], [0, 1], "sample 0: "),
+        (None, "boxes", [0], "sample 0: "),
+        (None, [[0, 0, 4, 4]], 0, "sample 0: "),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), [], [], r"the picture is torch\.uint8 \(8, 8, 3\)"),
-        (torch.zeros(3, 8, 8), [], [], r"the picture is torch\.float32 \(3, 8, 8\): give a path, or a tensor"),
-        (np.zeros((8, 8, 3), np.uint8), [], [], "the picture is ndarray: give a path"),
+        (torch.zeros(3, 0, 8, dtype=torch.uint8), [], [], r"the picture is torch\.uint8 \(3, 0, 8\)"),
+        (
+            torch.zeros(3, 8, 8),
+            [],
+            [],
+            r"the picture is torch\.float32 \(3, 8, 8\): .*make \(255 \* picture\)\.byte\(\)",
+        ),
+        (np.zeros((8, 8, 3)), [], [], r"the picture is torch\.float64 \(3, 8, 8\): give a path"),
+        (3, [], [], "the picture is int: give a path"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, picture: Any, boxes: Any, labels: Any, message: str) -> None:
@@ -94,9 +108,51 @@ def test_what_is_wrong_is_named(tmp_path: Path, picture: Any, boxes: Any, labels
     assert not (tmp_path / "annotations" / "instances_train.json").exists()
 
 
-@pytest.mark.parametrize("classes", [[], ["a", "a"], [1]])
+def test_pictures_boxes_and_labels_of_every_kind(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    box = torch.tensor([[1.0, 2.0, 4.0, 7.0]])
+    kinds: list[tuple[Any, Any, Any]] = [
+        (pixels, box.numpy(), np.array([1])),
+        (Image.fromarray(pixels), box.bfloat16(), [np.int64(1)]),
+        (torch.from_numpy(pixels).permute(2, 0, 1), box.clone().requires_grad_(), [torch.tensor(1)]),
+        (pixels, tv_tensors.BoundingBoxes([[1, 2, 3, 5]], format="XYWH", canvas_size=(8, 9)), ["b"]),
+        (pixels, [(1, 2, 4, 7)], torch.tensor([1])),
+    ]
+    write_coco(tmp_path, "train", kinds, {0: "a", 1: "b"})
+    data = CocoDetection(CocoFolder.find(tmp_path, "train"))
+    assert data.classes == ["a", "b"]
+    for index in range(len(kinds)):
+        image, target = data[index]
+        assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+        assert target["boxes"].tolist() == box.tolist()
+        assert target["labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_photo_that_is_to_be_turned(tmp_path: Path, upright: bool) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (8, 20, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    box = [[1, 9, 5, 19]] if upright else [[9, 1, 19, 5]]
+    write_coco(tmp_path / "data", "train", [(tmp_path / "photo.png", box, [0])], ["a"], upright=upright)
+    image, target = CocoDetection(CocoFolder.find(tmp_path / "data", "train"))[0]
+    assert torch.equal(image, read_picture(tmp_path / "photo.png", upright=upright))
+    assert image.shape[1:] == ((20, 8) if upright else (8, 20))
+    assert target["boxes"].tolist() == box
+
+
+@pytest.mark.parametrize("split", ["", "../x", "a/b"])
+def test_a_split_is_a_name(tmp_path: Path, split: str) -> None:
+    with pytest.raises(ValueError, match="must be a name"):
+        write_coco(tmp_path, split, [], ["a"])
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("classes", [[], ["a", "a"], [1], [""], "a", 3, {"a": 1, "b": 0}, {1: "a", 2: "b"}])
 def test_classes_are_names(tmp_path: Path, classes: Any) -> None:
-    with pytest.raises(ValueError, match="must be names, at least one, and none twice"):
+    with pytest.raises(ValueError, match=r"must be (names, at least one|a list of names, or name 0)"):
         write_coco(tmp_path, "train", [], classes)
+    assert not any(tmp_path.iterdir())
     with pytest.raises(ValueError, match="no samples"):
         write_coco(tmp_path, "train", [], ["a"])

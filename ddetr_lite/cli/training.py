@@ -73,9 +73,8 @@ def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> "tuple[Recipe
 def _recipe_to_begin(name: str, words: list[str]) -> "tuple[Recipe, list[str]]":
     """The named recipe, whose defaults a model or a checkpoint decide: so these are read first."""
     from ddetr_lite.engine.checkpoint import load_model
+    from ddetr_lite.engine.fine_tuning import with_model_of
     from ddetr_lite.engine.recipes import recipe
-    from ddetr_lite.engine.run_results import row_of
-    from ddetr_lite.models.presets import config_to_dict
 
     model, words = take_option(words, "--model")
     source, words = take_option(words, "--start-from")
@@ -83,10 +82,8 @@ def _recipe_to_begin(name: str, words: list[str]) -> "tuple[Recipe, list[str]]":
     if source is None:
         return chosen, words
     loaded = load_model(source)
-    config = loaded.model.config
     if model is None:
-        chosen = recipe(name, row_of(config_to_dict(config)))
-        chosen = dataclasses.replace(chosen, model=config)
+        chosen = with_model_of(loaded, name)
     chosen = dataclasses.replace(chosen, augment=_sizes_of(loaded.about, chosen.augment, words))
     return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, start_from=source)), words
 

@@ -38,13 +38,10 @@ class EvaluateOptions:
 def evaluate(words: list[str]) -> None:
     """Measure a checkpoint: AP, by size and by class."""
     options = parse(EvaluateOptions, words, "ddetr-lite evaluate")
-    from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
-    from ddetr_lite.datasets.transforms import eval_transform
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.distributed import pick_device
-    from ddetr_lite.engine.evaluate import area_ranges
+    from ddetr_lite.engine.evaluate import area_ranges, validation_set
     from ddetr_lite.engine.evaluate import evaluate as measure
-    from ddetr_lite.engine.predict import augment_of
 
     at_least(options, batch=1, workers=0)
     _check_nms(options.nms)
@@ -56,7 +53,7 @@ def evaluate(words: list[str]) -> None:
     if options.folder is None:
         make_shapes(loaded.about.get("recipe", {}).get("name"), str(folder))
     split = options.split or trained_on.get("val_split", "val")
-    data = CocoDetection(CocoFolder.find(folder, split), eval_transform(augment_of(loaded)), loaded.classes)
+    data = validation_set(loaded, folder, split)
     bands = options.size_bands or tuple(trained_on.get("size_bands", (32, 96)))
     area_ranges(data, bands)  # bands that do not fit are an error before all pictures are looked at
     model = loaded.model.to(pick_device(options.device))

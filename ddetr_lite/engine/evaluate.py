@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from ddetr_lite.datasets.coco import CocoDetection
+from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
 from ddetr_lite.datasets.loading import evaluation_batches, loader
+from ddetr_lite.datasets.transforms import eval_transform
+from ddetr_lite.engine.checkpoint import LoadedModel
+from ddetr_lite.engine.predict import augment_of
 from ddetr_lite.models.presets import Model
 from ddetr_lite.progress import hidden
 from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
@@ -62,8 +66,14 @@ def evaluate(
 ) -> dict[str, float]:
     """COCO's metrics of a model on a data set: `METRICS`, and "AP/name" for each class. The model's mode is kept.
 
-    nms: judge what `without_repeats` leaves at this IoU; padded: see `detect`.
+    dataset: with the model's classes, and its pictures resized as the model's were (`validation_set` sees to both). nms: judge
+    what `without_repeats` leaves at this IoU; padded: see `detect`. Raises ValueError for another number of classes.
     """
+    if len(dataset.classes) != model.classes:
+        raise ValueError(
+            f"{dataset.folder.annotations} has {len(dataset.classes)} classes, the model {model.classes}: give the data set "
+            "the model's (CocoDetection(..., classes=loaded.classes), or validation_set(loaded, folder))"
+        )
     was_training = model.training
     detections = dict(detect(model, dataset, batch, workers, progress, padded=padded))
     model.train(was_training)
@@ -72,14 +82,25 @@ def evaluate(
     return ap_of(detections, dataset, size_bands)
 
 
+def validation_set(loaded: LoadedModel, folder: str | Path, split: str = "val") -> CocoDetection:
+    """A split for judging a model: labels as the model has them, pictures resized as those that it was validated on.
+
+    Raises FileNotFoundError where there is no such split, ValueError for a category that the model does not know.
+    """
+    return CocoDetection(CocoFolder.find(folder, split), eval_transform(augment_of(loaded)), loaded.classes)
+
+
 def ap_of(
     detections: dict[int, Detections], dataset: CocoDetection, size_bands: tuple[float, float] = (32, 96)
 ) -> dict[str, float]:
     """COCO's metrics of detections, {image id: ...}, against a data set's annotations, crowds included.
 
     size_bands: √area where small ends and large begins, in pixels; both below 1: as shares of √(height·width), for sets
-    whose pictures all have one size. A picture without detections counts, and so does a set without any.
+    whose pictures all have one size. A picture without detections counts, and so does a set without any. Labels are positions
+    in `dataset.classes`; results in COCO's own form come in by `errors.detections_from_results`. Raises ValueError for
+    pictures that the data set does not have, and for scores or boxes that are not finite.
     """
+    _check(detections, dataset)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = _truth(dataset)
         found = results_of(detections, dataset)
@@ -98,6 +119,18 @@ def ap_of(
             float(values[values > -1].mean()) if (values > -1).any() else -1.0
         )
     return metrics
+
+
+def _check(detections: dict[int, Detections], dataset: CocoDetection) -> None:
+    known = {image["id"] for image in dataset.images}
+    for image_id, found in detections.items():
+        if image_id not in known:
+            raise ValueError(
+                f"{dataset.folder.annotations} has no image id {image_id!r}: these detections are of other data"
+            )
+        for name in ("scores", "boxes"):
+            if not torch.isfinite(found[name]).all():
+                raise ValueError(f"image id {image_id}: {name} hold NaN or infinity, which nobody can judge")
 
 
 def _truth(dataset: CocoDetection) -> COCO:

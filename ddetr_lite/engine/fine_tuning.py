@@ -5,12 +5,15 @@ the checkpoint does not know starts as in a new model.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ddetr_lite.engine.checkpoint import load_model
+from ddetr_lite.engine.checkpoint import LoadedModel, load_model
+from ddetr_lite.engine.recipes import Recipe, recipe
+from ddetr_lite.engine.run_results import row_of
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.faster_rcnn import FasterRcnn
 from ddetr_lite.models.presets import Model, config_to_dict
@@ -46,6 +49,23 @@ def start_from(model: Model, classes: Sequence[str], path: str | Path) -> str:
     some = f"{', '.join(fresh[:6])}{' ...' if len(fresh) > 6 else ''}"
     made = f"the heads of {len(fresh)} ({some}) are made anew" if fresh else "no head is made anew"
     return f"Started from {path}, which knows {len(kept)} of the {len(classes)} classes: {made}; all else carries over."
+
+
+def recipe_for(path: str | Path, name: str = "coco") -> Recipe:
+    """The recipe `name` for fine-tuning a checkpoint: its model, and pictures of the size that it learned from.
+
+    Raises as `load_model`.
+    """
+    loaded = load_model(path)
+    chosen = with_model_of(loaded, name)
+    augment = replace(chosen.augment, **sizes_of(loaded.about))
+    return replace(chosen, augment=augment, train=replace(chosen.train, start_from=str(path)))
+
+
+def with_model_of(loaded: LoadedModel, name: str) -> Recipe:
+    """The recipe `name` as it is for models of this kind, with this one."""
+    config = loaded.model.config
+    return replace(recipe(name, row_of(config_to_dict(config))), model=config)
 
 
 def sizes_of(about: dict[str, Any]) -> dict[str, Any]:

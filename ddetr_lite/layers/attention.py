@@ -35,7 +35,8 @@ def scaled_dot_product_attention(
     query: (..., N_q, D); key: (..., N_k, D); value: (..., N_k, D_v); mask: broadcastable to (..., N_q, N_k),
     True where a key is hidden; dropout: the share of weights dropped (0 in evaluation).
     Returns (..., N_q, D_v): for each query a mean of the values, weighted by how well its key fits. A query that
-    may see no key gets zeros. torch's fused kernel does the arithmetic; its masks say the opposite of ours.
+    may see no key gets zeros. torch's fused kernel does the arithmetic; its masks say the opposite of ours. (With dropout on
+    a CPU torch has no fused kernel, and keeps the weights.)
     """
     visible = None if mask is None else ~mask
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, ImageBatch, RawBatch, batch_images
 from ddetr_lite.set_prediction.boxes import xyxy_to_cxcywh
@@ -94,9 +95,14 @@ def check_counts(targets: Sequence[Target] | None, pictures: int) -> list[int]:
     if len(targets) != pictures:
         raise ValueError(f"{pictures} pictures but {len(targets)} targets: give one for each")
     for i, target in enumerate(targets):
+        if missing := {"boxes", "labels"} - target.keys():
+            raise ValueError(f"{_name(target, i)}: the target lacks {', '.join(sorted(missing))}")
         for name in ("boxes", "labels"):
             if not isinstance(target[name], Tensor):
                 raise ValueError(f"{_name(target, i)}: {name!r} is a {type(target[name]).__name__}: give a tensor")
+        form = getattr(target["boxes"], "format", None)  # torchvision's boxes say what they are
+        if form is not None and form != tv_tensors.BoundingBoxFormat.XYXY:
+            raise ValueError(f"{_name(target, i)}: boxes are {form.value}: give corners (x0, y0, x1, y1), XYXY")
         if target["boxes"].numel() != 4 * len(target["labels"]):
             boxes = target["boxes"].numel() // 4
             raise ValueError(f"{_name(target, i)}: {len(target['labels'])} labels but {boxes} boxes")

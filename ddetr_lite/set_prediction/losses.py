@@ -47,6 +47,11 @@ class SetLoss:
     no_object: float = 0.1
     matching: MatchingCost = MatchingCost()
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for another kind."""
+        if self.kind not in ("softmax", "focal"):
+            raise ValueError(f"kind={self.kind!r} must be 'softmax' or 'focal'")
+
 
 DETR_LOSS = SetLoss(kind="softmax", classification=1.0, matching=MatchingCost(classification=1.0))
 DEFORMABLE_DETR_LOSS = SetLoss()
@@ -141,8 +146,14 @@ def set_losses(
     targets: for each picture "labels" (T,) and "boxes" (T, 4), (cx, cy, w, h) in 0..1; "image_id" names it in errors.
     counts: of the whole step, where these pictures are a part of it (`count` of all its targets): then the losses of the
     parts, summed, are those of the whole, as is their mean over processes. (But for the class loss of hints, which are padded
-    to the most objects of a picture in each part.)
+    to the most objects of a picture in each part.) Raises ValueError for outputs without a dimension of layers, or another
+    number of targets than pictures.
     """
+    if outputs.logits.dim() != 4 or len(targets) != outputs.logits.shape[1]:
+        raise ValueError(
+            f"logits must be (layers, pictures, queries, classes), with a target for each picture, got "
+            f"{tuple(outputs.logits.shape)} and {len(targets)} targets; for one layer give logits[None] and boxes[None]"
+        )
     whole = counts
     if counts is None:
         counts = count(targets, outputs.logits.device)
