@@ -8,10 +8,11 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-LIMITS = (  # a container's limit, what it uses, its statistics, and what in them could be given back at once
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+LIMITS = (  # a container's limit, what it uses, and in its statistics the files' pages, which can be given back
+    ("", "memory.max", "memory.current", ("active_file", "inactive_file")),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
 )
+"""Of both versions of Linux's control groups: the folder below theirs, and the names of files and fields."""
 
 
 def free_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -20,13 +21,25 @@ def free_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
     if available is None:
         return None
     free = 1024 * available
-    for limit, used, statistics, cached in LIMITS:
-        try:
-            left = int((groups / limit).read_text()) - int((groups / used).read_text())
-        except (OSError, ValueError):  # no container of this kind, or one without a limit ("max")
-            continue
-        free = min(free, left + (_field(groups / statistics, cached) or 0))
+    for kind, limit, used, files in LIMITS:
+        for folder in _folders(groups / kind, proc / "self" / "cgroup", kind):
+            try:
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            except (OSError, ValueError):  # no container of this kind, or one without a limit ("max")
+                continue
+            free = min(free, left + sum(_field(folder / "memory.stat", name) or 0 for name in files))
     return max(free, 0)
+
+
+def _folders(root: Path, own: Path, kind: str) -> list[Path]:
+    """Those of this process's group and of all that it is in, each of which may have a limit."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return [root]
+    path = next((name for _, kinds, name in lines if kind in kinds.split(",")), "/").lstrip("/")
+    below = [root / path, *(root / path).parents]
+    return [folder for folder in below if folder == root or root in folder.parents]
 
 
 def taken_by(work: Callable[[], object], proc: Path = Path("/proc/self")) -> int | None:

@@ -24,7 +24,8 @@ from ddetr_lite.memory import free_bytes, taken_by
 STEPS = 3  # measured, behind one that is not
 SIDE = 400
 """Memory of a CPU is measured on pictures of about this side: they always fit, and larger ones need as much more as they have
-pixels."""
+pixels. (DETR's attention needs more than that, where it is dilated.)"""
+CLEARLY = 1.5  # times what is free: a need that is estimated to be larger is an error, a smaller one is said
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Forecast:
     evaluation_seconds: float
     peak_bytes: int
     device_bytes: int
+    note: str = ""
+    """What there is to say about a CPU's memory."""
 
     @property
     def seconds(self) -> float:
@@ -62,7 +65,7 @@ class Forecast:
             text += f"; at most {self.peak_bytes / 1e9:.1f} of {self.device_bytes / 1e9:.0f} GB on the GPU"
         if self.loading_seconds > (1.0 if self.workers else 0.2) * self.step_seconds:
             text += f". Loading pictures takes {self.loading_seconds * 1e3:.0f} ms a step: more --workers, or --cache memory"
-        return text + "."
+        return f"{text}." + (f" {self.note}" if self.note else "")
 
 
 def duration(seconds: float) -> str:
@@ -90,8 +93,7 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     pieces = [Batch.of(samples[i * part : (i + 1) * part]) for i in range(config.accumulate)]
     on_gpu = place.device.type == "cuda"
     try:
-        if not on_gpu:
-            _check_memory(recipe, step, samples[:part])
+        note = "" if on_gpu else _check_memory(recipe, step, samples[:part])
         step.gradient(pieces)
         seconds = _update(step)
         if on_gpu:
@@ -132,37 +134,47 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
         looking,
         peak,
         torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
+        note,
     )
 
 
-def _check_memory(recipe: Recipe, step: Step, samples: list[Any]) -> None:
-    """Raise ValueError where the largest piece of a batch, of as many pictures as these, does not fit into main memory."""
+def _check_memory(recipe: Recipe, step: Step, samples: list[Any]) -> str:
+    """What to say where the largest piece of a batch, of as many pictures as these, hardly fits into main memory; else "".
+
+    Raises ValueError where it is clear that it does not.
+    """
     part, few = len(samples), samples[:2]  # a batch norm counts over more than one
     whole = largest(Batch.of(few), recipe.augment)
     shrink = max(1.0, math.sqrt(math.prod(whole.images.pixels.shape[-2:])) / SIDE)
-    free, taken = free_bytes(), taken_by(lambda: step.gradient([_shrunk(whole, shrink)]))
+    measured = [_shrunk(whole, shrink)]
+    free = free_bytes()
+    step.gradient(measured)  # what is made once is not counted
+    step.state.model.zero_grad(set_to_none=True)
+    taken = taken_by(lambda: step.gradient(measured))
     if taken is None or free is None:
-        return
+        return ""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that torchrun started on this machine
     weights = sum(p.numel() * p.element_size() for p in step.parameters if p.requires_grad)
     a_picture = max(taken - weights, 0) * shrink**2 / len(few)
-    fixed = 3 * weights  # gradients, and two moments
 
     def need(pictures: int) -> float:
-        return processes * (fixed + pictures * a_picture)
+        return processes * (3 * weights + pictures * a_picture)  # gradients, and two moments
 
     if need(part) <= free:
-        return
+        return ""
     remedy = (
         "take smaller pictures (--short-sides, --eval-short-side, --max-side) or a smaller backbone, as coco-mini does"
     )
     pieces = next((k for k in range(2, part + 1) if part % k == 0 and need(part // k) <= free), None)
     if pieces:
         remedy = f"take each step in pieces with --accumulate {pieces * recipe.train.accumulate}, or {remedy}"
-    raise ValueError(
-        f"a step with {part} picture{'s' * (part > 1)} at a time needs about {need(part) / 1e9:.1f} GB of memory, and "
-        f"{free / 1e9:.1f} GB are free: {remedy}; --no-forecast tries it all the same"
+    text = (
+        f"step with {part} picture{'s' * (part > 1)} at a time, where they are as large as they can be, needs about "
+        f"{need(part) / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {remedy}"
     )
+    if need(part) > CLEARLY * free:
+        raise ValueError(f"a {text}; --no-forecast tries it all the same")
+    return f"A {text}, should the system end the run."
 
 
 def _shrunk(batch: Batch, by: float) -> Batch:
