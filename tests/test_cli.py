@@ -149,7 +149,7 @@ def test_predict_shows_what_scores_as_was_best_in_validation(
         assert len(json.loads(written.read_text(encoding="utf-8"))[0]["objects"]) == 3
     assert main(["predict", str(run), str(picture), "--threshold", "0"]) == 0
     text = capsys.readouterr().out
-    assert "Shown is" not in text
+    assert "Shown is what scores at least 0.00.\n" in text
     assert f"a.jpg: {len(scores)} objects" in text
 
 
@@ -261,19 +261,22 @@ def test_predict_turns_a_photo_as_its_file_says(detector: Path, tmp_path: Path) 
     assert phone["objects"] == upright["objects"]
 
 
-def test_predict_keeps_what_it_found_before_a_broken_picture(
+def test_predict_goes_on_after_a_broken_picture(
     detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    for name in ("good.png", "cut.png"):
+    for name in ("good.png", "cut.png", "last.png"):
         Image.fromarray(pixels).save(tmp_path / name)
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-500])  # its head can be read
     out = tmp_path / "out"
-    words = ["predict", str(detector), str(tmp_path / "good.png"), str(tmp_path / "cut.png"), "--out", str(out)]
-    assert main(words) == 2
-    assert "cut.png cannot be read" in capsys.readouterr().err
-    (kept,) = json.loads((out / "detections.json").read_text(encoding="utf-8"))
-    assert kept["file"].endswith("good.png")
+    files = [str(tmp_path / name) for name in ("good.png", "cut.png", "last.png")]
+    assert main(["predict", str(detector), *files, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "Shown is what scores at least 0.50.\n" in said.out
+    assert "cut.png: cannot be decoded, left out" in said.out
+    assert "1 of 3 pictures were left out, the first because: picture" in said.err
+    kept = json.loads((out / "detections.json").read_text(encoding="utf-8"))
+    assert [Path(one["file"]).name for one in kept] == ["good.png", "last.png"]
     assert main(["predict", str(detector), str(tmp_path / "none.png"), "--out", str(tmp_path / "no")]) == 2
     assert not (tmp_path / "no").exists()
 

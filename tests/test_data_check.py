@@ -472,10 +472,20 @@ def test_few_pictures_start_from_a_detector_and_still_make_enough_steps() -> Non
         advice = advise(DataFacts("a", pictures), row)
         steps = option(advice, "epochs") * (pictures // option(advice, "batch"))
         assert advice.options["start-from"] == "FILE.pt"
-        assert steps >= 10_000
+        assert steps >= 10_000 or option(advice, "epochs") == 300
+        assert option(advice, "batch") >= 8
         assert "without FILE.pt" in dict(advice.reasons)
         assert option(advice, "lr") < option(advise(DataFacts("a", 10_000), row, int(advice.options["batch"])), "lr")
     assert "start-from" not in advise(DataFacts("a", 10_000)).options
+
+
+def test_very_few_pictures_are_not_seen_for_ever() -> None:
+    advice = advise(DataFacts("a", 60))
+    assert [option(advice, name) for name in ("batch", "epochs", "drop-epoch", "evaluate-every")] == [8, 300, 240, 15]
+    reasons = dict(advice.reasons)
+    assert "of 60 pictures fewer make more steps in an epoch" in reasons["batch"]
+    assert "more often than that the same 60 pictures teach little" in reasons["epochs"]
+    assert option(advise(DataFacts("a", 5)), "batch") == 5
 
 
 def test_more_pictures_than_coco_need_fewer_epochs() -> None:

@@ -169,3 +169,15 @@ def test_boxes_take_colours_by_all_classes_where_there_are_few() -> None:
         (box,) = (patch for patch in ax.patches if isinstance(patch, Rectangle))
         assert mcolors.to_hex(box.get_edgecolor()) == wanted["triangle"].lower()
     assert colours_of(classes)["triangle"] != colours_of(["triangle"])["triangle"]
+
+
+def test_names_are_not_cut_off_where_the_picture_ends() -> None:
+    drawn = detection.drawn_over(
+        torch.zeros(3, 90, 90), [[80, 40, 90, 60], [5, 40, 30, 60]], ["crescent", "star"], [0.5, 0.4]
+    )
+    drawn.canvas.draw()
+    assert [drawn.bbox.width, drawn.bbox.height] == pytest.approx([640, 640], abs=0.5)
+    ends = [text.get_window_extent() for text in drawn.axes[0].texts]
+    assert all(end.x0 >= 0 and end.x1 <= 641 for end in ends)
+    assert ends[0].x1 > 630
+    assert ends[1].x0 < 60  # the other one stays at its box

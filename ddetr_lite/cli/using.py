@@ -109,14 +109,19 @@ def predict(words: list[str]) -> None:
     out = options.out or _predictions_of(options.checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     threshold = threshold_for(loaded) if options.threshold is None else options.threshold
-    if options.threshold is None and loaded.about.get("threshold") is not None:
-        print(
-            f"Shown is what scores at least {threshold:.2f}, best on the validation pictures; --threshold gives another."
-        )
+    known = options.threshold is None and loaded.about.get("threshold") is not None
+    best = ", best on the validation pictures; --threshold gives another" if known else ""
+    print(f"Shown is what scores at least {threshold:.2f}{best}.")
     results: list[dict[str, Any]] = []
+    broken: list[ValueError] = []
     try:
         for path, drawn in zip(pictures, _drawn_names(pictures), strict=True):
-            pixels = read_picture(path, upright=True)
+            try:
+                pixels = read_picture(path, upright=True)
+            except ValueError as error:  # its head was readable
+                print(f"{path}: cannot be decoded, left out")
+                broken.append(error)
+                continue
             all_found = find(loaded, pixels, 0.0, options.nms)
             found = [f for f in all_found if f.score >= threshold]
             named = [f.box for f in found], [f.label for f in found], [f.score for f in found]
@@ -132,8 +137,10 @@ def predict(words: list[str]) -> None:
                 print(f"  the best score is {all_found[0].score:.2f}: a lower --threshold shows more")
             for f in found:
                 print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
-    finally:  # what was found before a picture that cannot be decoded is kept
+    finally:  # what was found before Ctrl-C is kept
         (out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if broken:
+        raise Mistake(f"{len(broken)} of {len(pictures)} pictures were left out, the first because: {broken[0]}")
 
 
 def _predictions_of(checkpoint: Path) -> Path:

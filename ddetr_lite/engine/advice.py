@@ -23,6 +23,8 @@ STEPS_DEFORMABLE = 20_000  # from ImageNet's backbone
 STEPS_DETR = 300_000  # as DETR's authors say
 LARGEST_BATCH = 64
 LEAST_STEPS = 100  # in an epoch
+LEAST_BATCH = 8  # below it a step is mostly noise
+MOST_EPOCHS = 300  # of a trained detector: to see the same pictures more often than that teaches little
 HIGHEST_LR = 2.0  # times the recipe's: what was tried here, with four times its batch
 
 
@@ -122,7 +124,10 @@ def advise(
     if batch is not None:
         why = "as you asked"
     elif side == usual or size <= base.train.batch:
-        why = f"the recipe has {base.train.batch}; --accumulate takes a step in pieces where memory does not allow as many"
+        why = f"the recipe has {base.train.batch}"
+        if size < base.train.batch:
+            why += f"; of {facts.pictures:,} pictures fewer make more steps in an epoch"
+        why += "; --accumulate takes a step in pieces where memory does not allow as many"
     reasons.append(("batch", f"{size} picture{'' if size == 1 else 's'} in a step: {why}"))
 
     lr, why = _learning_rate(base, size, few)
@@ -199,8 +204,8 @@ def _batch(facts: DataFacts, base: Recipe, smaller: float) -> int:
     smaller: the recipe's side, divided by that of the pictures.
     """
     fitting = base.train.batch * smaller**2
-    most = min(fitting, LARGEST_BATCH, max(1, facts.pictures // LEAST_STEPS))
-    return 2 ** int(math.log2(most))
+    most = min(fitting, LARGEST_BATCH, max(LEAST_BATCH, facts.pictures // LEAST_STEPS))
+    return min(2 ** int(math.log2(most)), facts.pictures)
 
 
 def _learning_rate(base: Recipe, batch: int, few: bool) -> tuple[float, str]:
@@ -223,6 +228,8 @@ def _schedule(base: Recipe, pictures: int, batch: int, few: bool) -> tuple[dict[
     least = STEPS_FROM_DETECTOR if few else STEPS_DETR if dense else STEPS_DEFORMABLE
     passes = usual // 4 if few else math.ceil(usual * min(1, COCO_PICTURES / pictures))
     epochs = max(passes, math.ceil(least / per_epoch))
+    if few:
+        epochs = min(epochs, MOST_EPOCHS)
     steps = epochs * per_epoch
     drop = max(1, round(epochs * base.train.drop_epoch / usual))
     warmup = min(200, steps // 20)
@@ -235,6 +242,8 @@ def _schedule(base: Recipe, pictures: int, batch: int, few: bool) -> tuple[dict[
         )
         if pictures > COCO_PICTURES and not few:
             why = f"as many pictures seen as in {usual} epochs of COCO's {COCO_PICTURES:,}"
+    elif steps < least:
+        why = f"more often than that the same {pictures:,} pictures teach little"
     else:
         source = "as DETR's authors say" if dense and not few else "as a rule of thumb for few pictures"
         why = f"at least {least:,} steps, {source}; the papers' {usual} epochs would be {usual * per_epoch:,}"

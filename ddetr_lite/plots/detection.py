@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import matplotlib.patheffects as effects
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -86,6 +87,9 @@ def drawn_over(
     ax = made.add_axes((0, 0, 1, 1))
     boxes(picture, corners, labels, scores, classes=classes, ax=ax)
     ax.axis("off")
+    for text in ax.texts:  # names that would be cut off at the right border end there
+        if text.get_window_extent(FigureCanvasAgg(made).get_renderer()).x1 > width * scale:
+            text.set(x=width, horizontalalignment="right")
     return made
 
 
