@@ -61,7 +61,11 @@ def small_model(row: str, classes: int, seed: int = 0, sizes: dict[str, Any] = T
     """sizes: those that its configuration does not know are left out. change: of any field."""
     torch.manual_seed(seed)
     config: Any = model_config(row, "small")
-    return build(replace(config, **{k: v for k, v in sizes.items() if hasattr(config, k)}, **change), classes)
+    return build(
+        replace(config, **{k: v for k, v in sizes.items() if hasattr(config, k)}, **change),
+        classes,
+        load_backbone=False,
+    )
 
 
 # ---------------------------------------------------------------- steps without a finite gradient
@@ -803,7 +807,7 @@ def test_a_run_stopped_between_an_epoch_and_its_evaluation_makes_up_for_it(
     with monkeypatch.context() as patch:
         calls: list[int] = []
 
-        def stopped(state: State, *_: Any) -> None:
+        def stopped(state: State, *_: Any, **__: Any) -> None:
             calls.append(state.step)
             if len(calls) == 2:  # the line of the evaluation is written, the state not yet
                 raise KeyboardInterrupt

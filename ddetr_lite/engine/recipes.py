@@ -277,12 +277,10 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """The way back. Raises ValueError for fields of another version."""
     parts = {"data": DataConfig, "augment": AugmentConfig, "train": TrainConfig}
+    model = config_from_dict(values["model"])
     values = {**values, "data": _of_today(values["data"])}
-    return Recipe(
-        name=values["name"],
-        model=config_from_dict(values["model"]),
-        **{key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()},
-    )
+    named = {key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()}
+    return Recipe(name=values["name"], model=model, **named)
 
 
 def _of_today(data: dict[str, Any]) -> dict[str, Any]:
