@@ -598,7 +598,7 @@ def test_a_checkpoint_has_its_own_model(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_queries_that_are_weights_cannot_be_more() -> None:
     fixed, free = (
-        Start("x.pt", recipe("coco", row).model, ["a"], {}) for row in ("deformable-detr", "deformable-detr-two-stage")
+        Start(recipe("coco", row), ["a"], resized=False) for row in ("deformable-detr", "deformable-detr-two-stage")
     )
     facts = DataFacts("a", 500, 301, classes=("a",))
     assert option(advise(facts, start=free), "queries") == 400

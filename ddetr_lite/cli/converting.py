@@ -81,15 +81,18 @@ def convert(words: list[str]) -> None:
 def _way_back(config: "ModelConfig") -> str:
     """What has to be said to read an official file, which does not tell all of its model."""
     from ddetr_lite.convert.infer import RESNETS
+    from ddetr_lite.convert.official import USUAL_HEADS, USUAL_QUERIES
+    from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
 
+    assert not isinstance(config, FasterRcnnConfig)  # `convert` has refused it
     if config.backbone.name not in RESNETS:
         return (
             f"The authors have ResNets only, and this model has {config.backbone.name}: `convert` cannot read the file back, "
             "ddetr_lite.convert.from_official(state, model) can."
         )
-    said = {"heads": (getattr(config, "heads", 8), 8)}
-    if getattr(config, "two_stage", False):
-        said["queries"] = (getattr(config, "queries", 300), 300)
-    options = [f"--{name} {value}" for name, (value, usual) in said.items() if value != usual]
-    options += ["--dilation"] if config.backbone.dilation else []
+    options = [f"--heads {config.heads}"] if config.heads != USUAL_HEADS else []
+    if getattr(config, "two_stage", False) and config.queries != USUAL_QUERIES:
+        options.append(f"--queries {config.queries}")
+    if config.backbone.dilation:
+        options.append("--dilation")
     return f"The file does not say all: to read it back, give {' '.join(options)}." if options else ""

@@ -56,7 +56,7 @@ def data_check(words: list[str]) -> None:
         raise Mistake("--model is that of the checkpoint to start from: leave it out")
     start = _start(options.start_from) if options.start_from else None
     row = start.row if start else options.model or "deformable-detr"
-    queries = getattr(start.model if start else recipe("coco", row).model, "queries", None)
+    queries = getattr((start.recipe if start else recipe("coco", row)).model, "queries", None)
     result = check_folder(options.folder, options.split, options.pictures, queries, progress=True)
     summaries = [summarise(split) for split in result.splits]
     _print_findings(result.findings)
@@ -69,10 +69,8 @@ def data_check(words: list[str]) -> None:
     if summaries and summaries[0].pictures and result.class_map():
         _draw(result, summaries[0], queries, out, options.pictures)
         _print_classes(result, summaries[0], row)
-        facts = dataclasses.replace(
-            _facts(options, summaries[0]), classes=tuple(name for *_, name in result.class_map())
-        )
-        advice = advise(facts, row, options.batch, start)
+        classes = tuple(name for *_, name in result.class_map())
+        advice = advise(_facts(options, summaries[0], classes), row, options.batch, start)
         _print_advice(advice)
     (out / "report.json").write_text(_report(options, result, summaries, advice), encoding="utf-8")
     print(f"\n{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
@@ -86,10 +84,10 @@ def _start(path: Path) -> "Start":
     """What is advised about fine-tuning depends on this much of the checkpoint."""
     from ddetr_lite.engine.advice import Start
     from ddetr_lite.engine.checkpoint import load_model
-    from ddetr_lite.engine.fine_tuning import sizes_of
+    from ddetr_lite.engine.fine_tuning import recipe_of, sizes_of
 
     loaded = load_model(path)
-    return Start(str(path), loaded.model.config, loaded.classes, sizes_of(loaded.about))
+    return Start(recipe_of(loaded, path), loaded.classes, resized=bool(sizes_of(loaded.about)))
 
 
 def _print_findings(findings: list["Finding"]) -> None:
@@ -189,7 +187,7 @@ def _wrapped(subject: str, text: str) -> str:
     return "\n".join(f"  {subject if i == 0 else '':<15} {line}" for i, line in enumerate(lines))
 
 
-def _facts(options: CheckOptions, summary: "Summary") -> "DataFacts":
+def _facts(options: CheckOptions, summary: "Summary", classes: tuple[str, ...]) -> "DataFacts":
     """What the advice is about."""
     import numpy as np
 
@@ -201,6 +199,7 @@ def _facts(options: CheckOptions, summary: "Summary") -> "DataFacts":
         pictures=summary.pictures,
         most_objects=int(summary.per_picture.max(initial=0)),
         splits=(splits[0], splits[1]),
+        classes=classes,
     )
     if len(summary.sizes):
         short, long = summary.sizes.min(1), summary.sizes.max(1)

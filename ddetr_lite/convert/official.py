@@ -27,6 +27,9 @@ from ddetr_lite.models.presets import SetModel, SetModelConfig, build
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Ends of keys that are no weights: batch norm's counter, and what a tool that counts FLOPs leaves behind."""
 
+USUAL_HEADS, USUAL_QUERIES = 8, 300
+"""What is taken where neither the file nor its reader says it."""
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -107,9 +110,9 @@ def read_official(
     state = unwrap(content, str(path))
     config, classes = infer(
         state,
-        heads=heads or int(saved.get("nheads", 8)),
+        heads=heads or int(saved.get("nheads", USUAL_HEADS)),
         dilation=dilation,
-        queries=queries or int(saved.get("num_queries", 300)),
+        queries=queries or int(saved.get("num_queries", USUAL_QUERIES)),
         dropout=float(saved.get("dropout", 0.1)),
         source=str(path),
     )

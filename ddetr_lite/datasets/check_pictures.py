@@ -14,10 +14,9 @@ from tqdm import tqdm
 from ddetr_lite.datasets.check_annotations import Split
 from ddetr_lite.datasets.fields import Record, leads_outside, size_of
 from ddetr_lite.datasets.findings import Finding
-from ddetr_lite.datasets.pictures import is_picture, read_picture
+from ddetr_lite.datasets.pictures import ORIENTATION, is_picture, read_picture
 from ddetr_lite.progress import hidden
 
-ORIENTATION = 0x0112  # EXIF's tag: 1 upright, 2..4 mirrored or upside down, 5..8 with width and height exchanged
 MODES = {
     "1": "black and white", "L": "greyscale", "LA": "greyscale with transparency", "P": "a palette",
     "PA": "a palette with transparency", "RGBA": "with transparency", "CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "Lab",

@@ -10,6 +10,14 @@ from torch import Tensor
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
 """Endings, in lower case, of the files of a folder that are taken for pictures."""
 
+ORIENTATION = 0x0112  # EXIF's tag: 1 upright, 2..4 mirrored or upside down, 5..8 with width and height exchanged
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a picture's file says that it is to be shown turned or mirrored."""
+    with Image.open(path) as picture:
+        return picture.getexif().get(ORIENTATION, 1) in range(2, 9)
+
 
 def is_picture(path: Path) -> bool:
     """Whether a folder's file is taken for a picture: by its ending, and macOS's hidden "._x.jpg" are none."""

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.fields import LARGEST, leads_outside
-from ddetr_lite.datasets.pictures import picture_size, read_picture
+from ddetr_lite.datasets.pictures import is_turned, picture_size, read_picture
 from ddetr_lite.writing import write_bytes
 
 Sample = tuple[Any, Any, Any]
@@ -98,12 +98,11 @@ def _write_picture(index: int, picture: Any, folder: Path, upright: bool) -> tup
     if isinstance(picture, str | Path):
         source = Path(picture).expanduser()
         size = picture_size(source)
-        turned = read_picture(source, upright=True) if upright else None
-        if turned is None or torch.equal(turned, read_picture(source)):
+        if not (upright and is_turned(source)):
             name = f"{index:06d}-{source.name[-200:]}"
             shutil.copyfile(source, folder / name)
             return name, size
-        picture = turned
+        picture = read_picture(source, upright=True)
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture.convert("RGB"))
     if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3:

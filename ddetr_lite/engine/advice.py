@@ -6,15 +6,14 @@ They start from the recipe `coco`, which is the papers', and change what fewer, 
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from ddetr_lite.engine.recipes import Recipe, recipe
 from ddetr_lite.engine.run_results import row_of
 from ddetr_lite.engine.scaling import rate_factor
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
-from ddetr_lite.models.presets import ModelConfig, config_to_dict
+from ddetr_lite.models.presets import config_to_dict
 
 COCO_PICTURES = 118_287  # train2017, which the papers' epochs are meant for
 FEW_PICTURES = 10_000  # below this DETR's authors advise to start from a trained detector
@@ -53,16 +52,16 @@ class DataFacts:
 class Start:
     """A checkpoint to fine-tune: what the advice has to know of it."""
 
-    path: str
-    model: ModelConfig
+    recipe: Recipe
+    """`fine_tuning.recipe_for` it."""
     classes: Sequence[str]
-    sizes: dict[str, Any]
-    """How its pictures were resized: `fine_tuning.sizes_of`."""
+    resized: bool
+    """Whether its pictures were, so that the recipe has their sizes."""
 
     @property
     def row(self) -> str:
         """The row of the papers' table that its model is."""
-        return row_of(config_to_dict(self.model))
+        return row_of(config_to_dict(self.recipe.model))
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def advise(
         raise ValueError(f"pictures={facts.pictures}: there is nothing to train on")
     if batch is not None and batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
-    base = recipe("coco", start.row if start else row)
-    usual = base.augment.eval_short_side
+    plain = recipe("coco", start.row if start else row)
+    base, usual = start.recipe if start else plain, plain.augment.eval_short_side
     few = start is not None or (facts.pictures < FEW_PICTURES and row != "faster-rcnn")
     options = {"folder": shlex.quote(facts.folder)}
     reasons: list[tuple[str, str]] = []
@@ -104,9 +103,8 @@ def advise(
     if facts.splits != ("train", "val"):
         options |= {"train-split": shlex.quote(train_split), "val-split": shlex.quote(val_split)}
     if start is not None:
-        base = replace(base, model=start.model, augment=replace(base.augment, **start.sizes))
-        options["start-from"] = shlex.quote(start.path)
-        reasons.append(("start", f"from {start.path}, {start.row}: {_known(facts, start)}"))
+        options["start-from"] = shlex.quote(base.train.start_from)
+        reasons.append(("start", f"from {base.train.start_from}, {start.row}: {_known(facts, start)}"))
     else:
         options = {"model": row, **options}
     if start is None and few:
@@ -115,7 +113,7 @@ def advise(
         asked = "this check with --start-from and any checkpoint makes the command for it"
         reasons.append(("start", f"from a trained detector: {why}; FILE.pt: any checkpoint of this model; {asked}"))
 
-    side, sides = (base.augment.eval_short_side, {}) if start and start.sizes else _sides(base, facts)
+    side, sides = (base.augment.eval_short_side, {}) if start and start.resized else _sides(base, facts)
     options |= sides
     size = batch or _batch(facts, base, usual / side)
     options["batch"] = str(size)
@@ -184,7 +182,7 @@ def _sides(base: Recipe, facts: DataFacts) -> tuple[int, dict[str, str]]:
 
 def _why_sides(base: Recipe, facts: DataFacts, side: int, start: Start | None) -> str:
     usual = base.augment.eval_short_side
-    if start and start.sizes:
+    if start and start.resized:
         return (
             f"as its pictures were; at another size it would have much to learn anew; yours have {facts.short_side:.0f}"
         )
@@ -199,7 +197,8 @@ def _why_sides(base: Recipe, facts: DataFacts, side: int, start: Start | None) -
 
 
 def _batch(facts: DataFacts, base: Recipe, smaller: float) -> int:
-    """A power of two that fills about the memory that the recipe's batch does, and leaves some steps in an epoch.
+    """A power of two that fills about the memory that the recipe's batch does, and leaves some steps in an epoch; no more than
+    there are pictures.
 
     smaller: the recipe's side, divided by that of the pictures.
     """

@@ -101,17 +101,22 @@ def find_errors(
     """
     if not 0 <= background < foreground <= 1:
         raise ValueError(f"background={background} must be below foreground={foreground}, both in 0..1")
-    unknown = set(detections) - {image["id"] for image in dataset.images}
-    if unknown:
-        raise ValueError(
-            f"{dataset.folder.annotations} has no image id {min(unknown)}: these detections are of other data"
-        )
+    check_pictures(detections, dataset)
     none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
     pictures = [
         _of_picture(detections.get(image["id"], none), dataset, index, threshold, foreground, background)
         for index, image in enumerate(dataset.images)
     ]
     return SetErrors(pictures, threshold)
+
+
+def check_pictures(detections: Mapping[int, Detections], dataset: CocoDetection) -> None:
+    """Raise ValueError for an image id that the data set does not have."""
+    unknown = set(detections) - {image["id"] for image in dataset.images}
+    if unknown:
+        raise ValueError(
+            f"{dataset.folder.annotations} has no image id {min(unknown)}: these detections are of other data"
+        )
 
 
 def best_threshold(errors: SetErrors) -> float:

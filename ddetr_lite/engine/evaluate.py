@@ -17,6 +17,7 @@ from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
 from ddetr_lite.datasets.loading import evaluation_batches, loader
 from ddetr_lite.datasets.transforms import eval_transform
 from ddetr_lite.engine.checkpoint import LoadedModel
+from ddetr_lite.engine.errors import check_pictures
 from ddetr_lite.engine.predict import augment_of
 from ddetr_lite.models.presets import Model
 from ddetr_lite.progress import hidden
@@ -122,12 +123,8 @@ def ap_of(
 
 
 def _check(detections: dict[int, Detections], dataset: CocoDetection) -> None:
-    known = {image["id"] for image in dataset.images}
+    check_pictures(detections, dataset)
     for image_id, found in detections.items():
-        if image_id not in known:
-            raise ValueError(
-                f"{dataset.folder.annotations} has no image id {image_id!r}: these detections are of other data"
-            )
         for name in ("scores", "boxes"):
             if not torch.isfinite(found[name]).all():
                 raise ValueError(f"image id {image_id}: {name} hold NaN or infinity, which nobody can judge")

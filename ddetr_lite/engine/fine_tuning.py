@@ -56,7 +56,11 @@ def recipe_for(path: str | Path, name: str = "coco") -> Recipe:
 
     Raises as `load_model`.
     """
-    loaded = load_model(path)
+    return recipe_of(load_model(path), path, name)
+
+
+def recipe_of(loaded: LoadedModel, path: str | Path, name: str = "coco") -> Recipe:
+    """`recipe_for` a checkpoint that has been read."""
     chosen = with_model_of(loaded, name)
     augment = replace(chosen.augment, **sizes_of(loaded.about))
     return replace(chosen, augment=augment, train=replace(chosen.train, start_from=str(path)))

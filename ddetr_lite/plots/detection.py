@@ -87,8 +87,9 @@ def drawn_over(
     ax = made.add_axes((0, 0, 1, 1))
     boxes(picture, corners, labels, scores, classes=classes, ax=ax)
     ax.axis("off")
+    renderer = FigureCanvasAgg(made).get_renderer()
     for text in ax.texts:  # names that would be cut off at the right border end there
-        if text.get_window_extent(FigureCanvasAgg(made).get_renderer()).x1 > width * scale:
+        if text.get_window_extent(renderer).x1 > width * scale:
             text.set(x=width, horizontalalignment="right")
     return made
 

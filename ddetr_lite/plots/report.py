@@ -4,7 +4,6 @@ A section for which the run has no data says why in a sentence, and how one gets
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +216,3 @@ def _recipe(run: RunResults) -> Html:
     everything = code(json.dumps(run.recipe, indent=2, ensure_ascii=False))
     rest = code(json.dumps(start, indent=2, ensure_ascii=False))
     return repeat + folded("The whole recipe", everything) + folded("What else the log says of the start", rest)
-
-
-def _all(parts: Sequence[Html] | Any) -> Html:
-    result = NOTHING
-    for part in parts:
-        result += part
-    return result
