@@ -282,6 +282,9 @@ def test_mistaken_calls_say_what_is_wrong() -> None:
     swapped = {**targets[0], "boxes": targets[0]["boxes"][:, [2, 1, 0, 3]]}
     with pytest.raises(ValueError, match=r"picture 0 of the batch: box \[40.0, 5.0, 5.0, 30.0\] has x1 < x0"):
         model(images, [swapped, *targets[1:]])
+    shares = [{**t, "boxes": t["boxes"] / 96} for t in targets]
+    with pytest.warns(UserWarning, match="within the first pixel of their pictures: corners .* in pixels are expected"):
+        model(images, shares)
     with pytest.raises(ValueError, match=r"picture 2 is torch\.int32"):
         model([*images[:2], images[2].int()])
     with pytest.raises(ValueError, match=r"picture 0 must be \(3, H, W\), got \(3, 0, 5\)"):
@@ -884,7 +887,7 @@ def test_what_is_exported_gives_the_same() -> None:
 def test_pictures_and_targets_that_are_no_tensors() -> None:
     model = build(CONFIGS["detr"])
     together = torch.rand(2, 3, 64, 96)
-    losses = model(together, [{"boxes": torch.ones(1, 4), "labels": torch.zeros(1)}] * 2)  # a batch is a list, too
+    losses = model(together, [{"boxes": 8 * torch.ones(1, 4), "labels": torch.zeros(1)}] * 2)  # a batch is a list, too
     assert all(loss.isfinite() for loss in losses.values())
     with pytest.raises(ValueError, match=r"picture 0 is a ndarray: give a tensor \(3, H, W\)"):
         model([np.zeros((64, 96, 3), np.uint8)], truths()[:1])

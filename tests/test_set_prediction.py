@@ -379,6 +379,25 @@ def test_as_many_objects_as_queries_and_one_more() -> None:
         match(logits, boxes, targets, MatchingCost(), "focal")
 
 
+@pytest.mark.parametrize("kind", ["softmax", "focal"])
+def test_a_truth_that_cannot_be_meant_names_the_picture(kind: Literal["softmax", "focal"]) -> None:
+    logits, boxes = random_predictions(2, 2, 6, 3, kind)
+    targets = random_targets([2, 2], 3)
+    targets[1]["labels"] = torch.tensor([0, 3])  # 3 would be "no object" in softmax
+    with pytest.raises(ValueError, match=r"picture 1 of the batch: labels \[0, 3\] must lie in 0\.\.2"):
+        match(logits, boxes, targets, MatchingCost(), kind)
+    targets[1]["labels"] = torch.tensor([-1, 2])
+    targets[1]["image_id"] = torch.tensor(8)
+    with pytest.raises(ValueError, match=r"picture with image id 8: labels \[-1, 2\]"):
+        set_losses(Outputs(logits, boxes), targets, SetLoss(kind=kind))
+    targets[1]["labels"] = torch.tensor([0, 2])
+    targets[1]["boxes"] = torch.tensor([[0.5, 0.5, 0.2, 0.2], [64.0, 48.0, 20.0, 30.0]])
+    with pytest.raises(ValueError, match=r"image id 8: box \[64.0, 48.0, 20.0, 30.0\] is not \(cx, cy, w, h\) in 0..1"):
+        match(logits, boxes, targets, MatchingCost(), kind)
+    targets[1]["boxes"][1] = torch.tensor([1.2, 0.5, 1.4, 1.0])  # half outside, as without clipping after a crop
+    match(logits, boxes, targets, MatchingCost(), kind)
+
+
 @pytest.mark.parametrize("where", ["logits", "boxes", "target"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_name_the_picture(where: str, bad: float) -> None:
@@ -435,7 +454,7 @@ def test_one_copy_to_the_cpu_for_all_layers(kind: Kind, monkeypatch: pytest.Monk
         if name != "numpy":  # of what is on the CPU already
             monkeypatch.setattr(Tensor, name, counted(name, True))
     loss = set_losses(outputs, targets, DETR_LOSS if kind == "softmax" else DEFORMABLE_DETR_LOSS)
-    assert copies == [torch.Size([6 * 3 * 8 * 3 + 6 * 3])]  # the costs, and whether each picture's are finite
+    assert copies == [torch.Size([2 * 3 + 6 * 3 * 8 * 3 + 6 * 3])]  # possible, costs, finite
     sum(loss.values()).backward()  # type: ignore[union-attr]
 
 

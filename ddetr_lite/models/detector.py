@@ -3,6 +3,7 @@
 They are called as torchvision's detectors are. A subclass says how it goes from a padded batch to `Outputs`.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torchvision import tv_tensors
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, ImageBatch, RawBatch, batch_images
 from ddetr_lite.set_prediction.boxes import xyxy_to_cxcywh
 from ddetr_lite.set_prediction.losses import Counts, Outputs, SetLoss, set_losses
-from ddetr_lite.set_prediction.matching import Target
+from ddetr_lite.set_prediction.matching import Target, label_error, name_of
 from ddetr_lite.set_prediction.postprocess import Detections, postprocess
 
 
@@ -96,39 +97,41 @@ def check_counts(targets: Sequence[Target] | None, pictures: int) -> list[int]:
         raise ValueError(f"{pictures} pictures but {len(targets)} targets: give one for each")
     for i, target in enumerate(targets):
         if missing := {"boxes", "labels"} - target.keys():
-            raise ValueError(f"{_name(target, i)}: the target lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"{name_of(targets, i)}: the target lacks {', '.join(sorted(missing))}")
         for name in ("boxes", "labels"):
             if not isinstance(target[name], Tensor):
-                raise ValueError(f"{_name(target, i)}: {name!r} is a {type(target[name]).__name__}: give a tensor")
+                raise ValueError(f"{name_of(targets, i)}: {name!r} is a {type(target[name]).__name__}: give a tensor")
         form = getattr(target["boxes"], "format", None)  # torchvision's boxes say what they are
         if form is not None and form != tv_tensors.BoundingBoxFormat.XYXY:
-            raise ValueError(f"{_name(target, i)}: boxes are {form.value}: give corners (x0, y0, x1, y1), XYXY")
+            raise ValueError(f"{name_of(targets, i)}: boxes are {form.value}: give corners (x0, y0, x1, y1), XYXY")
         if target["boxes"].numel() != 4 * len(target["labels"]):
             boxes = target["boxes"].numel() // 4
-            raise ValueError(f"{_name(target, i)}: {len(target['labels'])} labels but {boxes} boxes")
+            raise ValueError(f"{name_of(targets, i)}: {len(target['labels'])} labels but {boxes} boxes")
     return [len(target["labels"]) for target in targets]
 
 
 def check_targets(labels: Tensor, boxes: Tensor, classes: int, targets: Sequence[Target]) -> None:
-    """Raise ValueError naming the picture when a label is not in 0..C−1, or a box (T, 4) is not made of corners.
+    """Raise ValueError naming the picture when a label is not in 0..C−1, or a box (T, 4) is not made of corners; warn where all
+    boxes seem to be shares of the picture.
 
     labels, boxes: of all pictures, one after another; `targets` says whose they are.
     """
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
-        first = _picture_of(int(wrong.nonzero()[0]), targets)
-        raise ValueError(
-            f"{_name(targets[first], first)}: labels {sorted(set(targets[first]['labels'].tolist()))} must lie in "
-            f"0..{classes - 1}, since the model has {classes} classes: map category ids to 0..C−1, or build the model with "
-            "more classes"
-        )
+        raise ValueError(label_error(targets, _picture_of(int(wrong.nonzero()[0]), targets), classes))
     wrong = (boxes[:, 2:] < boxes[:, :2]).any(1)
     if wrong.any():
         place = int(wrong.nonzero()[0])
         picture, box = _picture_of(place, targets), [round(x, 2) for x in boxes[place].tolist()]
         raise ValueError(
-            f"{_name(targets[picture], picture)}: box {box} has x1 < x0 or y1 < y0: corners "
+            f"{name_of(targets, picture)}: box {box} has x1 < x0 or y1 < y0: corners "
             "(x0, y0, x1, y1) in pixels are expected, not (x, y, width, height)"
+        )
+    if len(boxes) > 1 and (boxes <= 1).all():
+        warnings.warn(
+            "all boxes of this batch lie within the first pixel of their pictures: corners (x0, y0, x1, y1) in pixels are "
+            "expected, not shares of the picture",
+            stacklevel=3,
         )
 
 
@@ -136,10 +139,6 @@ def _picture_of(place: int, targets: Sequence[Target]) -> int:
     """Whose object stands at this place, when those of all pictures follow one another."""
     ends = list(accumulate(len(target["labels"]) for target in targets))
     return bisect_right(ends, place)
-
-
-def _name(target: Target, index: int) -> str:
-    return f"image id {int(target['image_id'])}" if "image_id" in target else f"picture {index} of the batch"
 
 
 def widened(x: Tensor) -> Tensor:

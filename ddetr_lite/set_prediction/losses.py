@@ -146,8 +146,8 @@ def set_losses(
     targets: for each picture "labels" (T,) and "boxes" (T, 4), (cx, cy, w, h) in 0..1; "image_id" names it in errors.
     counts: of the whole step, where these pictures are a part of it (`count` of all its targets): then the losses of the
     parts, summed, are those of the whole, as is their mean over processes. (But for the class loss of hints, which are padded
-    to the most objects of a picture in each part.) Raises ValueError for outputs without a dimension of layers, or another
-    number of targets than pictures.
+    to the most objects of a picture in each part.) Raises ValueError for outputs without a dimension of layers, another
+    number of targets than pictures, and for what `match` raises it for.
     """
     if outputs.logits.dim() != 4 or len(targets) != outputs.logits.shape[1]:
         raise ValueError(

@@ -30,6 +30,10 @@ class MatchingCost:
     giou: float = 2.0
 
 
+FAR = 2.0
+"""No box in shares of its picture has a coordinate above this, however far a crop has left it outside; boxes in pixels do."""
+
+
 class NotFiniteError(ValueError):
     """A model's output, or the truth, holds NaN or infinity: there is nothing to match, and nothing to learn from."""
 
@@ -126,7 +130,8 @@ def match(
     """Match every layer's predictions with the truth.
 
     logits: (K, B, N_q, C or C+1); boxes: (K, B, N_q, 4). Raises ValueError when a picture has more objects than there
-    are queries, NotFiniteError when a cost is not finite; both name the picture.
+    are queries, a label that is not in 0..C−1, or boxes in pixels, NotFiniteError when a cost is not finite; all name the
+    picture.
     """
     return match_all([Problem(logits, boxes, targets)], weights, kind)[0]
 
@@ -153,13 +158,16 @@ def match_all(problems: Sequence[Problem], weights: MatchingCost, kind: Literal[
             array = numbers[start : start + part.numel()].reshape(part.shape)
             arrays.append(array if part.is_floating_point() else array.view(np.int32))
             start += part.numel()
-        found.append(_assign_all(problem.targets, *arrays).astype(np.int64))
+        possible, *costs = arrays
+        found.append(_assign_all(problem.targets, *costs).astype(np.int64))
+        _check_truth(problem, possible, kind)
     everything = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
     return [Matches(*indices) for indices in everything.split([f.shape[1] for f in found], dim=1)]
 
 
 def _table(problem: Problem, weights: MatchingCost, kind: Literal["softmax", "focal"]) -> tuple[Tensor, ...]:
-    """Costs (K, B, n, T), whether all of a picture's are finite (K, B), and, where only some are kept, whose they are.
+    """Whether labels and boxes of a picture are possible (2, B), costs (K, B, n, T), whether all of a picture's are finite
+    (K, B), and, where only some are kept, whose they are.
 
     With T objects, one of the cheapest assignments gives each object one of its own T cheapest queries: were it another, one
     of these T would be free, and no dearer. So of thousands of proposals a few per object have to leave the GPU.
@@ -170,15 +178,34 @@ def _table(problem: Problem, weights: MatchingCost, kind: Literal["softmax", "fo
     if most > queries:
         counts = [len(t["labels"]) for t in targets]
         raise ValueError(
-            f"picture {_name(targets, int(np.argmax(counts)))} has {most} objects, the model only {queries} queries or "
+            f"{name_of(targets, int(np.argmax(counts)))} has {most} objects, the model only {queries} queries or "
             "proposals for it: raise the number of queries, or enlarge the pictures"
         )
-    cost = matching_cost(logits, boxes, labels, target_boxes, weights, kind)
+    known = labels.clamp(0, _classes(logits, kind) - 1)  # on a GPU another label would end the whole process
+    possible = torch.stack(((known == labels).all(-1), ~(target_boxes > FAR).flatten(1).any(-1)))
+    cost = matching_cost(logits, boxes, known, target_boxes, weights, kind)
     finite = torch.isfinite(cost).flatten(2).all(-1)
     if most == 0 or queries <= MANY * most**2:
-        return cost, finite
+        return possible, cost, finite
     best = cost.topk(most, dim=-2, largest=False)
-    return best.values, finite, best.indices
+    return possible, best.values, finite, best.indices
+
+
+def _classes(logits: Tensor, kind: Literal["softmax", "focal"]) -> int:
+    return logits.shape[-1] - (kind == "softmax")  # whose last is "no object"
+
+
+def _check_truth(problem: Problem, possible: np.ndarray, kind: Literal["softmax", "focal"]) -> None:
+    """Raise ValueError naming the first picture whose labels or boxes cannot be meant."""
+    for b, target in enumerate(problem.targets):
+        if not possible[0, b]:
+            raise ValueError(label_error(problem.targets, b, _classes(problem.logits, kind)))
+        if not possible[1, b]:
+            far = next(box for box in target["boxes"].tolist() if max(box) > FAR)
+            raise ValueError(
+                f"{name_of(problem.targets, b)}: box {[round(x, 2) for x in far]} is not (cx, cy, w, h) in 0..1: divide pixels "
+                "by the picture's width and height"
+            )
 
 
 MANY = 4  # times T²: with fewer queries the whole table is smaller than what choosing from it costs
@@ -193,7 +220,7 @@ def _assign_all(
         count = len(targets[b]["labels"])
         if count and not finite[k, b]:
             raise NotFiniteError(
-                f"matching cost of picture {_name(targets, b)} in layer {k} is not finite: the model's output or the "
+                f"matching cost of {name_of(targets, b)} in layer {k} is not finite: the model's output or the "
                 "picture's boxes hold NaN or infinity (too high a learning rate, or a broken annotation)"
             )
         if candidates is None:
@@ -211,6 +238,15 @@ def _assign_all(
     return np.stack([np.concatenate(c) for c in columns])
 
 
-def _name(targets: Sequence[Target], index: int) -> str:
+def name_of(targets: Sequence[Target], index: int) -> str:
+    """How errors name a picture: by its id where the target has one, else by its place."""
     image_id = targets[index].get("image_id")
-    return f"{index} of the batch" if image_id is None else f"with image id {int(image_id)}"
+    return f"picture {index} of the batch" if image_id is None else f"picture with image id {int(image_id)}"
+
+
+def label_error(targets: Sequence[Target], index: int, classes: int) -> str:
+    """What to say of a picture with a label that is not in 0..C−1."""
+    return (
+        f"{name_of(targets, index)}: labels {sorted(set(targets[index]['labels'].tolist()))} must lie in 0..{classes - 1}, "
+        f"since the model has {classes} classes: map category ids to 0..C−1, or build the model with more classes"
+    )
