@@ -70,6 +70,21 @@ def test_nothing_is_overwritten_and_what_was_not_finished_begins_anew(tmp_path: 
     assert [path.name for path in (tmp_path / "train").iterdir()] == ["000000.png"]
 
 
+def test_all_that_is_wrong_is_said_at_once_up_to_twenty(tmp_path: Path) -> None:
+    good: Any = (torch.zeros(3, 8, 8, dtype=torch.uint8), [[1, 1, 5, 5]], [0])
+    bad: Any = (good[0], good[1], [1])
+    with pytest.raises(ValueError, match=r"\Asample 1: object 0: label 1 .*\nsample 3: picture absent\.png .*\Z"):
+        write_coco(tmp_path, "train", [good, bad, good, ("absent.png", [], [])], ["a"])
+    seen = []
+    with pytest.raises(
+        ValueError, match=r"(?s)sample 0: .*\nsample 19: .*\nwhat comes after was not looked at\Z"
+    ) as error:
+        write_coco(tmp_path, "train", (seen.append(i) or bad for i in range(1000)), ["a"])  # type: ignore[func-returns-value]
+    assert len(seen) == 21
+    assert len(str(error.value).splitlines()) == 21
+    assert not (tmp_path / "annotations" / "instances_train.json").exists()
+
+
 @pytest.mark.parametrize(
     ("picture", "boxes", "labels", "message"),
     [

@@ -21,6 +21,8 @@ Sample = tuple[Any, Any, Any]
 """A picture, its boxes and their labels: see `write_coco`."""
 UNFINISHED = ".unfinished"
 """A file in the folder of pictures as long as their annotations are not written."""
+MOST_WRONG = 20
+"""Samples with a mistake that one error names: those of a mistake that all have need not all be written."""
 
 
 def write_coco(
@@ -40,8 +42,8 @@ def write_coco(
     tools have it; then it is turned. Else they are in pixels as they lie in the file.
 
     The annotations are written last: a split without them was not finished, and is written anew. A split that is there, or a
-    folder with other pictures, is left as it is. Raises FileExistsError for them, ValueError naming the sample, by its
-    position, and what is wrong with it.
+    folder with other pictures, is left as it is. Raises FileExistsError for them, ValueError naming samples, by their
+    positions, and what is wrong with each: all of them, or the first twenty.
     """
     names = _checked(classes)
     if not split or "/" in split or leads_outside(split):
@@ -59,20 +61,27 @@ def write_coco(
         "annotations": [],
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(names)],
     }
+    wrong: list[str] = []
     for index, sample in enumerate(samples):
+        if len(wrong) == MOST_WRONG:
+            wrong.append("what comes after was not looked at")
+            break
         try:
             picture, boxes, labels = sample
             objects = list(_objects(boxes, labels, names))
             name, (height, width) = _write_picture(index, picture, pictures, upright)
             _check_inside(objects, height, width)
         except (TypeError, ValueError, RuntimeError, OSError) as error:  # of whatever a sample is made of
-            raise ValueError(f"sample {index}: {error}") from error
+            wrong.append(f"sample {index}: {error}")
+            continue
         content["images"].append({"id": index + 1, "file_name": name, "height": height, "width": width})
         for label, (x0, y0, x1, y1) in objects:
             bbox, area = [x0, y0, x1 - x0, y1 - y0], (x1 - x0) * (y1 - y0)
             number = len(content["annotations"]) + 1
             ids = {"id": number, "image_id": index + 1, "category_id": label + 1}
             content["annotations"].append({**ids, "bbox": bbox, "area": area, "iscrowd": 0})
+    if wrong:
+        raise ValueError("\n".join(wrong))
     if not content["images"]:
         raise ValueError("there are no samples: give at least one picture")
     write_bytes(annotations, json.dumps(content, separators=(",", ":")).encode())
