@@ -1,7 +1,7 @@
 """Which cells of a notebook others need, told from the names that they give and read."""
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -30,12 +30,13 @@ def names_in(source: str) -> Names:
     return names
 
 
-def needed_by(wanted: Iterable[int], sources: Mapping[int, str]) -> set[int]:
+def needed_by(wanted: Iterable[int], sources: Mapping[int, str], unchanged: Collection[str] = ()) -> set[int]:
     """The cells of `wanted`, and all that they need; `sources` are the code cells of a notebook by their place.
 
     A name that a cell reads leads to the last cell before it that gives it, and, if it is a variable, to all those in between
-    that read it too, themselves or in a function, since they may have changed what it stands for. What is needed without a
-    name, as a seed or an option for printing, is not seen: the cell then says something else.
+    that read it too, themselves or in a function, since they may have changed what it stands for; but for those in
+    `unchanged`. What is needed without a name, as a seed or an option for printing, is not seen: the cell then says something
+    else.
     """
     names = {place: names_in(sources[place]) for place in sorted(sources)}
     for place, own in names.items():
@@ -45,17 +46,19 @@ def needed_by(wanted: Iterable[int], sources: Mapping[int, str]) -> set[int]:
     while open_cells:
         cell = open_cells.pop()
         for name in names[cell].reads:
-            new = set(_behind(name, cell, names)) - found
+            new = set(_behind(name, cell, names, name in unchanged)) - found
             found |= new
             open_cells += new
     return found
 
 
-def _behind(name: str, cell: int, names: Mapping[int, Names]) -> Iterator[int]:
+def _behind(name: str, cell: int, names: Mapping[int, Names], unchanged: bool) -> Iterator[int]:
     last = _giver(name, cell, names)
     if last is None:
         return
     yield last
+    if unchanged:
+        return
     for place in names:
         if last < place < cell and (name in names[place].changes or name in names[place].touches - names[last].firm):
             yield place

@@ -156,8 +156,8 @@ for name, box in zip(scene.names, truth):
     print(f"{name:8}  {'found' if best >= 0.5 else 'missed'}, IoU {best:.2f}")
 
 # %% [markdown]
-# *Missed* means that no detection of the right class with a score of at least 0.5 fits; a less sure one, or one of
-# another class, may still lie there.
+# All four are found. Had the word been *missed*, no detection of the right class with a score of at least 0.5 would have fitted;
+# a less sure one, or one of another class, might still have been there.
 
 # %% [markdown]
 # > **Claim:** it finds objects here because it learned this very picture by heart.
@@ -226,7 +226,8 @@ with chdir(folder.name):
 print("exit code", exit_code)
 
 # %% [markdown]
-# The same detections, the corners with one decimal. The exit code 0 tells other programs that all went well
+# The same detections, the corners with one decimal. (The command shows what scores at least as much as was best on the
+# validation pictures, and says so; here it comes to the same.) The exit code 0 tells other programs that all went well
 # (a mistyped option gives one line and a 2). It has written two files: the picture with boxes, and the
 # numbers, for programs to read:
 

@@ -854,30 +854,30 @@ for name, of in (
 # %% [markdown]
 # ## 12. How good is a detector? Precision, recall, AP
 #
-# A loss teaches; it does not say how good a detector is. Let us judge one: how well does the Deformable DETR of 00 find stars, on 40 pictures that it never saw? A detection is **right** if it overlaps a star
-# that nobody surer has claimed, by an IoU of at least 0.5. A second box on the same star is **wrong**.
+# A loss teaches; it does not say how good a detector is. Let us judge one: how well does the Deformable DETR of 00 find crescents, on 40 pictures that it never saw? A detection is **right** if it overlaps a crescent
+# that nobody surer has claimed, by an IoU of at least 0.5. A second box on the same crescent is **wrong**.
 
 # %%
 from ddetr_lite.datasets.shapes import ShapesConfig, render_picture
 
 loaded, config = course.detector(), ShapesConfig()
-STAR = loaded.classes.index("star")
-judged = []  # (detections, true boxes of stars), picture by picture
+CRESCENT = loaded.classes.index("crescent")
+judged = []  # (detections, true boxes of crescents), picture by picture
 for index in range(100, 140):
     pixels, notes = render_picture(config, "val", index)
     with torch.no_grad():
         detections = loaded.model([torch.from_numpy(pixels.copy()).permute(2, 0, 1)])[0]
-    stars = [note["bbox"] for note in notes if config.classes[note["category_id"] - 1] == "star"]
-    judged.append((detections, [[x, y, x + w, y + h] for x, y, w, h in stars]))
+    crescents = [note["bbox"] for note in notes if config.classes[note["category_id"] - 1] == "crescent"]
+    judged.append((detections, [[x, y, x + w, y + h] for x, y, w, h in crescents]))
 
 
 # %%
-def right_or_wrong(boxes, stars, threshold=0.5):
+def right_or_wrong(boxes, crescents, threshold=0.5):
     """For each box, the surest first, whether it is right."""
-    free, verdict = set(range(len(stars))), []
+    free, verdict = set(range(len(crescents))), []
     for box in boxes.tolist():
-        best = max(free, key=lambda t: iou(box, stars[t]), default=None)
-        verdict.append(best is not None and iou(box, stars[best]) >= threshold)
+        best = max(free, key=lambda t: iou(box, crescents[t]), default=None)
+        verdict.append(best is not None and iou(box, crescents[best]) >= threshold)
         if verdict[-1]:
             free.remove(best)
     return verdict
@@ -885,21 +885,21 @@ def right_or_wrong(boxes, stars, threshold=0.5):
 
 # %%
 scores, right = [], []
-for detections, stars in judged:
-    of_star = detections["labels"] == STAR
-    scores += detections["scores"][of_star].tolist()
-    right += right_or_wrong(detections["boxes"][of_star], stars)
-objects_in_all = sum(len(stars) for _, stars in judged)
+for detections, crescents in judged:
+    of_crescent = detections["labels"] == CRESCENT
+    scores += detections["scores"][of_crescent].tolist()
+    right += right_or_wrong(detections["boxes"][of_crescent], crescents)
+objects_in_all = sum(len(crescents) for _, crescents in judged)
 order = torch.tensor(scores).argsort(descending=True)
 print(
     objects_in_all,
-    "stars; some detections are right, most are very unsure and wrong:",
+    "crescents; some detections are right, most are very unsure and wrong:",
     0.5 > sum(right) / len(right) > 0,
 )
 right = torch.tensor(right)[order]
 
 # %% [markdown]
-# Go down the list from the surest. After each detection two shares: **precision**, how many of those said so far are right; **recall**, how many of the stars have been found.
+# Go down the list from the surest. After each detection two shares: **precision**, how many of those said so far are right; **recall**, how many of the crescents have been found.
 
 # %%
 found = right.float().cumsum(0)
@@ -911,7 +911,7 @@ best_beyond = torch.stack(
 )
 
 # %%
-ax = plots.precision_recall(recall, precision, levels, best_beyond, "Stars in 40 pictures, IoU ≥ 0.5")
+ax = plots.precision_recall(recall, precision, levels, best_beyond, "Crescents in 40 pictures, IoU ≥ 0.5")
 plots.show(
     ax,
     alt="Precision against recall: near one for the surest detections, falling as recall grows. The area below the line "
@@ -940,12 +940,12 @@ def as_coco(rows):
 
 # %%
 truth, said = COCO(), []
-stars_of = [(i, box, 1.0) for i, (_, stars) in enumerate(judged) for box in stars]
+crescents_of = [(i, box, 1.0) for i, (_, crescents) in enumerate(judged) for box in crescents]
 pictures_of = [{"id": i} for i in range(40)]
-truth.dataset = {"images": pictures_of, "categories": [{"id": 1}], "annotations": as_coco(stars_of)}
+truth.dataset = {"images": pictures_of, "categories": [{"id": 1}], "annotations": as_coco(crescents_of)}
 for i, (d, _) in enumerate(judged):
     triples = zip(d["boxes"].tolist(), d["scores"].tolist(), d["labels"])
-    said += [(i, box, score) for box, score, label in triples if label == STAR]
+    said += [(i, box, score) for box, score, label in triples if label == CRESCENT]
 
 # %%
 with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
@@ -955,10 +955,10 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
     evaluation.accumulate()
     evaluation.summarize()
 print("pycocotools within 1e-6:", abs(best_beyond.mean().item() - evaluation.stats[1]) < 1e-6)
-print(f"AP of stars at IoU 0.5: {best_beyond.mean():.1f}")
+print(f"AP of crescents at IoU 0.5: {best_beyond.mean():.1f}")
 
 # %% [markdown]
-# (Fourteen stars are few: one more or less found moves AP by several hundredths. Benchmarks use thousands.) What is reported as *the* AP is the mean over ten thresholds of IoU, 0.5, 0.55, ..., 0.95, and over all classes. At 0.95 a box must fit nearly to the pixel,
+# (Two dozen crescents are few: one more or less found moves AP by several hundredths. Benchmarks use thousands.) What is reported as *the* AP is the mean over ten thresholds of IoU, 0.5, 0.55, ..., 0.95, and over all classes. At 0.95 a box must fit nearly to the pixel,
 # so this AP is always lower; the first DETR had 0.42 on COCO, the data set of photos on which detectors are compared.
 #
 # > **Claim:** duplicates do no harm; one can always look at the best box.
@@ -967,7 +967,7 @@ print(f"AP of stars at IoU 0.5: {best_beyond.mean():.1f}")
 
 # %%
 twice = right.repeat_interleave(2)
-twice[1::2] = False  # the copies: their star is claimed already
+twice[1::2] = False  # the copies: their crescent is claimed already
 found = twice.float().cumsum(0)
 precision_, recall_ = found / torch.arange(1, len(found) + 1), found / objects_in_all
 doubled = torch.stack(
@@ -1013,7 +1013,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Our query would be told *ring* after both layers. The small star and the triangle go to another query in the second layer: each layer is matched by itself, and another query may suit an object better after the second layer than after the first.
+# Our query would be told *ring* after both layers, and the other three objects keep their queries, too. It need not be so: each layer is matched by itself, and early in training another query often suits an object better after the second layer than after the first.
 
 # %%
 # σ̂ is the match: σ̂(i) is the query of object i; ∅ is "no object"; a hat marks what the model says

@@ -675,7 +675,7 @@ print(f"silent: {silent / talking:.1f} times as many of them, and said again: {s
 #
 # ### It learns slowly
 #
-# Four trainings, from the logs that come with the course: on the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and *augmentation* (pictures changed at random, as by the flips above). An *epoch* is one pass over all training pictures. The four are DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one, and that of 00 ([09](09_deformable_detr.ipynb) says what it has besides).
+# Four trainings, from the logs that come with the course: on the same 4000 pictures of 96 pixels, with the same backbone, kind of optimizer and *augmentation* (pictures changed at random, as by the flips above). An *epoch* is one pass over all training pictures. The four are DETR with a schedule of 8 epochs, DETR with 36 (the one that we just looked at), and two Deformable DETRs: the plain one with 8 epochs, and one like that of 00 with 6 ([09](09_deformable_detr.ipynb) says what it has besides; that of 00 itself learned for 36, too).
 
 # %%
 from ddetr_lite.plots.training import training_curves
@@ -684,7 +684,7 @@ runs = {
     "DETR, 8 epochs": "shapes-detr-eight-epochs",
     "DETR, 36 epochs": "shapes-detr",
     "Deformable DETR": "shapes-deformable-eight-epochs",
-    "Deformable DETR of 00": "shapes",
+    "Deformable DETR as in 00": "shapes",
 }
 logs = {name: course.run_log(folder) for name, folder in runs.items()}
 plots.show(
@@ -696,7 +696,7 @@ plots.show(
 # %%
 for name, lines in logs.items():
     end = [line for line in lines if line["kind"] == "evaluate"][-1]
-    print(f"{name:>21}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
+    print(f"{name:>24}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
 
 # %% [markdown]
 # Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three random starts (*seeds*) and the same search for settings for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50

@@ -696,8 +696,8 @@ ax = draw_boxes(
 )
 plots.show(
     ax,
-    alt="The picture of the course with the boxes of the two stars and the ring, found by the shipped "
-    "detector.",
+    alt="The picture of the course with the boxes of the two stars, the ring and the triangle, found by the "
+    "shipped detector.",
 )
 
 # %%

@@ -810,6 +810,8 @@ print(f"{'all classes':>14}: {before['AP']:.3f} → {after['AP']:.3f}")
 # %%
 SIZES = "--short-sides 80 88 96 104 112 --eval-short-side 96 --group-orientations"
 RUN = f"--epochs 2 --batch 16 --schedule linear --warmup-steps 5 --log-every 5 {SIZES}"
+
+# %%
 with contextlib.redirect_stdout(io.StringIO()):
     command(f"train coco {MODEL} {FAST} {RUN} --backbone-lr 0 --out runs/ill")
     command(f"train coco {MODEL} {FAST} {RUN} --backbone-lr 1 --out runs/scratch")
@@ -1169,6 +1171,9 @@ course.check("loss_of_share", loss_of_share)
 course.use(learning_rate_at)
 
 # %%
+from ddetr_lite.engine.recipes import recipe_from_dict
+from ddetr_lite.engine.run_results import read_run
+
 few_steps = (
     "--limit 32 --epochs 4 --batch 16 --schedule cosine --warmup-steps 3 --log-every 1 --evaluate-every 0"
 )

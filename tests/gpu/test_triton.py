@@ -78,8 +78,8 @@ CASES: dict[str, dict] = {
     "four levels": {"levels": [(6, 8), (3, 4), (2, 2), (1, 1)], "points": 4},
     "odd width": {"channels": 13},
     "width 20, an odd block of queries": {"channels": 20, "queries": 37, "batch": 1},
-    "width 32": {"channels": 32, "queries": 17},
-    "width 128": {"channels": 128},
+    "width 32": {"channels": 32, "queries": 17, "batch": 1},
+    "width 128": {"channels": 128, "batch": 1},
     "many pictures": {"batch": 40, "queries": 1, "heads": 1, "levels": [(2, 2)], "points": 1},
     "many queries": {"queries": 300, "batch": 1, "heads": 1, "levels": [(2, 2)], "points": 1},
 }
