@@ -542,7 +542,7 @@ best = fit.topk(len(taken)).values
 print(f"mean IoU of the taken {fit[taken].mean():.2f}; of as many chosen by IoU {best.mean():.2f}")
 
 # %% [markdown]
-# For the surest it holds. Below them it does not: good proposals are left, and poor ones taken that are a little surer. (All twenty could not be good: with four objects, there are fewer good proposals than that.)
+# For the surest it holds. Below them it does not: good proposals are left, and poor ones taken that are a little surer. (There were as many good proposals as queries; half of them were left.)
 #
 # RT-DETR's training wants the two to agree: the gap between what a proposal says of its class and of its place is to be small (*uncertainty-minimal* selection). In the authors' code the class of a matched box is taught the IoU of this box, and not 1. What then is chosen by its class score is chosen by its place as well.
 #
@@ -900,7 +900,7 @@ plots.show(
 )
 
 # %% [markdown]
-# The decoder pulls the negative ones to the object as well, and gives them about half the score of the positive ones. DINO's training wants no score there: its negative hints teach which of two queries near an object should say "nothing here". (Hints see the ordinary queries here, as in DN-DETR; this detector was trained with the package's mask.)
+# The decoder pulls the negative ones to the object as well, and gives them less than half of the score of the positive ones. DINO's training wants no score there: its negative hints teach which of two queries near an object should say "nothing here". (Hints see the ordinary queries here, as in DN-DETR; this detector was trained with the package's mask.)
 
 # %% [markdown]
 # ## Symbols
