@@ -22,7 +22,7 @@ Sample = tuple[Any, Any, Any]
 UNFINISHED = ".unfinished"
 """A file in the folder of pictures as long as their annotations are not written."""
 MOST_WRONG = 20
-"""Samples with a mistake that one error names: those of a mistake that all have need not all be written."""
+"""How many wrong samples one error names; those after them are not looked at, for all may have the same mistake."""
 
 
 def write_coco(

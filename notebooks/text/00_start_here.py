@@ -327,7 +327,8 @@ for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
 # It is a small detector: it saw 1,780 photos, 22 times each, no side longer than 208 pixels, for 50 minutes on two cores of a
 # CPU; on photos that it has not seen its AP is 0.047. Those of the Deformable DETR paper saw 118,000, fifty times over, on many GPUs.
 # [11](11_train_on_coco.ipynb) trains larger ones. You can try this one on photos of your own, with
-# `ddetr-lite predict data/checkpoints/photo.pt my_photo.jpg --threshold 0.17`.
+# `ddetr-lite predict data/checkpoints/photo.pt my_photo.jpg --threshold 0.17`. (Without a threshold the command shows less: what
+# scores at least as much as was best on the validation photos.)
 
 # %% [markdown]
 # ## 4. The query that we shall follow
