@@ -1,6 +1,7 @@
 """COCO folders, augmentation, and the order of training."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,11 +326,25 @@ def test_the_size_of_the_file_counts_until_the_picture_is_changed() -> None:
 def test_the_thinnest_pictures_keep_a_pixel() -> None:
     assert resized_size(1, 3000, 800, 1333) == (1, 1333)
     assert resized_size(3000, 1, 800, 1333) == (1333, 1)
-    small = AugmentConfig(short_sides=(48, 64, 80), eval_short_side=80, max_side=133)
-    thin = tv_tensors.Image(torch.zeros(3, 1, 300, dtype=torch.uint8))
-    assert eval_transform(small)(thin).shape == (3, 1, 133)
+    thin = tv_tensors.Image(torch.zeros(3, 1, 3000, dtype=torch.uint8))
+    assert eval_transform(AugmentConfig())(thin).shape == (3, 1, 1333)
     for _ in range(8):
-        assert min(train_transform(small)(thin).shape) >= 1
+        assert min(train_transform(AugmentConfig())(thin).shape) >= 1
+
+
+def test_pictures_like_threads_do_not_become_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = ResizeShortSide.transform
+
+    def noted(self: ResizeShortSide, inpt: Any, params: dict[str, Any]) -> Any:
+        made.append(math.prod(params["size"]))
+        return original(self, inpt, params)
+
+    monkeypatch.setattr(ResizeShortSide, "transform", noted)
+    for _ in range(8):
+        train_transform(AugmentConfig())(tv_tensors.Image(torch.zeros(3, 1, 3000, dtype=torch.uint8)))
+    assert len(made) > 8  # some were cropped
+    assert max(made) < 10**6
 
 
 @pytest.mark.parametrize("seed", range(8))

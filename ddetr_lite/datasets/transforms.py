@@ -233,9 +233,10 @@ def train_transform(config: AugmentConfig) -> v2.Transform:
             # The authors resize to 400, 500 or 600, crop 384 to 600, and resize to 480..800: the same shares here.
             middle = sorted(config.short_sides)[len(config.short_sides) // 2]
             before = [round(middle * share / 640) for share in (400, 500, 600)]
+            # There is no largest side here; but a picture like a thread would take gigabytes.
             cropped = v2.Compose(
                 [
-                    ResizeShortSide(before, max_side=10**6, free=True),
+                    ResizeShortSide(before, max_side=50 * before[-1], free=True),
                     RandomSizeCrop(round(middle * 384 / 640), round(middle * 600 / 640)),
                     resize,
                 ]
