@@ -156,8 +156,8 @@ for name, box in zip(scene.names, truth):
     print(f"{name:8}  {'found' if best >= 0.5 else 'missed'}, IoU {best:.2f}")
 
 # %% [markdown]
-# All four are found. Had the word been *missed*, no detection of the right class with a score of at least 0.5 would have fitted;
-# a less sure one, or one of another class, might still have been there.
+# All four are found. *Missed* would mean that no detection of the right class with a score of at least 0.5 fits; a less sure
+# one, or one of another class, might still lie there.
 
 # %% [markdown]
 # > **Claim:** it finds objects here because it learned this very picture by heart.

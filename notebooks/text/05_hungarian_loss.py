@@ -1013,7 +1013,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Our query would be told *ring* after both layers, and the other three objects keep their queries, too. It need not be so: each layer is matched by itself, and early in training another query often suits an object better after the second layer than after the first.
+# Our query would be told *ring* after both layers, and the other three objects keep their queries, too. It need not be so: each layer is matched by itself, and another query may suit an object better after the second layer than after the first.
 
 # %%
 # σ̂ is the match: σ̂(i) is the query of object i; ∅ is "no object"; a hat marks what the model says
