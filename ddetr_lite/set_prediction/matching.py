@@ -191,6 +191,9 @@ def _table(problem: Problem, weights: MatchingCost, kind: Literal["softmax", "fo
     return possible, best.values, finite, best.indices
 
 
+MANY = 4  # times T²: with fewer queries the whole table is smaller than what choosing from it costs
+
+
 def _classes(logits: Tensor, kind: Literal["softmax", "focal"]) -> int:
     return logits.shape[-1] - (kind == "softmax")  # whose last is "no object"
 
@@ -206,9 +209,6 @@ def _check_truth(problem: Problem, possible: np.ndarray, kind: Literal["softmax"
                 f"{name_of(problem.targets, b)}: box {[round(x, 2) for x in far]} is not (cx, cy, w, h) in 0..1: divide pixels "
                 "by the picture's width and height"
             )
-
-
-MANY = 4  # times T²: with fewer queries the whole table is smaller than what choosing from it costs
 
 
 def _assign_all(
