@@ -101,6 +101,12 @@ def repaint(
     Image.new(mode, size).save(folder / "train2017" / name, **options)
 
 
+def as_floats(folder: Path, content: dict[str, Any]) -> None:
+    next(image for image in content["images"] if image["id"] == 7)["file_name"] = "b.tif"
+    (folder / "train2017/b.png").unlink()
+    repaint(folder, "b.tif", "F", (30, 50))
+
+
 def truncate(folder: Path, name: str, lost: int) -> None:
     path = folder / "train2017" / name
     path.write_bytes(path.read_bytes()[:-lost])
@@ -248,6 +254,7 @@ BREAKAGES: list[tuple[str, str, Breakage]] = [
     ("picture-mode", r"image id 42 .*greyscale", lambda f, c: repaint(f, mode="L")),
     ("picture-mode", r"image id 42 .*CMYK", lambda f, c: repaint(f, mode="CMYK")),
     ("picture-16-bit", r"image id 7 .*I;16", lambda f, c: repaint(f, "b.png", "I;16", (30, 50))),
+    ("picture-broken", r"image id 7 \(b.tif\): .*floating-point", as_floats),
     (
         "duplicate-picture",
         r"image id 7 \(b.png\): the same pixels as c.png|image id 1000 .*the same pixels as b.png",

@@ -12,7 +12,7 @@ from matplotlib.text import Annotation
 
 from ddetr_lite import plots
 from ddetr_lite.plots import detection
-from ddetr_lite.plots.style import COLOURS, colours_of
+from ddetr_lite.plots.style import COLOURS, colours_of, panels, png
 
 
 def drawn_heights(ax: Axes) -> dict[str, float]:
@@ -181,3 +181,14 @@ def test_names_are_not_cut_off_where_the_picture_ends() -> None:
     assert all(end.x0 >= 0 and end.x1 <= 641 for end in ends)
     assert ends[0].x1 > 630
     assert ends[1].x0 < 60  # the other one stays at its box
+
+
+def test_names_end_where_the_picture_ends_in_figures_of_several_panels() -> None:
+    drawn, axes = panels(3)
+    for ax in axes:
+        detection.boxes(torch.zeros(3, 90, 90), [[80, 40, 90, 60], [5, 40, 30, 60]], ["crescent", "star"], ax=ax)
+    png(drawn)
+    for ax in axes:
+        crescent, star = (text.get_window_extent() for text in ax.texts)
+        assert crescent.x1 == pytest.approx(ax.bbox.x1, abs=0.5)
+        assert star.x0 == pytest.approx(ax.transData.transform((5, 40))[0], abs=0.5)

@@ -112,7 +112,7 @@ def _against_record(where: str, image: Record, picture: Picture) -> Iterator[Fin
             yield Finding("size-differs", where, sizes)
     elif picture.orientation != 1:
         yield Finding("exif-orientation", where, f"EXIF orientation {picture.orientation}; {sizes}")
-    if picture.mode.startswith(("I", "F")):
+    if picture.mode.startswith("I;16"):
         yield Finding("picture-16-bit", where, f"Pillow's mode {picture.mode}")
     elif picture.mode != "RGB":
         yield Finding("picture-mode", where, MODES.get(picture.mode, f"Pillow's mode {picture.mode}"))

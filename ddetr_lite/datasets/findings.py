@@ -100,7 +100,9 @@ KINDS: dict[str, Kind] = {
     ),
     "picture-mode": Kind("note", "pictures that are not 8-bit RGB", "they become it: see that colours survive"),
     "picture-16-bit": Kind(
-        "warning", "pictures of more than 8 bits a channel", "values above 255 become white: save them as 8 bits"
+        "warning",
+        "greyscale pictures of 16 bits",
+        "the upper 8 are read: where only 10 or 12 bits are in use, they are dark; save the range that matters as 8 bits",
     ),
     "duplicate-picture": Kind("warning", "the same pixels in several files of a split", "keep one"),
     "leak": Kind("warning", "the same picture in training and validation", "drop one: AP would be measured on known ones"),

@@ -29,7 +29,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_picture(path: str | Path, upright: bool = False) -> Tensor:
-    """(3, H, W), uint8, RGB, as the pixels lie in the file. Raises FileNotFoundError or ValueError naming the file.
+    """(3, H, W), uint8, RGB, as the pixels lie in the file (`as_rgb`). Raises FileNotFoundError or ValueError naming the file.
 
     upright: turned as the file says that it is to be shown (EXIF's orientation), which is not what boxes of a data set
     in COCO's format refer to.
@@ -40,9 +40,23 @@ def read_picture(path: str | Path, upright: bool = False) -> Tensor:
     try:
         with Image.open(path) as picture:
             shown = ImageOps.exif_transpose(picture) if upright else picture
-            return torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(np.array(as_rgb(shown))).permute(2, 0, 1).contiguous()
     except UNREADABLE as error:
         raise ValueError(f"picture {path} cannot be read: {error}") from error
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB of 8 bits. Raises ValueError for 32 bits and floats, which say nowhere what is white.
+
+    Of greyscale with 16 bits the upper eight are taken, as decoders do with colours of 16 bits (white is 65,535): Pillow by
+    itself would make all above 255 white.
+    """
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        kind = "32-bit numbers" if picture.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its pixels are {kind}, and what is white is not said: save it with 8 bits a channel")
+    return picture.convert("RGB")
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.fields import LARGEST, leads_outside
-from ddetr_lite.datasets.pictures import is_turned, picture_size, read_picture
+from ddetr_lite.datasets.pictures import as_rgb, is_turned, picture_size, read_picture
 from ddetr_lite.writing import write_bytes
 
 Sample = tuple[Any, Any, Any]
@@ -113,7 +113,7 @@ def _write_picture(index: int, picture: Any, folder: Path, upright: bool) -> tup
             return name, size
         picture = read_picture(source, upright=True)
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert("RGB"))
+        picture = np.asarray(as_rgb(picture))
     if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3:
         picture = torch.from_numpy(picture.copy()).permute(2, 0, 1)  # PIL lends arrays that may not be written to
     fits = isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.dim() == 3 and len(picture) == 3

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import matplotlib.patheffects as effects
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from torch import Tensor
 
 from ddetr_lite.plots.style import COLOURS, DPI, INK, PAPER, STYLE, axes_or_new, colours_of, panels, plain
@@ -58,11 +60,13 @@ def boxes(
             if words:
                 below = y0 < 0.06 * height  # no room above the box
                 y = _free(x0, y0, labelled, (0.12 * width, 0.055 * height))
-                ax.text(
+                label = _Label(
                     x0, y, plain(" ".join(words)), fontsize=7.5, color=PAPER, va="top" if below else "bottom",
-                    bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
+                    bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2}, clip_on=False,
                     zorder=3 if scores is None else 3 + scores[i],  # a surer label is never hidden by a less sure one
                 )  # fmt: skip
+                label.set_in_layout(False)
+                ax.add_artist(label)
         ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     return ax
 
@@ -84,14 +88,21 @@ def drawn_over(
     # A tenth more, since matplotlib cuts off what is no whole pixel.
     across, down = ((round(side * scale) + 0.1) / DPI for side in (width, height))
     made = Figure(figsize=(across, down), dpi=DPI)
+    FigureCanvasAgg(made)
     ax = made.add_axes((0, 0, 1, 1))
     boxes(picture, corners, labels, scores, classes=classes, ax=ax)
     ax.axis("off")
-    renderer = FigureCanvasAgg(made).get_renderer()
-    for text in ax.texts:  # names that would be cut off at the right border end there
-        if text.get_window_extent(renderer).x1 > width * scale:
-            text.set(x=width, horizontalalignment="right")
     return made
+
+
+class _Label(Text):
+    """Text that ends at the right border of its picture instead of beyond it. How long it is is known only when it is drawn."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        axes = self.axes
+        if axes is not None and self.get_window_extent(renderer).x1 > axes.bbox.x1:
+            self.set(x=axes.get_xlim()[1], horizontalalignment="right")
+        super().draw(renderer)
 
 
 def _free(x: float, y: float, taken: list[tuple[float, float]], room: tuple[float, float]) -> float:
