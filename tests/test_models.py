@@ -865,23 +865,47 @@ def test_the_own_networks_norm_eight_groups() -> None:
     assert {norm.num_groups for norm in norms} == {8}
 
 
-def test_what_is_exported_gives_the_same() -> None:
+class Raw(nn.Module):
+    """What `docs/library.md` exports: pixels without padding → logits and boxes."""
+
+    def __init__(self, model: Detector):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.zeros_like(pixels[:, 0], dtype=torch.bool)
+        outputs = self.model.outputs(ImageBatch(pixels, mask, []))
+        return outputs.logits, outputs.boxes
+
+
+OPEN = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}  # pictures, height and width
+EXAMPLE = torch.zeros(2, 3, 160, 192)  # no size of anything is 1, which torch would take for fixed
+
+
+@pytest.mark.parametrize("name", ["detr", "deformable", "deformable ++ two-stage"])
+def test_what_is_exported_gives_the_same_on_pictures_of_other_sizes(name: str) -> None:
     """`torch.export` takes only operations that every device knows."""
-
-    class Raw(nn.Module):
-        def __init__(self, model: Detector):
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-            mask = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.bool)
-            outputs = self.model.outputs(ImageBatch(pixels, mask, []))
-            return outputs.logits, outputs.boxes
-
-    for name in ("detr", "deformable ++ two-stage"):
-        raw, pixels = Raw(build(CONFIGS[name]).eval()), torch.randn(2, 3, 64, 96)
-        exported = torch.export.export(raw, (torch.randn(2, 3, 64, 96),)).module()
+    raw = Raw(build(CONFIGS[name]).eval())
+    exported = torch.export.export(raw, (EXAMPLE,), dynamic_shapes=(OPEN,)).module()
+    for pictures, height, width in ((2, 160, 192), (1, 96, 80), (3, 75, 110)):
+        pixels = torch.randn(pictures, 3, height, width)
         torch.testing.assert_close(exported(pixels), raw(pixels), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["detr", "deformable", "deformable ++ two-stage"])
+def test_onnx_gives_the_same_on_pictures_of_other_sizes(name: str) -> None:
+    """Runs where onnxscript and onnxruntime are installed; this environment has neither."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    raw = Raw(build(CONFIGS[name]).eval())
+    program = torch.onnx.export(raw, (EXAMPLE,), dynamo=True, dynamic_shapes=(OPEN,), verbose=False)
+    assert program is not None
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    for pictures, height, width in ((2, 160, 192), (1, 96, 80), (3, 75, 110)):
+        pixels = torch.randn(pictures, 3, height, width)
+        logits, boxes = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+        expected = raw(pixels)
+        torch.testing.assert_close((torch.from_numpy(logits), torch.from_numpy(boxes)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pictures_and_targets_that_are_no_tensors() -> None:

@@ -142,5 +142,5 @@ class Transformer(nn.Module):
         their content starts at zero. Returns (K, B, N_q, d).
         """
         memory = self.encoder(tokens, position, padding_mask)
-        query_position = query_embed.expand(len(tokens), -1, -1)
+        query_position = query_embed.expand(tokens.shape[0], -1, -1)
         return self.decoder(torch.zeros_like(query_position), memory, query_position, position, padding_mask)

@@ -190,7 +190,7 @@ class DeformableDetr(Detector):
                 reference, query_mask = add_hints(reference, targets, self.config.hints)
             content, query_position = self.queries_from(reference)
         else:
-            query_position, content = self.query_embed.weight.expand(len(memory), -1, -1).chunk(2, dim=-1)
+            query_position, content = self.query_embed.weight.expand(memory.shape[0], -1, -1).chunk(2, dim=-1)
             reference = widened(self.transformer.reference_points(query_position)).sigmoid()  # (B, N_q, 2)
 
         refined: list[Tensor] = []
