@@ -878,7 +878,7 @@ class Raw(nn.Module):
         return outputs.logits, outputs.boxes
 
 
-OPEN = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}  # pictures, height and width
+OPEN = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # pictures, height and width
 EXAMPLE = torch.zeros(2, 3, 160, 192)  # no size of anything is 1, which torch would take for fixed
 
 

@@ -1,7 +1,8 @@
 """Figures: names that make room for one another, lines where a match is, and colours that go by name."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import colors as mcolors
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from ddetr_lite import plots
 from ddetr_lite.plots import detection
@@ -135,17 +137,31 @@ def test_diagram_refuses_an_arrow_to_nowhere() -> None:
         plots.diagram({"a": (0, 0, "a"), "b": (1, 0, "b")}, [("a", "c", "")])
 
 
-def test_labels_of_boxes_at_one_place_stand_below_each_other() -> None:
+def drawn_labels(ax: Axes) -> list[Bbox]:
+    """Where the words of the labels are, in pixels of the figure, once it is drawn."""
+    assert isinstance(ax.figure, Figure)
+    png(ax.figure)
+    return [text.get_window_extent() for text in ax.texts]
+
+
+def test_labels_of_boxes_at_one_place_hide_none_of_each_other() -> None:
     picture = torch.zeros(3, 100, 200, dtype=torch.uint8)
-    corners = [[20.0, 30, 90, 80], [22.0, 31, 90, 80], [19.0, 29, 88, 79], [150.0, 30, 190, 80]]
-    ax = detection.boxes(picture, corners, ["cat", "cat", "dog", "owl"], [0.9, 0.8, 0.7, 0.6])
-    places = [text.get_position() for text in ax.texts]
-    assert tuple(places[0]) == (20, 30)
-    assert tuple(places[3]) == (150, 30)  # far from the others: where its box begins
-    heights = sorted(y for _, y in places[:3])
-    assert all(b - a >= 5 for a, b in pairwise(heights))
+    corners = [[20.0, 30, 90, 80], [22.0, 31, 90, 80], [19.0, 29, 88, 79], [150.0, 30, 190, 80], [50.0, 28, 90, 80]]
+    ax = detection.boxes(picture, corners, ["cat", "cat", "dog", "owl", "hedgehog"], [0.8, 0.9, 0.7, 0.6, 0.5])
+    places = drawn_labels(ax)
+    assert not any(a.overlaps(b) for a, b in combinations(places, 2))
+    for sure, corner in ((1, (22, 31)), (3, (150, 30))):  # the surest of them, and one that is far from the others
+        beside = np.array(places[sure].min) - ax.transData.transform(corner)
+        assert (abs(beside) < 4).all()  # just above the box's corner
     heap = detection.boxes(picture, [[20.0, 30, 90, 80]] * 50, ["cat"] * 50)
-    assert max(text.get_position()[1] for text in heap.texts) < 50
+    within = heap.bbox.padded(1)
+    assert all(within.contains(*place.min) and within.contains(*place.max) for place in drawn_labels(heap))
+
+
+def test_labels_at_the_upper_border_stand_in_the_picture() -> None:
+    ax = detection.boxes(torch.zeros(3, 90, 90), [[10, 1, 50, 40]], ["crescent"])
+    (place,) = drawn_labels(ax)
+    assert ax.bbox.y1 - 5 < place.y1 < ax.bbox.y1
 
 
 def test_classes_of_one_picture_are_told_apart() -> None:
@@ -184,11 +200,8 @@ def test_names_are_not_cut_off_where_the_picture_ends() -> None:
 
 
 def test_names_end_where_the_picture_ends_in_figures_of_several_panels() -> None:
-    drawn, axes = panels(3)
-    for ax in axes:
+    for ax in panels(3)[1]:
         detection.boxes(torch.zeros(3, 90, 90), [[80, 40, 90, 60], [5, 40, 30, 60]], ["crescent", "star"], ax=ax)
-    png(drawn)
-    for ax in axes:
-        crescent, star = (text.get_window_extent() for text in ax.texts)
-        assert crescent.x1 == pytest.approx(ax.bbox.x1, abs=0.5)
-        assert star.x0 == pytest.approx(ax.transData.transform((5, 40))[0], abs=0.5)
+        crescent, star = drawn_labels(ax)
+        assert ax.bbox.x1 - 3 < crescent.x1 < ax.bbox.x1
+        assert 0 < star.x0 - ax.transData.transform((5, 40))[0] < 3
