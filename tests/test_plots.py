@@ -119,17 +119,21 @@ def test_grouped_bars_keep_a_colour_for_each_name() -> None:
 
 
 def test_diagram_draws_every_block_and_arrow() -> None:
-    blocks = {"a": (0.0, 0.0, "first"), "b": (1.0, 0.0, "second"), "c": (1.0, 1.0, "third")}
+    blocks = {"a": (0.0, 0.0, "first"), "b": (1.0, 0.0, "the second,\nwhich is wider"), "c": (1.0, 1.0, "third")}
     ax = plots.diagram(blocks, [("a", "b", "(B, N, d)"), ("b", "c", "")], data=["a"])
     places = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
     assert places.pop("(B, N, d)") == (0, 3)  # points above the middle of the arrow
-    assert places == {"first": (0, 0), "second": (1, 0), "third": (1, 1)}
+    assert places == {"first": (0, 0), "the second,\nwhich is wider": (1, 0), "third": (1, 1)}
     arrows = [text for text in ax.texts if isinstance(text, Annotation) and text.arrow_patch is not None]
     assert [(tuple(arrow.xyann), tuple(arrow.xy)) for arrow in arrows] == [((0, 0), (1, 0)), ((1, 0), (1, 1))]
     assert ax.get_ylim() == (1.5, -0.5)  # row 0 is on top
     patches = {text.get_text(): text.get_bbox_patch() for text in ax.texts}
     framed = {name for name, patch in patches.items() if patch and mcolors.to_rgba(patch.get_edgecolor())[3] > 0}
-    assert framed == {"second", "third"}
+    assert framed == {"the second,\nwhich is wider", "third"}
+    first, second, _, _, shape, *_ = drawn_labels(
+        ax
+    )  # the shape's label stands in the middle of what is seen of the arrow
+    assert shape.x0 + shape.x1 == pytest.approx(first.x1 + second.x0, abs=2)
 
 
 def test_diagram_refuses_an_arrow_to_nowhere() -> None:
@@ -150,8 +154,8 @@ def test_labels_of_boxes_at_one_place_hide_none_of_each_other() -> None:
     ax = detection.boxes(picture, corners, ["cat", "cat", "dog", "owl", "hedgehog"], [0.8, 0.9, 0.7, 0.6, 0.5])
     places = drawn_labels(ax)
     assert not any(a.overlaps(b) for a, b in combinations(places, 2))
-    for sure, corner in ((1, (22, 31)), (3, (150, 30))):  # the surest of them, and one that is far from the others
-        beside = np.array(places[sure].min) - ax.transData.transform(corner)
+    for rank, corner in ((0, (22, 31)), (3, (150, 30))):  # the surest of them, and one that is far from the others
+        beside = np.array(places[rank].min) - ax.transData.transform(corner)
         assert (abs(beside) < 4).all()  # just above the box's corner
     heap = detection.boxes(picture, [[20.0, 30, 90, 80]] * 50, ["cat"] * 50)
     within = heap.bbox.padded(1)

@@ -52,7 +52,9 @@ def _name_at_the_end(ax: Axes, lines: Sequence[Line2D]) -> None:
     points = [float(ax.transData.transform(end)[1]) * 72 / ax.figure.dpi for end in last]  # heights
     order = sorted(range(len(lines)), key=points.__getitem__)
     room = list(points)
+    floor = ax.bbox.y0 * 72 / ax.figure.dpi + 6  # no name below the axis, unless its line ends there
     for _ in range(100):  # neighbours push each other away until all have 10 points
+        room[order[0]] = max(room[order[0]], min(floor, points[order[0]]))
         for below, above in pairwise(order):
             missing = max(10 - (room[above] - room[below]), 0)
             room[below] -= missing / 2

@@ -7,21 +7,14 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import matplotlib.patheffects as effects
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from ddetr_lite.plots.style import COLOURS, DPI, INK, PAPER, STYLE, axes_or_new, colours_of, panels, plain
-
-LABEL_PAD = 1.2  # points around the words of a label
-Corners = tuple[float, float, float, float]
-"""x0, y0, x1, y1."""
+from ddetr_lite.plots.labels import Label, add_labels
+from ddetr_lite.plots.style import COLOURS, DPI, INK, PAPER, STYLE, axes_or_new, colours_of, panels
 
 
 def boxes(
@@ -46,7 +39,7 @@ def boxes(
             picture.detach().cpu().permute(1, 2, 0).numpy(), extent=(0, width, height, 0), interpolation="antialiased"
         )
         colours = colours_of(classes if 0 < len(classes) <= len(COLOURS) else labels or ())
-        labelled: list[tuple[Text, Corners]] = []
+        labelled: list[Label] = []
         for i, (x0, y0, x1, y1) in enumerate(corners.tolist() if isinstance(corners, Tensor) else corners):
             colour = colours[labels[i]] if labels and one_colour is None else COLOURS[(one_colour or 0) % len(COLOURS)]
             outline = [effects.Stroke(linewidth=3.6, foreground=PAPER), effects.Normal()]
@@ -64,14 +57,9 @@ def boxes(
             words = [] if labels is None else [labels[i]]
             words += [] if scores is None else [f"{scores[i]:.2f}"]
             if words:
-                label = ax.text(
-                    x0, y0, plain(" ".join(words)), fontsize=7.5, color=PAPER,
-                    bbox={"facecolor": colour, "edgecolor": "none", "pad": LABEL_PAD},
-                    zorder=3 if scores is None else 3 + scores[i],  # a surer label is never hidden by a less sure one
-                )  # fmt: skip
-                label.set_in_layout(False)
-                labelled.append((label, (x0, y0, x1, y1)))
-        ax.add_artist(_Placing(ax, labelled))
+                labelled.append(Label(" ".join(words), (x0, y0, x1, y1), colour))
+        surest = range(len(labelled)) if scores is None else sorted(range(len(labelled)), key=lambda i: -scores[i])
+        add_labels(ax, [labelled[i] for i in surest])
         ax.set(title=title, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     return ax
 
@@ -98,48 +86,6 @@ def drawn_over(
     boxes(picture, corners, labels, scores, classes=classes, ax=ax)
     ax.axis("off")
     return made
-
-
-class _Placing(Artist):
-    """Shows nothing itself: puts labels where they are to be read, once it is known how large the picture is drawn.
-
-    That is within the picture, and where none hides another, the surer ones first: above their box, in it, a few lines
-    further down, at its right corner, below it, or a line higher. Of a whole heap of boxes some labels stay hidden.
-    """
-
-    def __init__(self, ax: Axes, labelled: Sequence[tuple[Text, Corners]]):
-        super().__init__()
-        self.within, self.labelled = ax, sorted(labelled, key=lambda of: -of[0].get_zorder())
-        self.set_in_layout(False)
-        self.set_zorder(2.9)  # before the labels themselves are drawn
-
-    def draw(self, renderer: RendererBase) -> None:
-        """Moves the labels."""
-        taken: list[Bbox] = []
-        for label, corners in self.labelled:
-            places = self._places(label.get_window_extent(renderer), corners)
-            free = (place for place in places if not any(place.overlaps(other) for other in taken))
-            taken.append(place := next(free, places[0]))
-            x, y = self.within.transData.inverted().transform((place.x0 + self._pad, place.y0 + self._pad))
-            label.set_position((x, y))
-
-    @property
-    def _pad(self) -> float:
-        """Pixels of the figure between the words and the end of a label."""
-        return LABEL_PAD * self.within.get_figure(root=True).dpi / 72  # type: ignore[union-attr]  # they are in one
-
-    def _places(self, words: Bbox, corners: Corners) -> list[Bbox]:
-        """Where the label of this size may lie, best first, in pixels of the figure, counted from below."""
-        width, height = words.width + 2 * self._pad, words.height + 2 * self._pad
-        (left, top), (right, bottom) = self.within.transData.transform((corners[:2], corners[2:]))
-        starts = [(left, top - k * height) for k in range(4)]
-        starts += [(right - width, top), (left, bottom - height), (left, top + height)]
-        picture = self.within.bbox
-        inside = [
-            (max(min(x, picture.x1 - width), picture.x0), max(min(y, picture.y1 - height), picture.y0))
-            for x, y in starts
-        ]
-        return [Bbox.from_bounds(x, y, width, height) for x, y in inside]
 
 
 def sampling_points(

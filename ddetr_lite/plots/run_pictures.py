@@ -11,7 +11,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ddetr_lite.engine.errors import KINDS, PictureErrors
-from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new, figure, panels, plain
+from ddetr_lite.plots.labels import Label, add_labels
+from ddetr_lite.plots.style import COLOURS, INK, MUTED, PAPER, STYLE, axes_or_new, figure, panels
 from ddetr_lite.set_prediction.boxes import box_area
 
 TRUE = COLOURS[2]  # green: what is really there
@@ -99,21 +100,22 @@ def picture_with_errors(picture: Tensor, errors: PictureErrors, classes: Sequenc
         ax = made.add_axes((0.0, 0.0, 1.0, 1.0))
         _show(ax, picture)
         ax.set_axis_off()
-        areas = box_area(errors.true_boxes)
-        named = sorted(errors.missed, key=lambda i: -float(areas[i]))[:LABELS]
         for i, box in enumerate(errors.true_boxes.tolist()):
-            missed = i in errors.missed
-            _frame(ax, box, TRUE, dashed=True, linewidth=2.2 if missed else 1.4)
-            if i in named:
-                _label(ax, box, f"missed {classes[int(errors.true_labels[i])]}", TRUE, bottom=True)
+            _frame(ax, box, TRUE, dashed=True, linewidth=2.2 if i in errors.missed else 1.4)
         wrong = [i for i, kind in enumerate(errors.kinds) if kind not in ("correct", "ignored")]
         right = [i for i in range(len(errors.kinds)) if i not in wrong]
         for i in [*right, *reversed(wrong)]:  # the surest wrong one lies on top
-            kind, box = errors.kinds[i], errors.boxes[i].tolist()
-            _frame(ax, box, KIND_COLOURS[kind], linewidth=1.8 if i in wrong else 1.2)
-            if i in wrong[:LABELS]:
-                label = f"{classes[int(errors.labels[i])]} {float(errors.scores[i]):.2f}"
-                _label(ax, box, label, KIND_COLOURS[kind])
+            colour, width = KIND_COLOURS[errors.kinds[i]], 1.8 if i in wrong else 1.2
+            _frame(ax, errors.boxes[i].tolist(), colour, linewidth=width)
+        labels = []
+        for i in wrong[:LABELS]:
+            words = f"{classes[int(errors.labels[i])]} {float(errors.scores[i]):.2f}"
+            labels.append(Label(words, errors.boxes[i].tolist(), KIND_COLOURS[errors.kinds[i]]))
+        areas = box_area(errors.true_boxes)
+        for i in sorted(errors.missed, key=lambda i: -float(areas[i]))[:LABELS]:
+            words = f"missed {classes[int(errors.true_labels[i])]}"
+            labels.append(Label(words, errors.true_boxes[i].tolist(), TRUE, at_foot=True))
+        add_labels(ax, labels, fontsize=8)
     return made
 
 
@@ -132,16 +134,4 @@ def _frame(ax: Axes, box: Sequence[float], colour: str, dashed: bool = False, li
             (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=linewidth,
             linestyle=(0, (4, 2)) if dashed else "-", path_effects=OUTLINE, zorder=2.5 if dashed else 2,
         )
-    )  # fmt: skip
-
-
-def _label(ax: Axes, box: Sequence[float], words: str, colour: str, bottom: bool = False) -> None:
-    """Words at a box's upper left corner, or at its lower one, kept inside the picture."""
-    (left, right), (down, up) = ax.get_xlim(), ax.get_ylim()
-    x = min(max(box[0], left), right)
-    y = min(max(box[3] if bottom else box[1], up), down)
-    near_top = not bottom and y < 0.08 * down
-    ax.text(
-        x, y, plain(words), fontsize=8, color=PAPER, va="top" if near_top else "bottom", ha="right" if x > 0.75 * right
-        else "left", clip_on=True, zorder=4, bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
     )  # fmt: skip

@@ -274,7 +274,7 @@ print("a person among its classes:", "person" in detector.classes)
 # its training pictures showed, and how they showed it.
 
 # %% [markdown]
-# So a second detector comes with the course, of the same design. Two things are different. It was trained
+# So a second detector comes with the course, of the same design and somewhat larger. Two differences matter here. It was trained
 # on photos from COCO, the data set on which most detectors are compared; and one part of it had been trained before, by others, on a million
 # photos, and knows edges, textures and parts of things. (That part, which turns pixels into features,
 # is called the **backbone**; [06](06_detr.ipynb) explains it.)
@@ -326,7 +326,7 @@ for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
 # %% [markdown]
 # It is a small detector: it saw 1,780 photos, 22 times each, no side longer than 208 pixels, for 50 minutes on two cores of a
 # CPU; on photos that it has not seen its AP is 0.047. Those of the Deformable DETR paper saw 118,000, fifty times over, on many GPUs.
-# [11](11_train_on_coco.ipynb) trains larger ones. You can try this one on photos of your own, with
+# [11](11_train_on_coco.ipynb) shows how larger ones are trained. You can try this one on photos of your own, with
 # `ddetr-lite predict data/checkpoints/photo.pt my_photo.jpg --threshold 0.17`. (Without a threshold the command shows less: what
 # scores at least as much as was best on the validation photos.)
 
@@ -418,9 +418,9 @@ for step, box in zip(steps, path.tolist()):
     print(f"{step:14} {[round(x) for x in box]}   IoU {iou(box, true_ring):.2f}")
 
 # %% [markdown]
-# The start is close already: much has been decided before the decoder begins, and here its layers add
-# little. One query in one picture proves no rule; what the layers bring on average,
-# [10](10_convergence_and_ablations.ipynb) measures.
+# Not every layer: the first makes it a trace worse here, the second better than it was. The start is close already, for
+# much has been decided before the decoder begins. One query in one picture proves no rule either way; what the layers bring on average,
+# [09](09_deformable_detr.ipynb) measures.
 
 # %% [markdown]
 # **Its reference point** is the centre of the box from which a layer starts, the place where the query
@@ -595,7 +595,7 @@ course.hint("cxcywh_to_xyxy")
 # %% [markdown]
 # ## Exercises
 #
-# Four small ones, to learn the ropes. All four will be needed again. Difficulty says how hard it is, importance how
+# Four small ones, to learn the ropes. What they do will be needed again. Difficulty says how hard it is, importance how
 # much of the course builds on it. What they need of torch, in five lines (NumPy has most of it under other names):
 
 # %%
@@ -796,7 +796,7 @@ course.use("resized_size", resized_size)
 course.parts()
 
 # %% [markdown]
-# The table lists the parts of all notebooks so far, and whose function is at work. Now the detector once
+# The table lists the parts of all notebooks, of those to come as well, and whose function is at work. Now the detector once
 # more, on whatever is plugged in; the title of the picture tells whose function made the corners:
 
 # %%

@@ -862,8 +862,8 @@ plots.show(
 
 # %% [markdown]
 # Red squares are looked at most, orange and yellow ones less, grey ones hardly at all (each picture has its
-# own scale). The ring finds the rest of itself around its hole, and the ground finds ground in every
-# corner.
+# own scale). The ring finds the rest of itself around its hole, and the ground finds ground far
+# away, most of all on the left; some ground close by, of a slightly other shade, it hardly sees.
 
 # %% [markdown]
 # > **Claim:** attention finds objects.

@@ -600,13 +600,13 @@ for (name, weights), ax in zip(ways.items(), axes):
     plots.attention_over_picture(scene.pixels, weights.reshape(12, 12, 12, 12)[cell], cell, name, ax=ax)
 plots.show(
     drawn,
-    alt="Attention of a ground patch in the upper right. By colour it looks at ground everywhere, by place at its "
+    alt="Attention of a ground patch in the upper right. By colour it looks at ground far away, most of all on the left, by place at its "
     "surroundings, by both at the ground around it.",
 )
 
 # %% [markdown]
-# By colour the patch looks at ground in every corner of the picture, most of all on the left, where the ground has just
-# its shade. By place it looks at everything around it, star or ground. By both: at ground of its
+# By colour the patch looks at ground all over the picture, most of all on the left, where the ground has just
+# its shade, and hardly at some that lies right beside it. By place it looks at everything around it, star or ground. By both: at ground of its
 # own shade, and the nearer it is, the more.
 #
 # And order now counts: patches that change places, while the places stay, no longer give the same weights.

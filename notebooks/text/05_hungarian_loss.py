@@ -647,7 +647,7 @@ for weight in (1.0, 0.1):
 # %% [markdown]
 # So about half of it, instead of a fourteenth: enough to be heard.
 #
-# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with three things that its code adds: the weight 0.1, the division by the number of objects, and that the class term is a *mean* over the queries, divided by the sum of their weights. All in all:
+# The boxes of the matched queries get their L1 and their GIoU, summed and divided by the number of objects (in a batch: of all its pictures). This is equation 2 of the DETR paper, with two things that the paper says after it, the weight 0.1 and the division by the number of objects, and one that only its code has: the class term is a *mean* over the queries, divided by the sum of their weights. All in all:
 
 
 # %%

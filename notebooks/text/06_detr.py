@@ -433,7 +433,7 @@ for ax, step in zip(axes, (0, 500, 1000, 2000)):
 plots.show(
     drawn,
     alt="The three surest boxes on one picture after 0, 500, 1000 and 2000 steps: at first in a heap in the middle, then "
-    "apart and pale, at the end strong and around the objects.",
+    "apart and pale, at the end around the objects, most of them strong.",
 )
 
 # %%
@@ -442,7 +442,7 @@ print("at step 0 the ten boxes differ by more than a pixel:", bool((start.std(di
 print("at the end twice as sure as at step 500:", bool(surest[2000].mean() > 2 * surest[500].mean()))
 
 # %% [markdown]
-# At first all queries say nearly the same. Then their boxes part and move to where something is, while names and scores still waver. In the end the scores grow. Over all 200 pictures of the validation set (AP50 is AP at an IoU of 0.5 alone):
+# At first all queries say nearly the same. Then their boxes part and move to where something is, while names and scores still waver. In the end most of the scores grow; where one stays pale, the name is often wrong, too. Over all 200 pictures of the validation set (AP50 is AP at an IoU of 0.5 alone):
 
 # %%
 from ddetr_lite.engine.evaluate import evaluate
@@ -472,7 +472,7 @@ plots.show(
 )
 
 # %% [markdown]
-# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, though: it still misses some, and may name one twice. The queries have not yet divided the work.
+# It finds objects in pictures that it never saw: no anchors, no rule, no NMS. Two minutes are short, though: it still misses some, and may name one twice, even by two names. The queries have not yet divided the work cleanly.
 #
 # ### Queries have preferences
 #
@@ -699,7 +699,7 @@ for name, lines in logs.items():
     print(f"{name:>24}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
 
 # %% [markdown]
-# Look at AP; the losses are sums of different terms. This is not yet the fair comparison (sizes, learning rates and losses differ, and each is one run): that one, with three random starts (*seeds*) and the same search for settings for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50
+# Look at AP; the losses are sums of different terms. (Of the learning rates the chart shows AdamW's, whose peak is the same for all; the two runs of 8 epochs have one line.) This is not yet the fair comparison (sizes, Muon's learning rates and losses differ, and each is one run): that one, with three random starts (*seeds*) and the same search for settings for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50
 # for its own model. Why is DETR slow? The moving match may be one reason. Another is the one that the Deformable DETR paper gives, and it can be seen at the start: a new attention layer looks everywhere equally (half of the weight on half of the cells), and has to learn to look at a few.
 
 # %%

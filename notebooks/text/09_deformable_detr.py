@@ -14,7 +14,7 @@
 # # 09 · Deformable DETR: the whole detector, on your own parts
 #
 # DETR with the attention of 07 and 08 instead of the one that looks everywhere: that is Deformable DETR. Two additions make it better still: boxes that are
-# refined from layer to layer, and queries that start where the encoder saw something. In this notebook it is put together, trained beside DETR, and at the end the detector of 00 finds its objects again (three of the four, as in 00), **on
+# refined from layer to layer, and queries that start where the encoder saw something. In this notebook it is put together, trained beside DETR, and at the end the detector of 00 finds its objects again (all four, as in 00), **on
 # the functions that you have written**.
 
 # %% [markdown]

@@ -609,8 +609,8 @@ searching = [
 search = {row.name: {} for row in searching}  # multiple → AP at the end
 for run, ap in searched(convergence.study, convergence.place):
     search[run.row.name][run.rate] = ap
-bars = {row.label: {f"× {rate:g}": ap for rate, ap in search[row.name].items()} for row in searching}
-title = f"AP after {convergence.study.search_epochs} epochs, by multiple of the learning rates"
+bars = {row.label: {f"at × {rate:g}": ap for rate, ap in search[row.name].items()} for row in searching}
+title = f"AP after {convergence.study.search_epochs} epochs, at multiples of the learning rates"
 ax = plots.grouped_bars(bars, title)
 plots.show(
     ax,

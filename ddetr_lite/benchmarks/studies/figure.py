@@ -117,4 +117,6 @@ def rows_figure(study: Study, found: Sequence[Outcome]) -> Figure:
             axes[2].set_title("the authors' AP, %")
         axes[0].set_yticks(range(len(shown)), [f"{row.label}, {epochs}" for row, epochs in shown], fontsize=7)
         axes[0].invert_yaxis()
+        # At the height of the titles, over the names.
+        axes[0].text(-0.05, 1.02, "row, epochs", transform=axes[0].transAxes, ha="right", fontsize=7, color=MUTED)
     return drawn

@@ -1,0 +1,85 @@
+"""Labels at boxes: where they can be read."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from ddetr_lite.plots.style import PAPER, plain
+
+PAD = 1.2  # points around the words
+Corners = Sequence[float]
+"""x0, y0, x1, y1."""
+
+
+class Label(NamedTuple):
+    """Words on a ground of one colour, for a box."""
+
+    words: str
+    corners: Corners
+    colour: str
+    at_foot: bool = False
+    """At the lower left corner, in the box, instead of above the upper left one."""
+
+
+def add_labels(ax: Axes, labels: Sequence[Label], fontsize: float = 7.5) -> None:
+    """Put labels at their boxes, the first over the others, each where it hides none of those before it.
+
+    ax: of a picture, whose y grows downwards. Where a label finds no place, as in a heap of boxes, those before it hide it.
+    """
+    placed = []
+    for rank, label in enumerate(labels):
+        text = ax.text(
+            label.corners[0], label.corners[1], plain(label.words), fontsize=fontsize, color=PAPER,
+            zorder=4 - rank / len(labels),
+            bbox={"facecolor": label.colour, "edgecolor": "none", "pad": PAD},
+        )  # fmt: skip
+        text.set_in_layout(False)
+        placed.append((text, label))
+    ax.add_artist(_Placing(ax, placed))
+
+
+class _Placing(Artist):
+    """Shows nothing itself: moves labels when they are drawn, since before it is not known how large the picture will be."""
+
+    def __init__(self, ax: Axes, labels: Sequence[tuple[Text, Label]]):
+        super().__init__()
+        self.within, self.labels = ax, labels
+        self.set_in_layout(False)
+        self.set_zorder(2.9)  # before the labels themselves are drawn
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Moves the labels."""
+        taken: list[Bbox] = []
+        for text, label in self.labels:
+            places = self._places(text.get_window_extent(renderer), label)
+            free = (place for place in places if not any(place.overlaps(other) for other in taken))
+            taken.append(place := next(free, places[0]))
+            x, y = self.within.transData.inverted().transform((place.x0 + self._pad, place.y0 + self._pad))
+            text.set_position((x, y))
+
+    @property
+    def _pad(self) -> float:
+        """Pixels of the figure between the words and the end of a label."""
+        return PAD * self.within.get_figure(root=True).dpi / 72  # type: ignore[union-attr]  # they are in one
+
+    def _places(self, words: Bbox, label: Label) -> list[Bbox]:
+        """Where a label of this size may lie, best first, within the picture, in pixels of the figure, counted from below."""
+        width, height = words.width + 2 * self._pad, words.height + 2 * self._pad
+        corners = (label.corners[:2], label.corners[2:])
+        (left, top), (right, bottom) = self.within.transData.transform(corners)
+        head = [(left, top - k * height) for k in range(4)] + [
+            (right - width, top)
+        ]  # above the box, in it, further down
+        foot = [(left, bottom), (left, bottom - height), (right - width, bottom)]
+        starts = [*(foot + head if label.at_foot else head + foot), (left, top + height)]
+        picture = self.within.bbox
+        inside = [
+            (max(min(x, picture.x1 - width), picture.x0), max(min(y, picture.y1 - height), picture.y0))
+            for x, y in starts
+        ]
+        return [Bbox.from_bounds(x, y, width, height) for x, y in inside]
