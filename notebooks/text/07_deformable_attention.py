@@ -446,7 +446,7 @@ for name, exponent in exponents.items():
     print(f"{name}: N to the power of {exponent:.1f}")
 
 # %% [markdown]
-# Clocks are noisy; multiplications can be counted. How many does each of the two layers need, with d channels?
+# The claim holds for attention. Deformable attention stays below an exponent of 1, because what every call costs, however small its input, counts at the left end; to the right its line runs beside ∝ N. Multiplications can be counted exactly. How many does each of the two layers need, with d channels?
 
 # %%
 d = 64

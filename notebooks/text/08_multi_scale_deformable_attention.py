@@ -200,7 +200,7 @@ for level, (height, width) in enumerate(level_shapes):
     for p in range(points_each):
         x, y = (locations[0, level, p] * torch.tensor([width, height]) - 0.5).tolist()
         place = f"x {x:5.1f}, y {y:5.1f} of {width} × {height} cells"
-        print(f"  level {level + 1}, point {p + 1}: {place}, weight {weights[0, level, p]:.1f}")
+        print(f"  level {level + 1}, point {p + 1}: {place}, weight {weights[0, level, p]:.2f}")
 
 # %%
 drawn, axes = plots.panels(4, height=2.5)
@@ -218,7 +218,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Around a reference *point* an offset counts cells, so the same offset reaches four times as far on level 3 as on level 1. This query starts from a *box* ([09](09_deformable_detr.ipynb)), and offsets count in parts of it: on all levels it looks about equally far. What a coarse level adds then is a wider mixture at each sample.
+# Around a reference *point* an offset counts cells, so the same offset reaches four times as far on level 3 as on level 1. This query starts from a *box* ([09](09_deformable_detr.ipynb)), and offsets count in parts of it: how far it looks no longer grows with the level. What a coarse level adds then is a wider mixture at each sample.
 
 # %% [markdown]
 # ## 5. The operation

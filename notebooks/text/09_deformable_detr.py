@@ -207,6 +207,8 @@ validation = CocoDetection(CocoFolder.find(folder, "val"), cache=True)
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers
 from ddetr_lite.engine.recipes import TrainConfig
 
+# Two factors on the learning rate: of the backbone, which begins anew here, and of the matrices that make offsets and
+# reference points. In the paper both are 0.1.
 SETTINGS = TrainConfig(
     epochs=1, optimizer="muon", backbone_lr=1.0, sampling_lr=1.0, warmup_steps=50, schedule="linear"
 )
@@ -282,7 +284,7 @@ plots.show(
 )
 
 # %% [markdown]
-# DETR is sure of nothing yet; the third model finds all three objects, though here it takes the square for a circle. (Scores of a focal loss are lower than those of a softmax, hence the threshold of 0.3 for the other two.)
+# DETR is sure of nothing yet; the third model finds all three objects, though here it takes the square for a circle and names the large star more than once. (Scores of a focal loss are lower than those of a softmax, hence the threshold of 0.3 for the other two.)
 
 # %% [markdown]
 # ## 5. Refinement: each layer mends the box of the one before
@@ -322,7 +324,7 @@ for k, (ax, title) in enumerate(zip(axes, ("the proposal", "after layer 1", "aft
 plots.show(
     drawn,
     alt="The boxes of the four matched queries: the proposals, after the first and after the second "
-    "layer; layer 1 mends them, layer 2 changes little.",
+    "layer. All fit already; the layers change little, most at the triangle and the ring.",
 )
 
 # %%
@@ -351,7 +353,7 @@ print("the layers fit better than the proposal:", bool(mean[0] < mean[1]), bool(
 # %% [markdown]
 # ## 6. Two stages: queries that come from the picture
 #
-# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level, and a head corrects it. (This is one anchor for each token: a size that is chosen by hand is back, in this one place.) The token also says how sure it is that this is an object, of whatever kind. The best N_q become the references of
+# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level (`anchor_size` on the finest: 0.05 of the picture in the authors' code, 0.1 in this course's small pictures), and a head corrects it. (This is one anchor for each token: a size that is chosen by hand is back, in this one place.) The token also says how sure it is that this is an object, of whatever kind. The best N_q become the references of
 # the queries. From the four numbers of its box (sines as in 03, then a matrix and a norm) each query also gets its position and its content: of the picture it knows only this box until it looks.
 
 # %%

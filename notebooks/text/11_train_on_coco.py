@@ -346,7 +346,7 @@ for batch in (32, 8, 2):
 print(f"the same 50 epochs on {len(subset['images'])} pictures: {len(subset['images']) // 32 * 50} steps")
 
 # %% [markdown]
-# The last line is why "50 epochs" on a small set teach nothing: count steps. DETR's author names some 300,000 steps as a rule of thumb and advises fine-tuning below about 10,000 pictures ([detr#22](https://github.com/facebookresearch/detr/issues/22), [#84](https://github.com/facebookresearch/detr/issues/84)).
+# The last line is why "50 epochs" on a small set teach nothing: count steps. One of DETR's authors names at least 300,000 steps ([detr#22](https://github.com/facebookresearch/detr/issues/22)), another at least some 10,000 pictures ([detr#9](https://github.com/facebookresearch/detr/issues/9)); with less, fine-tune ([#84](https://github.com/facebookresearch/detr/issues/84)).
 #
 # **Batch and learning rate belong together.** A gradient from few pictures is noisy. AdamW divides by the size of the gradient, noise included; so a quarter of the batch wants half the learning rate (the square root: Malladi et al. 2022; for plain SGD it would be a quarter). Where only the batch or the epochs are changed, the package lets the rest follow, and says so:
 

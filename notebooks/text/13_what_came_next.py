@@ -591,7 +591,7 @@ for name, loss in losses.items():
 # 5. **The same budget, the same search.** Look for the learning rate with the same care for both; let each length of schedule be a run of its own; take several seeds (10 shows how much they scatter). `ddetr-lite bench NAME --dry-run` lists the runs, `ddetr-lite bench NAME --jobs 2 --threads 1` trains them, and goes on where it was stopped.
 # 6. **What it costs:** `ddetr-lite bench NAME --cost`, on an idle machine. More parameters or slower steps belong in the table, too.
 #
-# What you must not do is compare your run with a number of a paper: other data, other sizes, other schedules. And until your runs are there, nothing is known. Of the five ideas one has been measured here, in part: hints of boxes, in two small studies of 10, with one seed each. On drawings (section 6.1) they close more than half of the lead that Faster R-CNN has over Deformable DETR ++; on photos (section 6.3) no gain could be told. (The detector of 00 was trained with them, but no run without them stands beside it.)
+# What you must not do is compare your run with a number of a paper: other data, other sizes, other schedules. And until your runs are there, nothing is known. Of the five ideas one has been measured here, in part: hints of boxes, in two small studies of 10. On drawings (section 6.1, two seeds) they close about half of the lead that Faster R-CNN has over Deformable DETR ++; on photos (section 6.3, one seed) no gain could be told. (The detector of 00 was trained with them, but no run without them stands beside it.)
 #
 # To read how others wrote them: Hugging Face's transformers, in the versions of this environment, has
 

@@ -27,7 +27,7 @@ _COCO_MINI = (
     "- **Equal in all**: MobileNetV2 with its ImageNet features, whose rate is a twentieth of the rest's; pictures, "
     "augmentation, batches, optimizer, schedule; width 128. Faster R-CNN is torchvision's.",
     "- **Hints**: the two-stage form once more, with four queries for each object in training that start near its box and "
-    "need no match, as in DN-DETR; in `lead-cpu` they close more than half of Faster R-CNN's lead.",
+    "need no match, as in DN-DETR; in `lead-cpu` they close about half of Faster R-CNN's lead.",
 )
 
 
