@@ -477,7 +477,7 @@ plots.show(
 # %% [markdown]
 # This is the picture to remember. The box is the one from which the last layer starts, the cross its
 # reference point, and each dot is one look: the larger and stronger, the more it counts; its colour is the
-# level. Figure 6 of the Deformable DETR paper shows such points in photos.
+# level. (A point may lie outside the picture, where there is nothing: one does, just below the border.) Figure 6 of the Deformable DETR paper shows such points in photos.
 
 # %% [markdown]
 # > **Claim:** the query looks at the object it has found.
