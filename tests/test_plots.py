@@ -1,6 +1,7 @@
 """Figures: names that make room for one another, lines where a match is, and colours that go by name."""
 
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from ddetr_lite import plots
+from ddetr_lite.datasets.shapes import KINDS
 from ddetr_lite.plots import detection
 from ddetr_lite.plots.style import COLOURS, colours_of, panels, png
 
@@ -169,26 +171,30 @@ def test_labels_at_the_upper_border_stand_in_the_picture() -> None:
 
 
 def test_classes_of_one_picture_are_told_apart() -> None:
-    alone = {name: colours_of([name])[name] for name in ("square", "triangle", "cross", "star")}
-    assert (
-        alone["square"] == alone["triangle"] == alone["cross"] != alone["star"]
-    )  # which is what makes it worth a test
+    alone = {name: colours_of([name])[name] for name in ("dog", "horse", "bear", "cat")}
+    assert alone["dog"] == alone["horse"] == alone["bear"] != alone["cat"]  # which is what makes it worth a test
     together = colours_of(alone)
     assert len(set(together.values())) == 4
-    assert together["star"] == alone["star"]
-    assert together["cross"] == alone["cross"]  # the first by name keeps its own
+    assert together["cat"] == alone["cat"]
+    assert together["bear"] == alone["bear"]  # the first by name keeps its own
     assert colours_of(reversed(list(alone))) == together
     many = colours_of(map(str, range(20)))
     assert set(many.values()) == set(COLOURS)
 
 
+def test_each_kind_of_shape_has_one_colour_in_all_pictures() -> None:
+    alone = {kind: colours_of([kind])[kind] for kind in KINDS}
+    assert len(set(alone.values())) == len(KINDS)
+    assert colours_of(KINDS) == alone
+
+
 def test_boxes_take_colours_by_all_classes_where_there_are_few() -> None:
-    classes = ["square", "triangle", "cross"]
-    for given, wanted in ((classes, colours_of(classes)), ([], colours_of(["triangle"]))):
-        ax = detection.boxes(torch.zeros(3, 9, 9), [[1, 1, 5, 5]], ["triangle"], classes=given)
+    classes = ["bear", "dog", "horse"]
+    for given, wanted in ((classes, colours_of(classes)), ([], colours_of(["dog"]))):
+        ax = detection.boxes(torch.zeros(3, 9, 9), [[1, 1, 5, 5]], ["dog"], classes=given)
         (box,) = (patch for patch in ax.patches if isinstance(patch, Rectangle))
-        assert mcolors.to_hex(box.get_edgecolor()) == wanted["triangle"].lower()
-    assert colours_of(classes)["triangle"] != colours_of(["triangle"])["triangle"]
+        assert mcolors.to_hex(box.get_edgecolor()) == wanted["dog"].lower()
+    assert colours_of(classes)["dog"] != colours_of(["dog"])["dog"]
 
 
 def test_names_are_not_cut_off_where_the_picture_ends() -> None:
@@ -209,3 +215,14 @@ def test_names_end_where_the_picture_ends_in_figures_of_several_panels() -> None
         crescent, star = drawn_labels(ax)
         assert ax.bbox.x1 - 3 < crescent.x1 < ax.bbox.x1
         assert 0 < star.x0 - ax.transData.transform((5, 40))[0] < 3
+
+
+def test_words_stand_out_from_the_ground_of_their_label() -> None:
+    def luminance(colour: Any) -> float:
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in mcolors.to_rgb(colour))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    for k in range(len(COLOURS)):
+        ax = detection.boxes(torch.zeros(3, 9, 9), [[1, 1, 5, 5]], ["cat"], one_colour=k)
+        dark, light = sorted((luminance(ax.texts[0].get_color()), luminance(COLOURS[k])))
+        assert (light + 0.05) / (dark + 0.05) > 3  # what WCAG asks of large words

@@ -6,10 +6,11 @@ from typing import NamedTuple
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from ddetr_lite.plots.style import PAPER, plain
+from ddetr_lite.plots.style import INK, PAPER, plain
 
 PAD = 1.2  # points around the words
 Corners = Sequence[float]
@@ -34,13 +35,19 @@ def add_labels(ax: Axes, labels: Sequence[Label], fontsize: float = 7.5) -> None
     placed = []
     for rank, label in enumerate(labels):
         text = ax.text(
-            label.corners[0], label.corners[1], plain(label.words), fontsize=fontsize, color=PAPER,
+            label.corners[0], label.corners[1], plain(label.words), fontsize=fontsize, color=_words_on(label.colour),
             zorder=4 - rank / len(labels),
             bbox={"facecolor": label.colour, "edgecolor": "none", "pad": PAD},
         )  # fmt: skip
         text.set_in_layout(False)
         placed.append((text, label))
     ax.add_artist(_Placing(ax, placed))
+
+
+def _words_on(ground: str) -> str:
+    """White, or ink where the ground is so light (WCAG's relative luminance) that white would hardly be read."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(ground)]
+    return INK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.3 else PAPER
 
 
 class _Placing(Artist):

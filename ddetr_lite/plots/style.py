@@ -3,8 +3,8 @@
 import io
 import textwrap
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Any
-from zlib import crc32
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +18,8 @@ INK = "#22304A"  # text and axes
 MUTED = "#7C8798"  # what stands behind: grids, notes
 PAPER = "#FFFFFF"
 # Told apart in greyscale and by colour-blind readers as well: neighbours differ in lightness.
-COLOURS = ("#2563A8", "#E8833A", "#3F9C86", "#B23A6B", "#8A6FC0", "#C9A227")
+COLOURS = ("#2563A8", "#E8833A", "#3F9C86", "#B23A6B", "#8A6FC0", "#C9A227", "#7A4E2D", "#4F9FD0")
+_SALT = 734  # with it each of the eight kinds of shapes has a colour of its own
 
 # Weights run from nothing to one: white to deep blue. Signed numbers: orange below zero, blue above.
 WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#FFFFFF", "#D3E3F4", "#7FB0DD", "#2563A8", "#12305A"])
@@ -69,11 +70,12 @@ def plain(text: str) -> str:
 def colours_of(names: Iterable[str]) -> dict[str, str]:
     """A colour for each class that is seen together with the others: no two have the same one, as far as colours reach.
 
-    A class has the same colour in every picture, since its name decides, but where another one of the picture has it already.
+    A class has the same colour in every picture, since its name decides, but where another one of the picture has it already:
+    of the course's eight kinds of shapes none has.
     """
     distinct, taken = sorted(set(names)), dict[str, str]()
     for name in distinct:
-        first = crc32(name.encode()) % len(COLOURS)
+        first = blake2b(f"{_SALT} {name}".encode(), digest_size=1).digest()[0]
         ways = [COLOURS[(first + k) % len(COLOURS)] for k in range(len(COLOURS))]
         taken[name] = next((colour for colour in ways if colour not in taken.values()), ways[0])
     return taken
