@@ -21,6 +21,7 @@ from ddetr_lite.course.checking import examine
 from ddetr_lite.course.equations import EQUATIONS
 from ddetr_lite.course.exercises import Case, Exercise
 from ddetr_lite.course.registry import EXERCISES, find
+from ddetr_lite.course.terms import TERMS, Term
 from ddetr_lite.layers import attention
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
@@ -534,6 +535,25 @@ def test_symbols_are_known() -> None:
     assert [row[0] for row in course.symbols("D", "N").rows] == ["N", "D"]
     with pytest.raises(ValueError, match="no Z"):
         course.symbols("Z")
+
+
+def test_terms_are_found_by_notebook_and_by_name() -> None:
+    assert {row[2].split(",")[0] for row in course.terms("07", "08").rows} == {"07", "08"}
+    assert [row[0] for row in course.terms("norm").rows] == ["layer norm", "pre-norm", "batch norm"]
+    assert [row[0] for row in course.terms("NMS", "iou").rows] == ["IoU", "non-maximum suppression (NMS)", "GIoU"]
+    assert len(course.terms().rows) == len(TERMS) == len({term.name for term in TERMS})
+    with pytest.raises(ValueError, match="no term 'attentoin'"):
+        course.terms("attentoin")
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: f"{term.notebook}-{term.name}")
+def test_terms_are_introduced_where_they_say(term: Term) -> None:
+    (path,) = (ROOT / "notebooks" / "text").glob(f"{term.notebook}_*.py")
+    _, *text = re.split(rf"(?m)^# ## {term.section}\. .*$", path.read_text(encoding="utf-8"))
+    assert len(text) == 1, f"{path.name} has no section {term.section}"
+    section = re.split(r"(?m)^# ## ", text[0])[0].casefold()
+    name = re.sub(r" \(.*\)", "", term.name).casefold()
+    assert re.search(rf"\b{re.escape(name).replace('query', 'quer(y|ies)')}", section.replace("*", "")), term
 
 
 @pytest.mark.parametrize("equation", EQUATIONS, ids=lambda e: f"{e.paper}, {e.place}")

@@ -6,7 +6,7 @@
     course.reset()                   the package's own functions again
     course.restore()                 in a later notebook: plug in what was kept and still passes
     course.parts()                   which parts are the package's, which are yours
-    course.symbols(...), course.equation_map(...)
+    course.symbols(...), course.terms(...), course.equation_map(...)
     course.architecture("detr")      a block diagram
     course.picture(), course.detector(), course.followed_query()   what the whole course follows
     course.run_log("shapes")      a committed run, line by line
@@ -23,6 +23,7 @@ from ddetr_lite.course.hints import hint
 from ddetr_lite.course.plugging import parts, reset, restore, use
 from ddetr_lite.course.scene import Scene, picture
 from ddetr_lite.course.shipped import checkpoint, detector, run_log
+from ddetr_lite.course.terms import terms
 
 __all__ = [
     "FollowedQuery",
@@ -41,5 +42,6 @@ __all__ = [
     "restore",
     "run_log",
     "symbols",
+    "terms",
     "use",
 ]

@@ -827,12 +827,19 @@ print("same in the photo:  ", same(predict(photo_detector, photo, low), found_in
 course.reset()  # the package's own functions again
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 #
 # These letters mean the same in all notebooks, and in the docstrings of the package; where a letter has two meanings, its line says so.
 
 # %%
 course.symbols("B", "N_q", "M", "H", "W", "L", "P", "C")
+
+# %% [markdown]
+# And the words that this notebook brings. When you meet one again and have forgotten it: `course.terms("threshold")` looks it up, and
+# says where it is introduced.
+
+# %%
+course.terms("00")
 
 # %% [markdown]
 # **Next:** a query that looks around and takes what it needs: that is *attention*, and it was invented for

@@ -1173,12 +1173,18 @@ print("same output:", torch.allclose(plugged_in, own, atol=1e-5))
 # that you wrote.
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 #
 # These letters mean the same in all notebooks, and in the docstrings of the package; where a letter has two meanings, its line says so.
 
 # %%
 course.symbols("x", "d", "N", "B", "N_q", "N_k", "D", "D_v", "Q", "K", "V", "W^Q", "T")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("01")
 
 # %% [markdown]
 # **Next:** one attention can weigh for one reason at a time. [02 · Multi-head

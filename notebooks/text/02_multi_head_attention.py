@@ -841,10 +841,16 @@ for s, weights in zip((tired, wide), pointers[2](pair).mean(dim=1)):
 course.reset()
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("x", "d", "N", "B", "N_q", "N_k", "D", "M", "Q", "K", "V", "W^Q", "W^O", "z")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("02")
 
 # %% [markdown]
 # **Next:** to all heads a sentence is still a bag of words. [03 · Positional encoding](03_positional_encoding.ipynb)

@@ -834,10 +834,16 @@ print([f.label for f in found])
 course.reset()
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("x", "d", "N", "B", "D", "H", "W", "Q", "K", "W^Q", "p")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("03")
 
 # %% [markdown]
 # **Next:** attention, heads and places are there. [04 · Transformer](04_transformer.ipynb) stacks them, with what else a

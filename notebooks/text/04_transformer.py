@@ -752,10 +752,16 @@ print("still right:", share_right(reader) == share)
 course.reset()
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("x", "d", "N", "B", "N_q", "M", "Q", "K", "V")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("04")
 
 # %% [markdown]
 # **Next:** a Transformer can write a sequence. A picture's objects are no sequence but a set. [05 · Hungarian

@@ -1266,10 +1266,16 @@ print("the same within 1e-5:", all(abs(again[name] - before) < 1e-5 for name, be
 course.reset()
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("N_q", "T", "C", "K", "B", "A", "p", "σ")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("05")
 
 # %% [markdown]
 # **Next:** the loss is ready, and so are attention, positions and layers. [06 · DETR](06_detr.ipynb) puts them together, and trains. Back to

@@ -1190,10 +1190,16 @@ print(
 print("the same classes:", torch.equal(mine["labels"], theirs["labels"]))
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("B", "N", "N_q", "d", "C", "K", "H", "W")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("06")
 
 # %% [markdown]
 # **Next:** look at a few places only, and learn where. [07 · Deformable attention](07_deformable_attention.ipynb). Back to

@@ -693,10 +693,16 @@ course.reset()
 print("the same within 1e-6:", (mine - new_layer_says()).abs().max().item() < 1e-6)
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("N", "N_q", "M", "D", "P", "d", "H", "W", "z", "p", "Δp", "A", "W_m")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("07")
 
 # %% [markdown]
 # **Next:** one map is not enough for small and large objects alike. [08 · Multi-scale deformable attention](08_multi_scale_deformable_attention.ipynb). Back to

@@ -576,10 +576,16 @@ print(
 print("the same classes:", torch.equal(mine["labels"][:4], theirs["labels"][:4]))
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W", "z", "p", "Δp", "A", "W_m")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("08")
 
 # %% [markdown]
 # **Next:** the whole model. [09 · Deformable DETR](09_deformable_detr.ipynb). Back to

@@ -714,10 +714,16 @@ print("the same classes:", torch.equal(mine["labels"][sure], theirs["labels"][su
 # You have built a detector.
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("B", "N", "N_q", "d", "K", "L", "P", "C", "T", "p", "σ")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("09")
 
 # %% [markdown]
 # **Next:** how much faster does it really learn? [10 · Convergence and ablations](10_convergence_and_ablations.ipynb). Back to

@@ -1476,10 +1476,16 @@ course.reset()
 print("the same epochs:", all(a == b or abs(a - b) < 1e-9 for a, b in zip(before, after, strict=True)))
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("T", "C", "N", "N_q", "M", "L", "P", "B", "K")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("10")
 
 # %% [markdown]
 # **Next:** real photos, a real GPU, and your own pictures. [11 · Train on COCO](11_train_on_coco.ipynb). Back to

@@ -1187,10 +1187,16 @@ print("steps:", len(yours.train))
 print("rates within 1e-6:", max(abs(line["lr"] - e) for line, e in zip(yours.train, expected)) < 1e-6)
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("B", "C", "T", "H", "W")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("11")
 
 # %% [markdown]
 # **Next:** what makes a step fast. [12 · Fast kernels](12_fast_kernels.ipynb). Back to

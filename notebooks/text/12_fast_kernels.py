@@ -1129,10 +1129,16 @@ print(
 )
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W", "V", "R", "S")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("12")
 
 # %% [markdown]
 # **Next:** what others made of Deformable DETR. [13 · What came next](13_what_came_next.ipynb). Back to [11 · Train on COCO](11_train_on_coco.ipynb).

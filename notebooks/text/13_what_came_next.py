@@ -903,10 +903,16 @@ plots.show(
 # The decoder pulls the negative ones to the object as well, and gives them less than half of the score of the positive ones. DINO's training wants no score there: its negative hints teach which of two queries near an object should say "nothing here". (Hints see the ordinary queries here, as in DN-DETR; this detector was trained with the package's mask.)
 
 # %% [markdown]
-# ## Symbols
+# ## Symbols and terms
 
 # %%
 course.symbols("B", "N", "N_q", "d", "K", "M", "L", "P", "C", "T", "σ", "λ", "G")
+
+# %% [markdown]
+# And the words that this notebook brings:
+
+# %%
+course.terms("13")
 
 # %% [markdown]
 # That was the last notebook. Back to [12 · Fast kernels](12_fast_kernels.ipynb), or to the [start](00_start_here.ipynb), to look at the first picture again, knowing what happens in it, and what others made of it.
