@@ -541,6 +541,8 @@ def test_terms_are_found_by_notebook_and_by_name() -> None:
     assert {row[2].split(",")[0] for row in course.terms("07", "08").rows} == {"07", "08"}
     assert [row[0] for row in course.terms("norm").rows] == ["layer norm", "pre-norm", "batch norm"]
     assert [row[0] for row in course.terms("NMS", "iou").rows] == ["IoU", "non-maximum suppression (NMS)", "GIoU"]
+    places = [(term.notebook, int(term.section)) for term in TERMS]
+    assert places == sorted(places)  # in the order in which a reader meets them
     assert len(course.terms().rows) == len(TERMS) == len({term.name for term in TERMS})
     with pytest.raises(ValueError, match="no term 'attentoin'"):
         course.terms("attentoin")

@@ -133,8 +133,8 @@ TERMS: list[Term] = [
             "random changes of a training picture (flips, crops, colours) under which its answer is known",
         ),
         ("6", "epoch", "one pass over all training pictures"),
-        ("7", "overfit", "to learn a few pictures by heart, which a model that is right can"),
         ("6", "seed", "what random numbers start from; runs with other seeds show how much is chance"),
+        ("7", "overfit", "to learn a few pictures by heart, which a model that is right can"),
     ),
     *_in(
         "07",
