@@ -30,7 +30,8 @@ class Label(NamedTuple):
 def add_labels(ax: Axes, labels: Sequence[Label], fontsize: float = 7.5) -> None:
     """Put labels at their boxes, the first over the others, each where it hides none of those before it.
 
-    ax: of a picture, whose y grows downwards. Where a label finds no place, as in a heap of boxes, those before it hide it.
+    ax: of a picture, whose y grows downwards. Where a label finds no place, as in a heap of boxes, or has the words of one
+    that stands there, those before it hide it.
     """
     placed = []
     for rank, label in enumerate(labels):
@@ -50,6 +51,11 @@ def _words_on(ground: str) -> str:
     return INK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.3 else PAPER
 
 
+def _overlap(one: Bbox, other: Bbox) -> bool:
+    """Whether they share more than half a pixel: those that touch do not."""
+    return one.padded(-0.25).overlaps(other.padded(-0.25))
+
+
 class _Placing(Artist):
     """Shows nothing itself: moves labels when they are drawn, since before it is not known how large the picture will be."""
 
@@ -61,11 +67,15 @@ class _Placing(Artist):
 
     def draw(self, renderer: RendererBase) -> None:
         """Moves the labels."""
-        taken: list[Bbox] = []
+        taken: list[tuple[Bbox, str]] = []
         for text, label in self.labels:
-            places = self._places(text.get_window_extent(renderer), label)
-            free = (place for place in places if not any(place.overlaps(other) for other in taken))
-            taken.append(place := next(free, places[0]))
+            first, *others = self._places(text.get_window_extent(renderer), label)
+            in_the_way = [words for place, words in taken if _overlap(place, first)]
+            place = first
+            if in_the_way and label.words not in in_the_way:  # the same words need not be read twice at one place
+                free = (other for other in others if not any(_overlap(other, place) for place, _ in taken))
+                place = next(free, first)
+            taken.append((place, label.words))
             x, y = self.within.transData.inverted().transform((place.x0 + self._pad, place.y0 + self._pad))
             text.set_position((x, y))
 
@@ -79,9 +89,8 @@ class _Placing(Artist):
         width, height = words.width + 2 * self._pad, words.height + 2 * self._pad
         corners = (label.corners[:2], label.corners[2:])
         (left, top), (right, bottom) = self.within.transData.transform(corners)
-        head = [(left, top - k * height) for k in range(4)] + [
-            (right - width, top)
-        ]  # above the box, in it, further down
+        top = min(top, self.within.bbox.y1 - height)
+        head = [(left, top - k * height) for k in range(4)] + [(right - width, top)]  # above, in the box, lower
         foot = [(left, bottom), (left, bottom - height), (right - width, bottom)]
         starts = [*(foot + head if label.at_foot else head + foot), (left, top + height)]
         picture = self.within.bbox

@@ -1150,7 +1150,9 @@ second = {}
 for log in sorted(RESULTS.glob("lead-cpu-seed-1/*/log.jsonl")):
     row = lead.study.row(log.parent.name.split("-6-epochs")[0])
     second[row.name] = read_log(log)[-1]["AP"]
-    print(f"{row.label}: AP {score(lead, row.name):.3f} with the first seed, {second[row.name]:.3f} with the second")
+    print(
+        f"{row.label}: AP {score(lead, row.name):.3f} with the first seed, {second[row.name]:.3f} with the second"
+    )
 theirs, ours = second["faster-rcnn"], second["deformable-detr-two-stage"]
 print(f"Hints: {(second['hints'] - ours) / (theirs - ours):.0%} of the lead closed with the second seed")
 
