@@ -266,12 +266,15 @@ def test_changed_inputs_and_cut_gradients_are_found(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         (
-            "softmax_with_temperature",
-            """def wrong(scores, temperature=1.0):
-    e = ((scores - scores.max(-1, keepdim=True).values) / temperature).exp()
+            "scaled_dot_product_attention",
+            """def wrong(query, key, value, mask=None):
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(mask, -torch.inf)
+    e = (scores - scores.amax(-1, keepdim=True)).exp()
     e /= e.sum(-1, keepdim=True)
-    return e""",
-            "no gradient can be taken: one of the variables needed for gradient computation has been modified by an inplace",
+    return e @ value""",
+            "no gradient can be taken: a result that the backward pass still needs was changed in place",
         ),
         (
             "box_iou",
@@ -301,6 +304,131 @@ def test_right_numbers_that_nothing_can_learn_from(name: str, text: str, message
     assert not verdict
     assert "right, but" in verdict.text
     assert message in verdict.text
+
+
+RIGHT = {
+    "learning_rate_at": """def right(step, lr, warmup, schedule, drop_step, steps):
+    import numpy as np
+    falls = {"cosine": (1 + np.cos(np.pi * step / steps)) / 2, "linear": 1 - step / steps, "constant": 1.0}
+    falls["step"] = 1.0 if step < drop_step else 0.1
+    return lr * min(1, (step + 1) / max(warmup, 1)) * falls[schedule]""",
+    "scaled_scores": """def right(query, key):
+    root = len(query[0]) ** 0.5
+    return torch.tensor([[sum((q * k).tolist()) / root for k in key] for q in query])""",
+    "softmax_with_temperature": """def right(scores, temperature=1.0):
+    e = ((scores - scores.max(-1, keepdim=True).values) / temperature).exp()
+    e /= e.sum(-1, keepdim=True)
+    return e""",
+    "epochs_for": """def right(ends, target):
+    import numpy as np
+    if target > max(score for _, score in ends):
+        return None
+    if target <= ends[0][1]:
+        return np.float32(ends[0][0])
+    for (a, low), (b, high) in zip(ends, ends[1:]):
+        if low < target <= high:
+            return 10 ** np.interp(target, [low, high], [np.log10(a), np.log10(b)])""",
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_in_a_learners_own_words(name: str, tmp_path: Path) -> None:
+    assert examine(find(name), written(tmp_path, "right", RIGHT[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "encoder_reference_points",
+            """def wrong(level_shapes, ratios):
+    from ddetr_lite.layers.deformable_transformer import encoder_reference_points
+    points = encoder_reference_points(level_shapes, ratios)
+    while level_shapes:
+        level_shapes.pop()
+    return points""",
+            "changed its input `level_shapes`\n  Take a copy first",
+        ),
+        (
+            "value_gradient",
+            """def wrong(grad, rows, shares, table_rows):
+    given = (shares[..., None] * grad[:, None]).flatten(0, 1)
+    return torch.sparse_coo_tensor(rows.flatten()[None], given, (table_rows, grad.shape[1]))""",
+            "the result is sparse: `.to_dense()`",
+        ),
+        (
+            "timing_signal",
+            "def wrong(length, dim):\n    return torch.polar(torch.ones(length, dim // 2), torch.ones(length, dim // 2))",
+            "the result is complex",
+        ),
+        (
+            "epochs_for",
+            """def wrong(ends, target):
+    from ddetr_lite.benchmarks.studies.results import epochs_for
+    epochs = epochs_for(ends, target)
+    return math.inf if epochs is None else epochs""",
+            "returned a float, where None is expected",
+        ),
+        ("learning_rate_at", "def wrong(*arguments):\n    return [0.1]", "returned a list, where a number is expected"),
+        (
+            "scaled_scores",
+            "def wrong(query, key):\n    return (query @ key.T).max(-1)",
+            "returned values and indices together, as `max` does: take `.values`",
+        ),
+        (
+            "ap_over_thresholds",
+            """def wrong(scores, verdicts, objects):
+    right = verdicts[:, scores.argsort(descending=True)].float()
+    return right.cumsum(1).sum() / objects""",
+            "the numbers differ",
+        ),
+        (
+            "scaled_scores",
+            "def helper(x):\n    return x @ torch.zeros(99)\n\n\ndef wrong(query, key):\n    return helper(query)",
+            "in `helper`, which your function calls: return x @ torch.zeros(99)",
+        ),
+        (
+            "scaled_dot_product_attention",
+            """def wrong(query, key, value, mask=None):
+    from ddetr_lite.layers.attention import scaled_dot_product_attention as attend
+    return attend(query.double(), key.double(), value.double(), mask)""",
+            "the numbers are right, but in float64, where float32 is expected",
+        ),
+        (
+            "combine_masks",
+            """def wrong(padding_mask, attn_mask):
+    from ddetr_lite.layers.attention import combine_masks
+    mask = combine_masks(padding_mask, attn_mask)
+    return torch.zeros(1, dtype=torch.bool) if mask is None else mask""",
+            "seen on: neither\n",
+        ),
+    ],
+)
+def test_what_is_odd_is_said_in_the_learners_terms(name: str, text: str, message: str, tmp_path: Path) -> None:
+    verdict = examine(find(name), written(tmp_path, "wrong", text))
+    assert not verdict
+    assert message in verdict.text
+
+
+def test_a_right_one_that_cannot_learn_is_told_so(tmp_path: Path) -> None:
+    text = """def right(value, level_shapes, locations, weights):
+    from ddetr_lite.kernels import multi_scale_deformable_attention
+    return multi_scale_deformable_attention(value{}, level_shapes, locations, weights, "reference")"""
+    assert "Only this" not in examine(find("multi_scale_attention"), written(tmp_path, "right", text.format(""))).text
+    verdict = examine(find("multi_scale_attention"), written(tmp_path, "right", text.format(".detach()")))
+    assert verdict
+    assert "no gradient flows back to `value`" in verdict.text
+    assert "can look, but not learn" in verdict.text
+
+
+def test_a_mistake_that_fails_where_the_learner_was_right_is_not_named(tmp_path: Path) -> None:
+    """It differs from the learner's on an earlier input, so it is another mistake."""
+    text = """def wrong(overlap, same_class, low=0.1, high=0.5):
+    from ddetr_lite.course.checks_10 import _kind
+    return "both" if len(overlap) == 1 and overlap[0] == 0.5 and same_class[0] else _kind(overlap, same_class, low, high)"""
+    verdict = examine(find("kind_of_mistake"), written(tmp_path, "wrong", text))
+    assert not verdict
+    assert "duplicates are forgotten" not in verdict.text
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """`check`: try a learner's function, and say what is wrong with it rather than only that it is wrong."""
 
+import copy
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +47,8 @@ class Outcome:
     """int or float where the value was a plain number."""
     error: Exception | None = None
     changed: tuple[int, ...] = ()
+    unusual: str = ""
+    """What is unusual about a tensor, which then equals none: in words, with the remedy."""
 
 
 def check(name: str | Callable[..., Any], function: Callable[..., Any] | None = None) -> Verdict:
@@ -73,26 +77,46 @@ def examine(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
             names = printing.names(exercise.reference, outcome.changed)
             why = f"the result is right, but your function changed its input {names}"
             advice = "Make a new tensor: no `+=`, `/=` or `x[...] =` on an argument."
+            if any(isinstance(cases[0].arguments[i], list) for i in outcome.changed):
+                advice = "Take a copy first, list(...): no `.pop()`, `.sort()` or `.append()` on an argument."
             return Verdict(False, _bad(exercise, why, [advice]))
     if (exercise.differentiable or exercise.part) and (kinds := _other_kind(outcomes, expected)):
         return Verdict(False, _bad(exercise, *kinds))
     if exercise.differentiable and (found := _gradient_problem(exercise, function, cases[1])):
         return Verdict(False, _bad(exercise, *found))
-    return Verdict(True, f"✓ {exercise.name}: right on all {len(cases)} inputs.")
+    text = f"✓ {exercise.name}: right on all {len(cases)} inputs."
+    if exercise.noted and (found := _gradient_problem(exercise, function, cases[1])):
+        text += f"\n  Only this: {found[0]}. With it plugged in the detector can look, but not learn."
+    return Verdict(True, text)
 
 
 def run(function: Callable[..., Any], case: Case) -> Outcome:
     """Call `function` on copies of the case's arguments."""
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in case.arguments]
+    copies = [x.clone() if isinstance(x, Tensor) else copy.deepcopy(x) for x in case.arguments]
     try:
         value = function(*copies)
     except Exception as error:
         return Outcome(error=error)
     pairs = enumerate(zip(copies, case.arguments, strict=True))
-    changed = tuple(i for i, (a, b) in pairs if isinstance(a, Tensor) and not torch.equal(a, b))
+    changed = tuple(i for i, (a, b) in pairs if _differ(a, b))
+    if unusual := _unusual(value):
+        return Outcome(value, changed=changed, unusual=unusual)
+    value = value.item() if isinstance(value, np.generic) else value  # NumPy's numbers, as math's
     number = type(value) if type(value) in (int, float) else None
     value = torch.tensor(value) if isinstance(value, bool | int | float) else value
     return Outcome(case.compared(value) if case.compared else value, number, changed=changed)
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return not torch.equal(a, b) if isinstance(a, Tensor) else isinstance(a, list) and a != b
+
+
+def _unusual(value: Any) -> str:
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        return "the result is sparse: `.to_dense()` makes a usual tensor of it"
+    if isinstance(value, Tensor) and value.is_complex():
+        return "the result is complex: `.real` and `.imag` are its parts"
+    return ""
 
 
 def _is_stub(error: Exception | None) -> bool:
@@ -104,6 +128,8 @@ def same(a: Outcome, b: Outcome, tolerance: float) -> bool:
     """Whether two functions did the same: equal values (NaN equals NaN), or the same error."""
     if a.error or b.error:
         return type(a.error) is type(b.error) and str(a.error) == str(b.error)
+    if a.unusual or b.unusual:
+        return False
     if not isinstance(a.value, Tensor) or not isinstance(b.value, Tensor):
         return type(a.value) is type(b.value) and a.value == b.value
     if a.value.shape != b.value.shape or (a.value.dtype == torch.bool) != (b.value.dtype == torch.bool):
@@ -125,7 +151,10 @@ def _explain(
 ) -> str:
     """The text for a function that fails, on input `first` and perhaps on larger ones after it."""
     outcome, case = outcomes[first], cases[first]
-    evidence = [f"seen on: {case.what}; {printing.shapes(exercise.reference, case.arguments)}"]
+    shapes = printing.shapes(exercise.reference, case.arguments)
+    evidence = [f"seen on: {case.what}; {shapes}" if shapes else f"seen on: {case.what}"]
+    if outcome.unusual:
+        return _bad(exercise, outcome.unusual, evidence)
     if outcome.error is None:
         evidence += printing.comparison(outcome.value, expected[first].value)
     else:
@@ -136,25 +165,25 @@ def _explain(
             evidence.append("There is another difference behind this one: mend this first, then check again.")
         return _bad(exercise, f"it looks as if {mistake.message}", evidence)
     evidence.append(ADVICE.format(exercise.name))
-    return _bad(exercise, _general(outcome, expected[first].value), evidence)
+    return _bad(exercise, _general(outcome, expected[first]), evidence)
 
 
 def recognise(
     exercise: Exercise, cases: list[Case], outcomes: list[Outcome], first: int
 ) -> tuple[Mistake | None, bool]:
-    """The known mistake that does the same on the smallest failing input and on most others; if on all."""
+    """The known mistake that does the same on the smallest failing input, those before it, and most after it; if on all."""
     best, most = None, 0
     for mistake in exercise.mistakes:
         made = [run(mistake.wrong, case) for case in cases]
         agree = [same(a, b, exercise.tolerance) for a, b in zip(made, outcomes)]
-        if agree[first] and sum(agree) > most:
+        if all(agree[: first + 1]) and sum(agree) > most:
             best, most = mistake, sum(agree)
     return best, most == len(cases)
 
 
-def _general(outcome: Outcome, expected: Any) -> str:
+def _general(outcome: Outcome, wanted: Outcome) -> str:
     """What can be said about any function, whatever it should compute."""
-    value = outcome.value
+    value, expected = outcome.value, wanted.value
     if outcome.error is not None:
         first_line = (str(outcome.error).splitlines() or [""])[0]
         return f"your function raised {type(outcome.error).__name__}: {first_line}"
@@ -162,12 +191,18 @@ def _general(outcome: Outcome, expected: Any) -> str:
         return "your function returned None: is there a `return` at its end?"
     kind = Tensor if isinstance(expected, Tensor) else type(expected)
     if not isinstance(value, kind):
-        return f"your function returned a {type(value).__name__}, where a {kind.__name__.lower()} is expected"
+        if type(value).__module__ == "torch.return_types":
+            return (
+                f"your function returned values and indices together, as `{type(value).__name__}` does: take `.values`"
+            )
+        name = type(value).__name__ if outcome.number is None else outcome.number.__name__
+        asked = "None" if expected is None else f"a {kind.__name__.lower()}" if wanted.number is None else "a number"
+        return f"your function returned {_with_article(name)}, where {asked} is expected"
     if not isinstance(expected, Tensor):
         return "the result is another"
     if value.shape != expected.shape:
         return f"the result has shape {tuple(value.shape)}, where {tuple(expected.shape)} is expected"
-    if value.dtype != expected.dtype:
+    if any(kind(value) != kind(expected) for kind in (Tensor.is_floating_point, lambda x: x.dtype == torch.bool)):
         return f"the result has dtype {value.dtype}, where {expected.dtype} is expected"
     if value.isnan().any():
         return "the result has NaN in it: 0/0, ∞ − ∞, or the exponential of a number that is too large"
@@ -183,12 +218,27 @@ def _where(function: Callable[..., Any], error: Exception) -> list[str]:
     if not frames or not frames[-1].line:
         return []
     line = (frames[-1].lineno or 0) - code.co_firstlineno + 1
+    if not 1 <= line <= max(at or 0 for _, _, at in code.co_lines()) - code.co_firstlineno + 1:
+        return [f"in `{frames[-1].name}`, which your function calls: {frames[-1].line}"]
     return [f"in line {line} of your function: {frames[-1].line}"]
 
 
+def _with_article(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
 def _other_kind(outcomes: list[Outcome], expected: list[Outcome]) -> tuple[str, list[str]] | None:
-    """Where the numbers are right, but one is a plain number and the other a tensor, which what comes after cannot use."""
+    """Where the numbers are right, but of a kind that what comes after cannot use: a number where a tensor is expected, the
+    other way round, or float64 where all else is float32.
+    """
     for mine, theirs in zip(outcomes, expected):
+        if (
+            mine.number is None
+            and isinstance(mine.value, Tensor)
+            and mine.value.dtype == torch.float64 != theirs.value.dtype
+        ):
+            advice = "NumPy's numbers and .double() make float64: `.float()` brings it back, or dtype=torch.float32."
+            return f"the numbers are right, but in float64, where {str(theirs.value.dtype)[6:]} is expected", [advice]
         if (mine.number is None) == (theirs.number is None):
             continue
         if mine.number is None:
@@ -216,6 +266,8 @@ def _gradient_problem(exercise: Exercise, function: Callable[..., Any], case: Ca
         tried = gradients(function)
     except Exception as error:  # a step of the learner's that autograd cannot undo, or numpy
         why = (str(error).splitlines() or [type(error).__name__])[0]
+        if "inplace operation" in why:
+            why = "a result that the backward pass still needs was changed in place"
         advice = "Make new tensors: no `/=`, `+=` or `x[...] =` on a result that is still needed, and no numpy."
         return f"the numbers are right, but no gradient can be taken: {why}", [advice]
     for i, (mine, theirs) in enumerate(zip(tried, gradients(exercise.reference))):

@@ -20,9 +20,10 @@ def _scaled_scores(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _score_cases() -> list[Case]:
-    query, key = torch.tensor([[1.0, 0, 2, 1]]), torch.tensor([[1.0, 1, 0, 2], [0, 2, 1, 0], [3, 0, 1, 1]])
+    query = torch.tensor([[1.0, 0, 2, 1], [0, 1, 1, 2]])
+    key = torch.tensor([[1.0, 1, 0, 2], [0, 2, 1, 0], [3, 0, 1, 1]])
     return [
-        Case("one query, three keys", (query, key)),
+        Case("two queries, three keys", (query, key)),
         Case("two queries, five keys", (normal(0, 2, 9), normal(1, 5, 9))),
         Case("four queries, three keys", (normal(2, 4, 16), normal(3, 3, 16))),
     ]
@@ -34,7 +35,6 @@ SCALED_SCORES = Exercise(
     task="Fill a table (N_q, N_k) with the dot product of every query with every key, divided by √D.",
     reference=_scaled_scores,
     cases=_score_cases,
-    differentiable=True,
     hints=(
         "Two loops: one over the rows of query, one over the rows of key. What are the two sizes of the result?",
         "A dot product is (query[i] * key[j]).sum(). D is query.shape[-1], and √D is D ** 0.5.",
@@ -46,6 +46,10 @@ SCALED_SCORES = Exercise(
         Mistake(
             "the square root is taken of the number of keys, not of the number of channels D (query.shape[-1])",
             lambda q, k: q @ k.T / len(k) ** 0.5,
+        ),
+        Mistake(
+            "the square root is taken of the number of queries, not of the number of channels D (query.shape[-1])",
+            lambda q, k: q @ k.T / len(q) ** 0.5,
         ),
         Mistake(
             "the table lies on its side: there should be one row for each query and one column for each key",
@@ -93,7 +97,6 @@ SOFTMAX = Exercise(
     task="Divide the scores by the temperature, then make each row positive with sum one.",
     reference=_softmax_with_temperature,
     cases=_softmax_cases,
-    differentiable=True,
     hints=(
         "exp() makes every number positive. A row then needs dividing by its own sum: sum(-1, keepdim=True).",
         "exp(1000) is infinite in float32. Subtracting one number from a whole row changes no weight. "

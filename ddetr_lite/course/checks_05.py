@@ -51,6 +51,11 @@ def _pairs_of_boxes() -> list[Case]:
         Case("three boxes, each with each of four", (several[:, None], others)),
         Case("the same with boxes that share edges", (several[:, None], alike)),
         Case("boxes apart in x and in y", (torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[5.0, 6, 8, 9]]))),
+        Case("boxes in 0..1, as the package has them", (several[:, None] / 16, others / 16)),
+        Case(
+            "two small boxes in 0..1",
+            (torch.tensor([[0.5, 0.5, 0.51, 0.51]]), torch.tensor([[0.505, 0.501, 0.515, 0.52]])),
+        ),
     ]
 
 
@@ -105,6 +110,14 @@ BOX_IOU = Exercise(
             lambda a, b: _overlap(a, b) / (_area(a) + _area(b) - _overlap(a, b)),
         ),
         Mistake(
+            "the union is held at 1 or above: boxes in 0..1 are all smaller than that. Something tiny is enough, 1e-9",
+            lambda a, b: _overlap(a, b) / (_area(a) + _area(b) - _overlap(a, b)).clamp(min=1),
+        ),
+        Mistake(
+            "something is added to the union, or it is held at something that small boxes in 0..1 do not reach: 1e-9 is enough",
+            lambda a, b: _overlap(a, b) / (_area(a) + _area(b) - _overlap(a, b)).clamp(min=1e-3),
+        ),
+        Mistake(
             "[:, 0] counts dimensions from the front; write [..., 0], so that boxes of any arrangement fit",
             lambda a, b: _iou(torch.stack([a[:, i] for i in range(4)], 1), torch.stack([b[:, i] for i in range(4)], 1)),
         ),
@@ -118,12 +131,17 @@ def _hull(a: Tensor, b: Tensor) -> Tensor:
 
 def _giou(a: Tensor, b: Tensor, sign: float = -1.0, clamp: bool = True) -> Tensor:
     union = _area(a) + _area(b) - _overlap(a, b, clamp)
-    return _iou(a, b, clamp) + sign * (_hull(a, b) - union) / _hull(a, b)
+    return _iou(a, b, clamp) + sign * (_hull(a, b) - union) / _hull(a, b).clamp(min=1e-9)
 
 
 def _giou_cases() -> list[Case]:
     inside = (torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[2.0, 3, 4, 6]]))
-    return [*_pairs_of_boxes(), Case("one box inside the other", inside)]
+    point = torch.tensor([[3.0, 3, 3, 3]])
+    return [
+        *_pairs_of_boxes(),
+        Case("one box inside the other", inside),
+        Case("a box without area, with itself", (point, point)),
+    ]
 
 
 GIOU = Exercise(
@@ -160,6 +178,17 @@ GIOU = Exercise(
         Mistake(
             "1 − GIoU is the loss; here GIoU itself is asked for",
             lambda a, b: 1 - _giou(a, b),
+        ),
+        Mistake(
+            "two boxes without area give 0/0: clamp union and hull at something tiny before you divide by them",
+            lambda a, b: _overlap(a, b) / (u := _area(a) + _area(b) - _overlap(a, b)) - (_hull(a, b) - u) / _hull(a, b),
+        ),
+        Mistake(
+            "union and hull are held at 1 or above: boxes in 0..1 are all smaller than that. Something tiny is enough, 1e-9",
+            lambda a, b: (
+                _overlap(a, b) / (u := (_area(a) + _area(b) - _overlap(a, b)).clamp(min=1))
+                - ((h := _hull(a, b).clamp(min=1)) - u) / h
+            ),
         ),
     ),
 )  # fmt: skip
@@ -269,6 +298,13 @@ MATCHING_COST = Exercise(
             "L1 is the sum over the four numbers of a box, not their mean",
             lambda p, b, y, t: _cost(p, b, y, t, (1.0, 1.25, 2.0)),
         ),
+        Mistake(
+            "the distance is taken of the corners; DETR takes it of (cx, cy, w, h)",
+            lambda p, b, y, t: (
+                _cost(p, b, y, t, (1.0, 0.0, 2.0))
+                + 5 * (package_boxes.cxcywh_to_xyxy(b)[:, None] - package_boxes.cxcywh_to_xyxy(t)).abs().sum(-1)
+            ),
+        ),
         Mistake("rows and columns are swapped: queries are rows, (N_q, T)", lambda p, b, y, t: _cost(p, b, y, t).T),
         Mistake(
             "the class costs −log p; DETR takes p itself, so that it is of the size of the other two",
@@ -295,8 +331,8 @@ def _classes_of(logits: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     return classes
 
 
-def _class_loss(logits: Tensor, labels: Tensor, queries: Tensor, weight: float) -> Tensor:
-    return _weighted(logits, _classes_of(logits, labels, queries), weight)
+def _class_loss(logits: Tensor, labels: Tensor, queries: Tensor, no_object: float) -> Tensor:
+    return _weighted(logits, _classes_of(logits, labels, queries), no_object)
 
 
 def _weighted(
@@ -397,6 +433,10 @@ CLASS_LOSS = Exercise(
         Mistake(
             "the softmax is taken before the cross-entropy, which takes it itself: give it the logits",
             lambda x, y, q, w: _weighted(x.softmax(-1), _classes_of(x, y, q), w),
+        ),
+        Mistake(
+            "the weighted sum is divided by the number of objects; a weighted mean divides by the sum of the weights",
+            lambda x, y, q, w: _weighted(x, _classes_of(x, y, q), w, per_query=True) * len(x) / len(y),
         ),
         Mistake(
             "only queries with an object are counted; the others would never learn to be silent",

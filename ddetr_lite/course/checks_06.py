@@ -90,6 +90,7 @@ def _mask_cases() -> list[Case]:
     return [
         Case("a picture of 4 × 6 pixels in a frame of 8 × 8, seen by 2 × 4 cells", (padding(8, 8, (4, 6)), (2, 4))),
         Case("two pictures in a frame of 32 × 48", (padding(32, 48, (32, 21), (19, 48)), (4, 6))),
+        Case("a low picture in a frame of 32 × 48", (padding(32, 48, (11, 48)), (4, 6))),
         Case("a map whose sides do not divide the frame", (padding(10, 15, (7, 15), (10, 8)), (3, 4))),
         Case("another, of 3 × 4 cells in a frame of 11 × 15", (padding(11, 15, (7, 15), (11, 10)), (3, 4))),
     ]
@@ -123,6 +124,18 @@ MASK_FOR = Exercise(
             ],
         ),
         Mistake("the mask is blended between cells; take the nearest pixel", _blended),
+        Mistake(
+            "rows and columns are spread from the first to the last pixel; a cell looks at its first one, row i · H // h",
+            lambda m, s: m[:, torch.linspace(0, m.shape[1] - 1, s[0]).long()][
+                :, :, torch.linspace(0, m.shape[2] - 1, s[1]).long()
+            ],
+        ),
+        Mistake(
+            "i · H / h is rounded to the nearest row; it should be cut, i · H // h",
+            lambda m, s: m[:, (torch.arange(s[0]) * m.shape[1] / s[0]).round().long()][
+                :, :, (torch.arange(s[1]) * m.shape[2] / s[1]).round().long()
+            ],
+        ),
         Mistake("the result holds numbers; a mask is boolean", lambda m, s: _mask_for(m, s).float()),
     ),
 )

@@ -76,6 +76,7 @@ def _points(
             on_levels = {
                 "all": ratios,
                 "own": ratios[:, level, None].expand_as(ratios),
+                "own twice": ratios * ratios[:, level, None] ** 2,
                 "none": torch.ones_like(ratios),
             }
             rows.append(point[:, None] * on_levels[multiply])
@@ -110,6 +111,8 @@ POINTS = Exercise(
         Mistake("y comes before x", lambda s, r: _points(s, r, flip=True)),
         Mistake("the centre is not divided by its own level's ratio: it would be a share of the padded map",
                 lambda s, r: _points(s, r, divide=False)),
+        Mistake("the centre is multiplied by its own level's ratio; divide by it, which makes it a share of the picture",
+                lambda s, r: _points(s, r, multiply="own twice")),
         Mistake("the points are shares of the picture: multiply by each level's ratio",
                 lambda s, r: _points(s, r, multiply="none")),
         Mistake("every level gets the centre on the token's own map: ratios are left out, or its own level's is used for all",
@@ -135,6 +138,8 @@ def _attend(
     mean: bool = False,
     per_level: bool = False,
     cut_only: bool = False,
+    places_cut: bool = False,
+    as_width_height: bool = False,
 ) -> Tensor:
     batch, queries, heads, levels, points, _ = locations.shape
     if per_level:
@@ -145,7 +150,12 @@ def _attend(
         feature = part.reshape(batch * heads, -1, *level_shapes[level])
         if not cut_only:
             feature = part.permute(0, 2, 3, 1).reshape(batch * heads, -1, *level_shapes[level])
+        if as_width_height:
+            height, width = level_shapes[level]
+            feature = feature.reshape(batch * heads, -1, width, height)
         grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        if places_cut:
+            grid = locations[:, :, :, level].reshape(batch * heads, queries, points, 2)
         grid = 2 * grid - 1 if scaled else grid
         samples = F.grid_sample(feature, grid, padding_mode=padding, align_corners=align_corners)
         share = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
@@ -202,6 +212,7 @@ ATTENTION = Exercise(
     task="For each query and head the sum over levels and points of weight times the value sampled there; heads side by side.",
     reference=_multi_scale_attention,
     cases=_attention_cases,
+    noted=True,
     part=kernels.multi_scale_deformable_attention,
     adapt=_plug_attention,
     hints=(
@@ -232,6 +243,10 @@ ATTENTION = Exercise(
                 lambda v, s, a, w: _attend(v, s, a, w, per_level=True)),
         Mistake("the numbers of the values are only cut anew: channels have to come before cells, permute(0, 2, 3, 1)",
                 lambda v, s, a, w: _attend(v, s, a, w, cut_only=True)),
+        Mistake("the locations are only cut anew: heads have to come before queries, transpose(1, 2)",
+                lambda v, s, a, w: _attend(v, s, a, w, places_cut=True)),
+        Mistake("a map is cut into (D, W, H); its rows come first, (D, H, W)",
+                lambda v, s, a, w: _attend(v, s, a, w, as_width_height=True)),
         Mistake("the heads are interleaved; head 0 gives the first D channels",
                 lambda v, s, a, w: _attend(v, s, a, w, heads_last=True)),
     ),

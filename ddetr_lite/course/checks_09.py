@@ -114,6 +114,8 @@ REFINE_BOXES = Exercise(
         Mistake("a reference point has two numbers only: add to the first two, and leave the size to the head", _boxes_only),
         Mistake("with a reference point, the size does not go through the sigmoid: all four numbers have to lie in 0..1",
                 _size_is_not_squashed),
+        Mistake("a point is filled up with zeros *before* inverse_sigmoid, which makes large numbers of them: fill up after it",
+                lambda d, r: _changed(d, torch.cat((r, torch.zeros_like(d[..., r.shape[-1] :])), dim=-1))),
         Mistake("the correction is forgotten: this is the reference again",
                 lambda d, r: _changed(torch.cat((torch.zeros_like(d[..., : r.shape[-1]]), d[..., r.shape[-1] :]), -1), r)),
     ),

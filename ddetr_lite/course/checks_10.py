@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -33,7 +34,7 @@ def _match(
         free = [t for t in fits if several or t not in owner]
         if free:
             owner[i] = free[0] if first else max(free, key=row.__getitem__)
-    return torch.tensor(owner)
+    return torch.tensor(owner, dtype=torch.int64)
 
 
 def _match_detections(scores: Tensor, overlap: Tensor, threshold: float) -> Tensor:
@@ -77,6 +78,7 @@ def _match_cases() -> list[Case]:
         Case("six detections, three objects", (sure, many, 0.5)),
         Case("the same, at a threshold of 0.75", (sure, many, 0.75)),
         Case("no object of the class", (torch.tensor([0.4, 0.6]), torch.zeros(2, 0), 0.5)),
+        Case("no detection of the class", (torch.zeros(0), torch.zeros(0, 2), 0.5)),
     ]  # fmt: skip
 
 
@@ -170,6 +172,10 @@ def _loosest(scores: Tensor, verdicts: Tensor, objects: int) -> Tensor:
     return _over()(scores, verdicts[:1], objects)
 
 
+def _best_of_thresholds(scores: Tensor, verdicts: Tensor, objects: int) -> Tensor:
+    return torch.stack([_over()(scores, row[None], objects) for row in verdicts]).max()
+
+
 def _ap_over_thresholds(scores: Tensor, verdicts: Tensor, objects: int) -> Tensor:
     return _over()(scores, verdicts, objects)
 
@@ -184,6 +190,7 @@ def _ap_cases() -> list[Case]:
              (torch.tensor([0.7, 0.9, 0.5, 0.85, 0.6, 0.4, 0.2]), torch.tensor([loose, tight, tighter]), 7)),
         Case("all objects found, and one detection left out",
              (torch.tensor([0.5, 0.9, 0.7]), torch.tensor([[1, 1, -1], [1, 0, -1]]), 2)),
+        Case("two thresholds, the tighter one first", (torch.tensor([0.9, 0.4]), torch.tensor([[0, 1], [1, 1]]), 2)),
     ]  # fmt: skip
 
 
@@ -219,6 +226,7 @@ AP_OVER_THRESHOLDS = Exercise(
                 _over(count="hits")),
         Mistake("recall is counted against the detections; it is the share of all `objects`", _over(count="detections")),
         Mistake("only the first threshold is taken; the mean over all of them is asked for", _loosest),
+        Mistake("the best threshold is taken; the mean over all of them is asked for", _best_of_thresholds),
     ),
 )  # fmt: skip
 
@@ -228,35 +236,57 @@ AP_OVER_THRESHOLDS = Exercise(
 def _kind(
     overlap: Tensor,
     same_class: Tensor,
+    low: float = 0.1,
+    high: float = 0.5,
     order: tuple[str, ...] = ("place", "class", "duplicate", "background"),
-    empty: float = 0.1,
-    lowest: float = 0.1,
-    covers: float = 0.5,
+    empty: float | None = None,
+    lowest: float | None = None,
+    covers: float | None = None,
+    strict: str = "",
 ) -> str:
+    """empty, lowest, covers: what stands in place of `low` and `high`; strict: the kind whose lower bound is left out."""
     if len(overlap) == 0:
         return "background"
     mine, others = (float((overlap * chosen).max()) for chosen in (same_class, ~same_class))
+    empty, lowest, covers = (
+        own if own is not None else usual for own, usual in ((empty, low), (lowest, low), (covers, high))
+    )
     holds = {
-        "place": lowest <= mine < 0.5,
+        "place": lowest <= mine < high and not (strict == "place" and mine == lowest),
         "class": others >= covers,
-        "duplicate": mine >= 0.5,
-        "background": max(mine, others) <= empty,
+        "duplicate": mine >= high,
+        "background": max(mine, others) <= empty and not (strict == "background" and max(mine, others) == empty),
     }
     return next((kind for kind in order if holds[kind]), "both")
 
 
-def _kind_of_mistake(overlap: Tensor, same_class: Tensor) -> str:
-    return _kind(overlap, same_class)
+def _kind_with(**changes: Any) -> Callable[..., str]:
+    """The rule with one thing or another done wrongly."""
+
+    def wrong(overlap: Tensor, same_class: Tensor, low: float = 0.1, high: float = 0.5) -> str:
+        return _kind(overlap, same_class, low, high, **changes)
+
+    return wrong
 
 
-def _without_a_look_at_the_number(overlap: Tensor, same_class: Tensor) -> str:
+def _kind_of_mistake(overlap: Tensor, same_class: Tensor, low: float = 0.1, high: float = 0.5) -> str:
+    return _kind(overlap, same_class, low, high)
+
+
+def _without_a_look_at_the_number(overlap: Tensor, same_class: Tensor, low: float = 0.1, high: float = 0.5) -> str:
     overlap.max()  # of nothing: an error
-    return _kind(overlap, same_class)
+    return _kind(overlap, same_class, low, high)
+
+
+def _of_its_class_or_error(overlap: Tensor, same_class: Tensor, low: float = 0.1, high: float = 0.5) -> str:
+    if len(overlap):
+        overlap[same_class].max()  # of nothing: an error
+    return _kind(overlap, same_class, low, high)
 
 
 def _kind_cases() -> list[Case]:
-    def case(what: str, overlap: list[float], same: list[bool]) -> Case:
-        return Case(what, (torch.tensor(overlap), torch.tensor(same, dtype=torch.bool)))
+    def case(what: str, overlap: list[float], same: list[bool], *limits: float) -> Case:
+        return Case(what, (torch.tensor(overlap), torch.tensor(same, dtype=torch.bool), *limits))
 
     yes, no = True, False
     return [
@@ -272,6 +302,10 @@ def _kind_cases() -> list[Case]:
         case("0.5 with an object of its class, which is enough to cover it", [0.5], [yes]),
         case("0.5 with an object of another class", [0.5], [no]),
         case("a picture without objects", [], []),
+        # Quarters are the same in float32 and in Python.
+        case("low=0.25, high=0.75: 0.25 with its class", [0.25], [yes], 0.25, 0.75),
+        case("low=0.25, high=0.75: 0.25 with another class", [0.25], [no], 0.25, 0.75),
+        case("low=0.25, high=0.75: 0.6 with another class", [0.6], [no], 0.25, 0.75),
     ]
 
 
@@ -289,23 +323,32 @@ KIND_OF_MISTAKE = Exercise(
     ),
     mistakes=(
         Mistake('"class" is asked before "place": a box that is off from an object of its own class is of kind "place"',
-                lambda x, c: _kind(x, c, ("class", "place", "duplicate", "background"))),
+                _kind_with(order=("class", "place", "duplicate", "background"))),
         Mistake('"duplicate" is asked before "class"',
-                lambda x, c: _kind(x, c, ("place", "duplicate", "class", "background"))),
+                _kind_with(order=("place", "duplicate", "class", "background"))),
         Mistake("everything below 0.5 is taken for background; that ends at 0.1",
-                lambda x, c: _kind(x, c, ("background", "place", "class", "duplicate"), empty=0.5 - 1e-6)),
+                lambda x, c, low=0.1, high=0.5: _kind(x, c, low, high, ("background", "place", "class", "duplicate"),
+                                                      empty=high - 1e-6)),
         Mistake('"place" has no lower limit; below 0.1 the box is not at this object at all',
-                lambda x, c: _kind(x, c, lowest=-1.0)),
+                _kind_with(lowest=-1.0)),
         Mistake('"class" and "place" are interchanged: same_class is True where the class is right',
-                lambda x, c: _kind(x, ~c)),
+                lambda x, c, *limits: _kind(x, ~c, *limits)),
         Mistake("duplicates are forgotten: its object is of the right class and well covered, but a surer detection has it",
-                lambda x, c: _kind(x, c, ("place", "class", "background"))),
+                _kind_with(order=("place", "class", "background"))),
         Mistake('a box that only touches an object of another class is of kind "both"; for "class" it has to cover it (0.5)',
-                lambda x, c: _kind(x, c, covers=0.1)),
+                lambda x, c, low=0.1, high=0.5: _kind(x, c, low, high, covers=low)),
         Mistake("an IoU of exactly 0.5 is too little; it is enough, as everywhere in COCO's rules",
-                lambda x, c: _kind((x - 1e-6).clamp(min=0), c)),
+                lambda x, c, low=0.1, high=0.5: _kind((x - 1e-6 * (x == high)).clamp(min=0), c, low, high)),
+        Mistake('an IoU of exactly `low` with its class is refused; at least `low` makes it "place"',
+                _kind_with(strict="place")),
+        Mistake('an IoU of exactly `low` is too much for "background"; at most `low` is enough for it',
+                _kind_with(strict="background")),
+        Mistake("0.1 and 0.5 are written into the function; the parameters `low` and `high` may be others",
+                lambda x, c, *limits: _kind(x, c)),
         Mistake("a picture without objects was not thought of: the largest of no numbers is an error. There it is background",
                 _without_a_look_at_the_number),
+        Mistake("a picture without an object of its class was not thought of: the largest of no numbers is an error. "
+                "(overlap * same_class).max() is 0 there", _of_its_class_or_error),
     ),
 )  # fmt: skip
 

@@ -28,6 +28,7 @@ def _labels(ids: Tensor, known: Tensor) -> Tensor:
 def _label_cases() -> list[Case]:
     return [
         Case("three objects, four categories with gaps", (torch.tensor([18, 1, 90]), torch.tensor([1, 3, 18, 90]))),
+        Case("categories that begin at 7", (torch.tensor([9, 7]), torch.tensor([7, 9, 12]))),
         Case("a file that lists its categories in no order", (torch.tensor([3, 18, 3, 1]), torch.tensor([18, 90, 1, 3]))),
         Case("COCO's eighty categories", (torch.tensor([90, 13, 27, 1, 44]), torch.tensor(COCO_CATEGORY_IDS))),
         Case("a picture without objects", (torch.zeros(0, dtype=torch.int64), torch.tensor([1, 3, 18]))),
@@ -48,7 +49,11 @@ LABELS_OF = Exercise(
     mistakes=(
         Mistake("the ids are used as they are: a head with C outputs has no place for them", lambda i, k: i.clone()),
         Mistake("1 is subtracted from the ids, which leaves the gaps: count the ids that exist", lambda i, k: i - 1),
-        Mistake("labels begin at 1, with 0 kept free for a background; here they begin at 0", lambda i, k: _labels(i, k) + 1),
+        Mistake("the smallest id is subtracted, which leaves the gaps: count the ids that exist", lambda i, k: i - k.min()),
+        Mistake("searchsorted looks into a list that is not sorted: sort the file's ids first",
+                lambda i, k: torch.searchsorted(k, i)),
+        Mistake("labels begin at 1, by `right=True` or with 0 kept free for a background; here they begin at 0",
+                lambda i, k: _labels(i, k) + 1),
         Mistake("labels go by the order in which the file lists its categories; sort the ids first", _place),
         Mistake("only the ids of this picture are numbered: then a label means another class in every picture",
                 lambda i, k: i.unique(return_inverse=True)[1]),
@@ -160,6 +165,7 @@ def _rate_cases() -> list[Case]:
         Case("behind the warm-up of a line", (55, 0.2, 10, "linear", 80, 100)),
         Case("the last step before the drop", (79, 0.2, 10, "step", 80, 100)),
         Case("the first step of the drop", (80, 0.2, 10, "step", 80, 100)),
+        Case("long after an early drop", (75, 0.2, 10, "step", 30, 100)),
         Case("a quarter of a cosine's way", (25, 0.2, 0, "cosine", 80, 100)),
         Case("no warm-up", (0, 0.5, 0, "linear", 40, 50)),
     ]
@@ -186,6 +192,8 @@ LEARNING_RATE = Exercise(
         Mistake("the schedule begins behind the warm-up; here it counts from step 0, and both are multiplied", _warm_up_first),
         Mistake("the drop comes one step late: from drop_step on, so step >= drop_step",
                 lambda s, lr, w, k, d, n: _rate_at(s, lr, w, k, d + 1, n)),
+        Mistake("the rate drops again at every multiple of drop_step; it drops once",
+                lambda s, lr, w, k, d, n: _rate_at(s, lr, w, k, d, n) * (0.1 ** max(s // d - 1, 0) if k == "step" else 1)),
         Mistake("after the drop the rate is 0.1; it should be a tenth of what it was",
                 lambda s, lr, w, k, d, n: 0.1 if k == "step" and s >= d else _rate_at(s, lr, w, k, d, n)),
         Mistake("the cosine falls from 1 to −1: half of 1 + cos falls to 0",
@@ -209,7 +217,7 @@ def _mean(objects: Tensor) -> Tensor:
 
 def _share_cases() -> list[Case]:
     return [
-        Case("this process has one object, the other four", (torch.tensor([0.9]), torch.tensor([1, 4]))),
+        Case("this process has one object, the others four and nine", (torch.tensor([0.9]), torch.tensor([1, 4, 9]))),
         Case("four processes, six objects here", (normal(111, 6).abs(), torch.tensor([6, 2, 9, 3]))),
         Case("one process alone", (normal(112, 5).abs(), torch.tensor([5]))),
         Case("no object here, three elsewhere", (torch.zeros(0), torch.tensor([0, 3]))),
@@ -243,6 +251,10 @@ LOSS_OF_SHARE = Exercise(
         Mistake("0 / 0 is NaN: without any object divide by 1, clamp(min=1)", lambda e, o: e.sum() / _mean(o)),
         Mistake("a process without objects counts as one; the mean counts as 1 at least, not each process",
                 lambda e, o: e.sum() / o.clamp(min=1).float().mean()),
+        Mistake("the mean number of objects is cut to a whole number, as by //: objects.float().mean()",
+                lambda e, o: e.sum() / (o.sum() // len(o)).clamp(min=1)),
+        Mistake("the mean number of objects is rounded to a whole number",
+                lambda e, o: e.sum() / _mean(o).round().clamp(min=1)),
         Mistake("the sum is divided by the number of processes; the objects decide", lambda e, o: e.sum() / len(o)),
         Mistake("the sum is not divided at all: a batch with many objects would take longer steps", lambda e, o: e.sum()),
     ),

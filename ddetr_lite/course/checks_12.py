@@ -25,6 +25,7 @@ def _least_time(
     per_sample: int = 12,
     per_corner: int = 8,
     gather: bool = False,
+    output: bool = True,
 ) -> float:
     batch, tokens, heads, channels = value_shape
     queries, levels, points = locations_shape[1], locations_shape[3], locations_shape[4]
@@ -32,7 +33,7 @@ def _least_time(
     values, outputs = batch * tokens * heads * channels, batch * queries * heads * channels
     moved = 0
     if read:
-        moved += (values + outputs) * size + samples * per_sample
+        moved += (values + outputs * output) * size + samples * per_sample
     if written:
         moved += values * (sum_size or size) + samples * per_sample
     if gather:
@@ -56,9 +57,9 @@ LEAST_TIME = Exercise(
     task="The seconds below which the backward pass cannot be: the longer one of its traffic and its arithmetic.",
     reference=_least_time_backward,
     cases=lambda: [
-        Case("9 cells, 3 queries, 2 channels, float32; 100 bytes and 1,000 multiply-adds a second",
-             ((1, 9, 1, 2), (1, 3, 1, 1, 1, 2), 4, 100.0, 1000.0)),
-        Case("the same with a slow unit for arithmetic", ((1, 9, 1, 2), (1, 3, 1, 1, 1, 2), 4, 100.0, 8.0)),
+        Case("9 cells, 3 queries, 5 channels, float32; 100 bytes and 1,000 multiply-adds a second",
+             ((1, 9, 1, 5), (1, 3, 1, 1, 1, 2), 4, 100.0, 1000.0)),
+        Case("the same with a slow unit for arithmetic", ((1, 9, 1, 5), (1, 3, 1, 1, 1, 2), 4, 100.0, 8.0)),
         Case("two pictures, values of 2 bytes", ((2, 340, 8, 32), (2, 50, 8, 4, 4, 2), 2, 1e6, 1e9)),
         Case("the same, bound by arithmetic", ((2, 340, 8, 32), (2, 50, 8, 4, 4, 2), 2, 1e9, 1e6)),
     ],
@@ -84,6 +85,10 @@ LEAST_TIME = Exercise(
                 lambda v, l, s, b, a: _least_time(v, l, s, b, a, per_sample=8)),
         Mistake("one multiply-add is counted for each corner and channel, as forward; backward has a dot product and a sum",
                 lambda v, l, s, b, a: _least_time(v, l, s, b, a, per_corner=4)),
+        Mistake("the output's gradient is not counted; it is read once, `size` bytes a number",
+                lambda v, l, s, b, a: _least_time(v, l, s, b, a, output=False)),
+        Mistake("a sample is taken for one multiply-add a channel and pass; it has four corners",
+                lambda v, l, s, b, a: _least_time(v, l, s, b, a, per_corner=2)),
         Mistake("every corner is counted as read from memory; the bound lets a cache serve what was read before",
                 lambda v, l, s, b, a: _least_time(v, l, s, b, a, gather=True)),
     ),
@@ -286,6 +291,8 @@ GRADIENT = Exercise(
         Mistake("each row gets the mean of what its bags give; the gradient is the sum", _gradient_mean),
         Mistake("the bags' gradients are repeated as a block (`repeat`); each must stand several times in a row "
                 "(`repeat_interleave`)", _repeated_as_a_block),
+        Mistake("the sum is thrown away: index_add returns a new tensor; index_add_ changes its own",
+                lambda g, r, s, n: g.new_zeros(n, g.shape[1])),
         Mistake("only the first row of each bag gets its gradient",
                 lambda g, r, s, n: _value_gradient(g, r[:, :1], s[:, :1], n)),
     ),

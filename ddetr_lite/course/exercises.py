@@ -39,6 +39,7 @@ class Exercise:
     cases: makes the inputs, always the same ones, the smallest first.
     mistakes: the known ones, three at least. hints: from a nudge to nearly everything.
     differentiable: whether gradients must flow through it, to all its arguments of floating point.
+    noted: whether a function that is right but lets no gradient through is told so.
     part: the package's function that a solution can replace; None where there is none.
     adapt: turns the learner's function into one that takes all that the package hands to `part`.
     """
@@ -51,6 +52,7 @@ class Exercise:
     mistakes: tuple[Mistake, ...]
     hints: tuple[str, ...]
     differentiable: bool = False
+    noted: bool = False
     tolerance: float = 1e-5
     part: Callable[..., Any] | None = None
     adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None

@@ -748,7 +748,7 @@ course.check("keep_confident", keep_confident)
 
 # %% tags=["exercise"]
 def resized_size(height, width, short_side, max_side):
-    """Four whole numbers in, two out: (height, width) of the picture after resizing."""
+    """Four whole numbers in, a tuple of two out: (height, width) of the picture after resizing."""
     raise NotImplementedError
 
 
@@ -771,7 +771,7 @@ course.check("resized_size", resized_size)
 #
 # ```python
 # def resized_size(height, width, short_side, max_side):
-#     """Four whole numbers in, two out: (height, width) of the picture after resizing."""
+#     """Four whole numbers in, a tuple of two out: (height, width) of the picture after resizing."""
 #     shorter, longer = min(height, width), max(height, width)
 #     if longer / shorter * short_side > max_side:
 #         short_side = round(max_side * shorter / longer)

@@ -1083,7 +1083,7 @@ course.check("box_iou", box_iou)
 
 # %% tags=["exercise"]
 def generalized_box_iou(a, b):
-    """a, b: (..., 4), corners, that stretch against one another. Returns (...), in −1..1."""
+    """a, b: (..., 4), corners, that stretch against one another; a box may have no area. Returns (...), in −1..1."""
     raise NotImplementedError
 
 
@@ -1104,7 +1104,7 @@ course.check("generalized_box_iou", generalized_box_iou)
 #
 # ```python
 # def generalized_box_iou(a, b):
-#     """a, b: (..., 4), corners, that stretch against one another. Returns (...), in −1..1."""
+#     """a, b: (..., 4), corners, that stretch against one another; a box may have no area. Returns (...), in −1..1."""
 #     begin = torch.maximum(a[..., :2], b[..., :2])
 #     end = torch.minimum(a[..., 2:], b[..., 2:])
 #     shared = (end - begin).clamp(min=0).prod(-1)

@@ -1290,7 +1290,7 @@ print(sorted({f"torch {start['versions']['torch']}, {start['device']}" for start
 
 # %% tags=["exercise"]
 def match_detections(scores, overlap, threshold):
-    """scores: (n,), any order; overlap: (n, T), IoU. Returns (n,), in the order given: an object, or −1."""
+    """scores (n,), any order; overlap (n, T); n or T may be 0. Returns (n,), int64, as given: object or −1."""
     raise NotImplementedError
 
 
@@ -1311,12 +1311,12 @@ course.check("match_detections", match_detections)
 #
 # ```python
 # def match_detections(scores, overlap, threshold):
-#     """scores: (n,), any order; overlap: (n, T), IoU. Returns (n,), in the order given: an object, or −1."""
+#     """scores (n,), any order; overlap (n, T); n or T may be 0. Returns (n,), int64, as given: object or −1."""
 #     owner = [-1] * len(scores)
 #     for i in scores.argsort(descending=True).tolist():
 #         free = [t for t in range(overlap.shape[1]) if t not in owner and overlap[i, t] >= threshold]
 #         owner[i] = max(free, key=lambda t: overlap[i, t].item(), default=-1)
-#     return torch.tensor(owner)
+#     return torch.tensor(owner, dtype=torch.int64)
 # ```
 #
 # </details>
