@@ -223,7 +223,7 @@ def _multi_head_cases() -> list[Case]:
         return Case(what, (2 * normal(seed + 4, words, d), *matrices, heads))
 
     return [
-        case("two words, d = 4, two heads", 10, 2, 4, 2),
+        case("two words, d = 6, two heads", 10, 2, 6, 2),
         case("five words, d = 12, three heads", 20, 5, 12, 3),
         case("four words, d = 16, four heads", 30, 4, 16, 4),
     ]
@@ -249,6 +249,14 @@ MULTI_HEAD_ATTENTION = Exercise(
         Mistake(
             "the scores are not divided by √D",
             lambda x, q, k, v, o, m: _multi_head(x, q, k, v, o, m, root=1.0),
+        ),
+        Mistake(
+            "the scores are divided by D, not by √D",
+            lambda x, q, k, v, o, m: _multi_head(x, q, k, v, o, m, root=x.shape[-1] / m),
+        ),
+        Mistake(
+            "the matrices are transposed: x @ W_Q, as in the text; `nn.Linear` is the one that keeps them lying",
+            lambda x, q, k, v, o, m: _multi_head(x, q.T, k.T, v.T, o.T, m),
         ),
         Mistake(
             "W_O is missing: the heads lie side by side, and nothing joins them",

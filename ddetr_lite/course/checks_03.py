@@ -321,6 +321,7 @@ SINE_ENCODING_2D = Exercise(
             "the shift is also in the number of cells that you divide by: there it does not belong",
             lambda m, d, s: _encode((_shifted_twice((~m).float().cumsum(k), k, s) for k in (1, 2)), d),
         ),
+        Mistake("the places run to π, not to 2π", lambda m, d, s: _encode(_places((~m).float(), s), d, math.pi)),
         Mistake("the places run to 1, not to 2π", lambda m, d, s: _encode(_places((~m).float(), s), d, 1.0)),
         Mistake(
             "the places are not scaled: each picture should span 0..2π, whatever its size",

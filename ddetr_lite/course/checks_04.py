@@ -34,7 +34,9 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _norm_cases() -> list[Case]:
     return [
-        Case("one word of four channels", (torch.tensor([[1.0, 2, 3, 6]]), torch.ones(4), torch.zeros(4))),
+        Case(
+            "two words of four channels", (torch.tensor([[1.0, 2, 3, 6], [0, 0, 4, 4]]), torch.ones(4), torch.zeros(4))
+        ),
         Case("three words of six channels", (4 * normal(50, 3, 6) + 2, normal(51, 6), normal(52, 6))),
         Case("two sentences of four words", (normal(53, 2, 4, 8) - 5, normal(54, 8), normal(55, 8))),
         Case("channels that differ little", (torch.tensor([[1.0, 1.01, 1.02, 1.05]]), torch.ones(4), torch.zeros(4))),
@@ -69,6 +71,18 @@ LAYER_NORM = Exercise(
         Mistake(
             "the mean is not taken away (that is RMSNorm, a relative of it)",
             lambda x, w, b: _norm(x, w, b, centre=False),
+        ),
+        Mistake(
+            "one mean and one spread are taken of the whole tensor; each word is normed by itself: dim=-1, keepdim=True",
+            lambda x, w, b: (x - x.mean()) / (x.var(unbiased=False) + 1e-5) ** 0.5 * w + b,
+        ),
+        Mistake(
+            "the squares are taken of x, not of its difference from the mean: that is no variance",
+            lambda x, w, b: (x - x.mean(-1, keepdim=True)) / (x.square().mean(-1, keepdim=True) + 1e-5) ** 0.5 * w + b,
+        ),
+        Mistake(
+            "bias is added before weight is multiplied: first times weight, then plus bias",
+            lambda x, w, b: (_norm(x, torch.ones_like(w), torch.zeros_like(b)) + b) * w,
         ),
         Mistake("weight and bias are not used", lambda x, w, b: _norm(x, torch.ones_like(w), torch.zeros_like(b))),
         Mistake(

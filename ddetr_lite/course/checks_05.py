@@ -462,6 +462,7 @@ def _precision(
     of_detections: bool = False,
     of_right: bool = False,
     reached_only: bool = False,
+    beyond_only: bool = False,
 ) -> Tensor:
     order = scores.argsort(descending=descending) if ordered else torch.arange(len(scores))
     found = right[order].float().cumsum(0)
@@ -469,7 +470,7 @@ def _precision(
     recall = found / (len(found) if of_detections else found[-1] if of_right else objects)
     values = []
     for level in torch.arange(101) / 100:
-        above = precision[recall >= level]
+        above = precision[recall > level if beyond_only else recall >= level]
         if len(above):
             values.append(above.max() if envelope else above[0])
         elif not reached_only:
@@ -546,6 +547,10 @@ AVERAGE_PRECISION = Exercise(
         Mistake(
             "there is one step for each object; the mean goes over the 101 recalls 0, 0.01, ..., 1",
             lambda s, r, n: _at_right_ones(s, r, envelope=True).sum() / n,
+        ),
+        Mistake(
+            "a detection counts only for recalls below its own; it counts at its own recall, too: >=",
+            lambda s, r, n: _precision(s, r, n, beyond_only=True),
         ),
         Mistake(
             "recalls that are never reached are left out of the mean; they count as 0",

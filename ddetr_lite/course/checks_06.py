@@ -245,7 +245,7 @@ def _rows(probabilities: Tensor, corners: Tensor, scale: tuple[int, int, int, in
 
 
 def _detection_cases() -> list[Case]:
-    logits = torch.tensor([[0.0, 2, 1], [1, 0, 3]])
+    logits = torch.tensor([[0.0, 2, 1], [1.5, 0, 3]])
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.2], [0.25, 0.5, 0.1, 0.3]])
     return [
         Case("two queries, two classes, 100 × 200 pixels", (logits, boxes, 100, 200)),
@@ -298,6 +298,10 @@ DETECTIONS = Exercise(
         Mistake(
             'the softmax is taken without "no object": then every query is sure of something. First softmax, then drop it',
             lambda x, b, h, w: _rows(x[:, :-1].softmax(-1), _to_corners(b), (w, h, w, h)),
+        ),
+        Mistake(
+            "the softmax runs over the queries (dim 0); it belongs to each query's own classes, the last dimension",
+            lambda x, b, h, w: _rows(x.softmax(0)[:, :-1], _to_corners(b), (w, h, w, h)),
         ),
         Mistake(
             "scores come from a sigmoid; DETR was trained with a softmax",

@@ -41,6 +41,12 @@ def _match_detections(scores: Tensor, overlap: Tensor, threshold: float) -> Tens
     return _match(scores, overlap, threshold)
 
 
+def _of_some_objects(scores: Tensor, overlap: Tensor, threshold: float) -> Tensor:
+    if len(scores):
+        overlap[0].argmax()  # of nothing: an error
+    return _match(scores, overlap, threshold)
+
+
 def _in_order_of_scores(scores: Tensor, overlap: Tensor, threshold: float) -> Tensor:
     return _match(scores, overlap, threshold)[scores.argsort(descending=True)]
 
@@ -113,6 +119,8 @@ MATCH_DETECTIONS = Exercise(
                 _best_in_all),
         Mistake("the objects choose their detections; it is the other way round", _objects_choose),
         Mistake("the threshold is forgotten", lambda s, x, t: _match(s, x, 0.0)),
+        Mistake("a picture without objects was not thought of: argmax of no numbers is an error. There every answer is −1",
+                _of_some_objects),
     ),
 )  # fmt: skip
 
