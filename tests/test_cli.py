@@ -208,7 +208,10 @@ def test_a_folder_stands_for_what_is_in_it(detector: Path, tmp_path: Path, capsy
         (pictures / hidden).write_text("no picture", encoding="utf-8")
     assert main(words) == 0
     assert main(["evaluate", str(tmp_path), "--folder", str(tmp_path)]) == 2
-    assert "best.pt does not exist" in capsys.readouterr().err
+    assert f"{tmp_path} is no run: there is no best.pt in it" in capsys.readouterr().err
+    (tmp_path / "last.pt").touch()
+    assert main(["evaluate", str(tmp_path), "--folder", str(tmp_path)]) == 2
+    assert "has not been evaluated yet: go on with it (--resume), or name its last.pt" in capsys.readouterr().err
 
 
 def test_a_fine_tuned_detector_sees_pictures_of_the_size_that_it_knows(
@@ -268,17 +271,44 @@ def test_predict_goes_on_after_a_broken_picture(
     for name in ("good.png", "cut.png", "last.png"):
         Image.fromarray(pixels).save(tmp_path / name)
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-500])  # its head can be read
+    (tmp_path / "empty.jpg").touch()
     out = tmp_path / "out"
-    files = [str(tmp_path / name) for name in ("good.png", "cut.png", "last.png")]
+    files = [str(tmp_path / name) for name in ("good.png", "cut.png", "empty.jpg", "last.png")]
     assert main(["predict", str(detector), *files, "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert "Shown is what scores at least 0.50.\n" in said.out
-    assert "cut.png: cannot be decoded, left out" in said.out
-    assert "1 of 3 pictures were left out, the first because: picture" in said.err
+    assert "cut.png: cannot be read, left out" in said.out
+    assert "2 of 4 pictures were left out: picture" in said.err
+    assert "cut.png cannot be read" in said.err
+    assert "empty.jpg cannot be read" in said.err
     kept = json.loads((out / "detections.json").read_text(encoding="utf-8"))
     assert [Path(one["file"]).name for one in kept] == ["good.png", "last.png"]
     assert main(["predict", str(detector), str(tmp_path / "none.png"), "--out", str(tmp_path / "no")]) == 2
     assert not (tmp_path / "no").exists()
+
+
+def test_predict_says_which_folders_it_does_not_look_into(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    for name in ("a.png", "inside/b.png"):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(pictures / name)
+    words = ["predict", str(detector), str(pictures), "--out", str(pictures), "--threshold", "0.99"]
+    for _ in range(2):  # the second time its own picture with boxes lies there, too
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert (
+            f"only its own pictures are looked at; those of its folders have to be named themselves: {pictures}/inside"
+            in said
+        )
+        assert "a.png: 0 objects" in said
+        assert "boxes.png:" not in said
+    (pictures / "a.png").unlink()
+    assert main(words) == 2
+    assert "holds no pictures" in (said := capsys.readouterr().err)
+    assert "inside" in said
+    assert main([*words[:3], "--out", str(pictures / "inside/b.png")]) == 2
 
 
 def test_an_error_of_a_loading_process_is_one_sentence(
@@ -403,7 +433,10 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "shapes", "--lr", "abc"], "--lr"),
         (["train", "shapes", "--lr", "7"], "lr=7.0"),
         (["train", "shapes", "--schedule", "cos"], "invalid choice 'cos'"),
-        (["train", "shapes", "--model", "detr", "--levels", "2"], "unknown option --levels"),
+        (
+            ["train", "shapes", "--model", "detr", "--levels", "2"],
+            "--levels is an option of Deformable DETR, not of this model",
+        ),
         (["train", "shapes", "--folder", "no/where", "--out", "OUT"], "data folder no/where does not exist"),
         (
             ["train", "shapes", "--device", "cuda:7", "--folder", "COCO", "--out", "OUT"],

@@ -1,6 +1,7 @@
 """What surrounds the loop: skipped steps, running average, fine-tuning, forecast, profile, decoded pictures, and shares."""
 
 import itertools
+import json
 import os
 import pickle
 import shutil
@@ -424,6 +425,35 @@ def test_overfitting_looks_at_the_same_pictures_as_they_are(shapes: Path) -> Non
     assert (asked.train.schedule, asked.train.ema) == ("cosine", 0.5)
     for i in range(3):
         assert torch.equal(training[5, i][0], validation[0, i][0])
+    assert verdict({"AP50": 0.95}, 3).startswith("Passed")
+
+
+def test_what_is_learned_by_heart_has_objects_and_without_any_nothing_is_trained(tmp_path: Path) -> None:
+    path = tiny_coco.write(tmp_path / "coco")
+    base = tiny_recipe(path)
+    base = replace(base, data=replace(base.data, size_bands=(32, 96)))
+    whole = datasets(base, ALONE)[0]
+    empty = [i for i in range(len(whole)) if not whole.objects(i)]
+    assert empty, "a picture without objects makes it worth a test"
+    file = whole.folder.annotations
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["images"].sort(key=lambda image: image["id"] != whole.images[empty[0]]["id"])  # that one comes first
+    file.write_text(json.dumps(content), encoding="utf-8")
+    few = replace(base, data=replace(base.data, overfit=1))
+    training, validation = datasets(few, ALONE)
+    assert len(training) == len(validation) == 1
+    assert training.objects(0)
+    assert torch.equal(training[0, 0][0], validation[0, 0][0])
+    with pytest.raises(ValueError, match=r"instances_train2017.json: the 1 pictures hold no object .*train on others"):
+        datasets(replace(base, data=replace(base.data, limit=1)), ALONE)
+    for record in content["annotations"]:
+        record["iscrowd"] = 1
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="hold no object"):
+        datasets(few, ALONE)
+
+
+def test_the_verdict_on_what_was_to_be_learned_by_heart() -> None:
     assert verdict({"AP50": 0.95}, 3).startswith("Passed")
     assert "ddetr-lite explain" in verdict({"AP50": 0.5}, 3)
 

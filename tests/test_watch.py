@@ -9,7 +9,7 @@ import tiny_coco
 import torch
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
-from ddetr_lite.engine.watch import WatchedObject, choose_objects, watch, watched_line
+from ddetr_lite.engine.watch import WatchedObject, _best, choose_objects, watch, watched_line
 from ddetr_lite.layers.deformable_attention import record_samples
 from ddetr_lite.models.detr import Detr
 from ddetr_lite.models.faster_rcnn import FasterRcnn
@@ -114,6 +114,14 @@ def test_the_query_is_the_one_that_covers_the_object_best(validation: CocoDetect
     locations, weights = samples["transformer.decoder.layers.1.cross_attn"]
     expected = torch.cat((locations[0, query], weights[0, query, ..., None] / 4), -1).flatten(0, 2)
     torch.testing.assert_close(torch.tensor(entry["points"]), expected, atol=1e-4, rtol=0)
+
+
+def test_of_the_queries_that_cover_an_object_the_surest_of_its_class_is_shown() -> None:
+    """A duplicate that was turned down may cover it a little better."""
+    true_box = torch.tensor([0.2, 0.2, 0.6, 0.6])
+    boxes = torch.tensor([[0.2, 0.2, 0.6, 0.6], [0.2, 0.2, 0.6, 0.55], [0.2, 0.2, 0.6, 0.3], [0.7, 0.7, 0.9, 0.9]])
+    assert _best(boxes, torch.tensor([0.05, 0.8, 0.9, 0.95]), true_box) == 1
+    assert _best(boxes[2:], torch.tensor([0.1, 0.9]), true_box) == 0  # none covers it: the nearest
 
 
 def test_watching_never_stops_a_run(validation: CocoDetection) -> None:

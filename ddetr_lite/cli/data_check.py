@@ -66,7 +66,14 @@ def data_check(words: list[str]) -> None:
     out = options.out or Path("runs/check") / (options.folder.resolve().name or "folder")
     out.mkdir(parents=True, exist_ok=True)
     advice = None
-    if summaries and summaries[0].pictures and result.class_map():
+    for old in (
+        "histograms.png",
+        *(f"contact_sheet{path}.png" for path in ("", *(f"_{name}" for name in options.split))),
+    ):
+        (out / old).unlink(missing_ok=True)  # an earlier check's
+    if summaries and not result.trained_on:
+        print(f"\nNo advice: split {options.split[0]!r}, which is trained on, cannot be read.")
+    elif summaries and summaries[0].pictures and result.class_map():
         _draw(result, summaries[0], queries, out, options.pictures)
         _print_classes(result, summaries[0], row)
         classes = tuple(name for *_, name in result.class_map())

@@ -28,6 +28,8 @@ def explain(words: list[str]) -> None:
     options = parse(ExplainOptions, words, "ddetr-lite explain")
     from ddetr_lite.engine.explain import explain as look
 
+    if options.folder is not None and not options.folder.expanduser().is_dir():
+        raise Mistake(f"--folder {options.folder} does not exist")
     at_least(options, pictures=1)
     if options.steps < 0:
         raise Mistake(f"--steps {options.steps} must not be negative")

@@ -19,8 +19,17 @@ class Mistake(Exception):
     """What the user should change, in one line."""
 
 
-def parse(kind: type[Options], words: list[str], program: str, extra: tuple[str, ...] = ()) -> Options:
-    """The options of a dataclass. Raises Mistake in one line where tyro would print a box."""
+def parse(
+    kind: type[Options],
+    words: list[str],
+    program: str,
+    extra: tuple[str, ...] = (),
+    elsewhere: Mapping[str, str] | None = None,
+) -> Options:
+    """The options of a dataclass. Raises Mistake in one line where tyro would print a box.
+
+    extra: options that are taken before. elsewhere: options that are none here, and what they belong to.
+    """
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -28,10 +37,12 @@ def parse(kind: type[Options], words: list[str], program: str, extra: tuple[str,
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        raise Mistake(_one_line(message.getvalue(), kind, words, program, extra)) from None
+        raise Mistake(_one_line(message.getvalue(), kind, words, program, extra, elsewhere or {})) from None
 
 
-def _one_line(text: str, kind: type, words: list[str], program: str, extra: tuple[str, ...]) -> str:
+def _one_line(
+    text: str, kind: type, words: list[str], program: str, extra: tuple[str, ...], elsewhere: Mapping[str, str]
+) -> str:
     """What tyro says in a box, in one line; for an unknown option the nearest known one."""
     page = io.StringIO()
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
@@ -40,6 +51,8 @@ def _one_line(text: str, kind: type, words: list[str], program: str, extra: tupl
     for word in words:
         option = option_of(word)
         if option.startswith("--") and option not in known:
+            if option in elsewhere:
+                return f"{option} is an option of {elsewhere[option]}, not of this model; `{program} --help` lists all"
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             return f"unknown option {option}: {hint}`{program} --help` lists all"
@@ -104,6 +117,7 @@ def take_flag(words: list[str], flag: str) -> tuple[bool, list[str]]:
 
 
 def table(metrics: dict[str, float]) -> str:
-    """Metrics in two columns; −1 means that the set has no such objects."""
-    lines = [f"  {name:<16} {value:.3f}" if value >= 0 else f"  {name:<16} –" for name, value in metrics.items()]
-    return "\n".join(lines)
+    """Metrics in two columns."""
+    from ddetr_lite.engine.evaluate import in_words
+
+    return "\n".join(f"  {name:<16} {in_words(value)}" for name, value in metrics.items())

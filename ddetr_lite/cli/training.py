@@ -132,16 +132,30 @@ def _with_options(base: "Recipe", words: list[str]) -> "Recipe":
         "(only measure where the time of a step goes)."
     )
     extra = ("--model", "--out", "--resume", "--profile")
-    options: Any = parse(kind, words, f"ddetr-lite train {base.name}", extra=extra)
+    options: Any = parse(kind, words, f"ddetr-lite train {base.name}", extra, _options_of_other_models())
     return Recipe(base.name, **{f.name: getattr(options, f.name) for f in parts})
+
+
+def _options_of_other_models() -> dict[str, str]:
+    """Each option of some model, and the models that have it."""
+    from ddetr_lite.models.presets import ARCHITECTURES
+
+    names = {"detr": "DETR", "deformable-detr": "Deformable DETR", "faster-rcnn": "Faster R-CNN"}
+    owners: dict[str, list[str]] = {}
+    for architecture, config in ARCHITECTURES.items():
+        for field in dataclasses.fields(config):
+            owners.setdefault("--" + field.name.replace("_", "-"), []).append(names.get(architecture, architecture))
+    return {option: " and ".join(models) for option, models in owners.items()}
 
 
 def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Recipe, list[str]]":
     """What follows from the options that the user gave, and why."""
     from ddetr_lite.engine.overfitting import as_overfitting
+    from ddetr_lite.engine.recipes import check
     from ddetr_lite.engine.scaling import follow
 
     named = {option_of(word).lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    check(chosen)
     if chosen.data.overfit and "schedule" not in named:
         chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, schedule="constant"))
     chosen, reasons = follow(chosen, base, named)
@@ -149,14 +163,15 @@ def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Reci
         chosen = as_overfitting(chosen, named)
         few = chosen.data.overfit
         reasons.append(
-            f"Overfitting {few} pictures: no augmentation, a constant learning rate, evaluated on the same pictures."
+            f"Overfitting {few} picture{'s' * (few != 1)}: no augmentation, a constant learning rate, evaluated on the same."
         )
     return chosen, reasons
 
 
 def _run(chosen: "Recipe", folder: Path, resume: bool) -> None:
     from ddetr_lite.engine.distributed import is_main
-    from ddetr_lite.engine.overfitting import verdict
+    from ddetr_lite.engine.evaluate import in_words
+    from ddetr_lite.engine.overfitting import passed, verdict
     from ddetr_lite.engine.run_results import read_run
     from ddetr_lite.engine.train import train as train_run
     from ddetr_lite.plots.report import write_report
@@ -172,10 +187,13 @@ def _run(chosen: "Recipe", folder: Path, resume: bool) -> None:
         _say(table(metrics))
         run = read_run(folder)
         if run.best and run.best["step"] != run.evaluations[-1]["step"]:
-            _say(f"These are the last epoch's. best.pt is of epoch {run.best['epoch']}: AP {run.best['AP']:.3f}")
-        if chosen.data.overfit:  # what was learned by heart once counts: a rate that stays goes on to shake
-            _say(verdict(max(run.evaluations, key=lambda line: line["AP50"]), chosen.data.overfit))
+            _say(f"These are the last epoch's. best.pt is of epoch {run.best['epoch']}: AP {in_words(run.best['AP'])}")
     _say(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png, report.html")
+    if metrics and chosen.data.overfit:  # what was learned by heart once counts: a rate that stays goes on to shake
+        best = max(read_run(folder).evaluations, key=lambda line: line["AP50"])
+        _say(verdict(best, chosen.data.overfit))
+        if not passed(best):
+            raise SystemExit(1)  # `gate && train` stops here
 
 
 def _now_and_then(draw: Callable[[Path], None], pause: float = 10.0) -> Callable[[Path], None]:

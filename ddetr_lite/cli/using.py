@@ -12,6 +12,8 @@ from tyro.conf import Positional
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import Mistake, at_least, parse, table
 
+DRAWN = ".boxes.png"  # how the names of pictures with boxes end
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -88,7 +90,7 @@ class PredictOptions:
 def predict(words: list[str]) -> None:
     """Find the objects in pictures of your own."""
     options = parse(PredictOptions, words, "ddetr-lite predict")
-    from ddetr_lite.datasets.pictures import picture_size, read_picture
+    from ddetr_lite.datasets.pictures import read_picture
     from ddetr_lite.engine.checkpoint import load_model
     from ddetr_lite.engine.distributed import pick_device
     from ddetr_lite.engine.predict import predict as find
@@ -104,9 +106,12 @@ def predict(words: list[str]) -> None:
     loaded = load_model(options.checkpoint)
     pictures = [path for given in options.pictures for path in _pictures_in(given)]
     for path in pictures:
-        picture_size(path)  # a mistyped path is found before anything is written
+        if not path.expanduser().is_file():  # a mistyped path is found before anything is written
+            raise Mistake(f"picture {path} does not exist")
     loaded.model.to(pick_device(options.device))
     out = options.out or _predictions_of(options.checkpoint)
+    if out.is_file():
+        raise Mistake(f"--out {out} is a file: name a folder")
     out.mkdir(parents=True, exist_ok=True)
     threshold = threshold_for(loaded) if options.threshold is None else options.threshold
     known = options.threshold is None and loaded.about.get("threshold") is not None
@@ -118,8 +123,8 @@ def predict(words: list[str]) -> None:
         for path, drawn in zip(pictures, _drawn_names(pictures), strict=True):
             try:
                 pixels = read_picture(path, upright=True)
-            except ValueError as error:  # its head was readable
-                print(f"{path}: cannot be decoded, left out")
+            except ValueError as error:
+                print(f"{path}: cannot be read, left out")
                 broken.append(error)
                 continue
             all_found = find(loaded, pixels, 0.0, options.nms)
@@ -140,7 +145,10 @@ def predict(words: list[str]) -> None:
     finally:  # what was found before Ctrl-C is kept
         (out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if broken:
-        raise Mistake(f"{len(broken)} of {len(pictures)} pictures were left out, the first because: {broken[0]}")
+        more = f", ... and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise Mistake(
+            f"{len(broken)} of {len(pictures)} pictures were left out: " + "; ".join(map(str, broken[:5])) + more
+        )
 
 
 def _predictions_of(checkpoint: Path) -> Path:
@@ -160,9 +168,16 @@ def _pictures_in(path: Path) -> list[Path]:
         return [path]
     from ddetr_lite.datasets.pictures import SUFFIXES, is_picture
 
-    found = sorted(file for file in path.iterdir() if is_picture(file))
+    inside = sorted(path.iterdir())
+    found = [file for file in inside if is_picture(file) and not file.name.endswith(DRAWN)]
+    below = [f"{folder}" for folder in inside if folder.is_dir()]
+    hint = f"those of its folders have to be named themselves: {', '.join(below[:3])}{', ...' * (len(below) > 3)}"
     if not found:
-        raise Mistake(f"folder {path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        raise Mistake(
+            f"folder {path} holds no pictures ({', '.join(sorted(SUFFIXES))})" + (f"; {hint}" if below else "")
+        )
+    if below:
+        print(f"{path}: only its own pictures are looked at; {hint}")
     return found
 
 
@@ -170,9 +185,9 @@ def _drawn_names(pictures: Sequence[Path]) -> list[str]:
     """A file name for each picture with its boxes; of the same name in several folders the second gets "-2", and so on."""
     names: dict[str, None] = {}  # in order, and quick to look up where a folder has thousands
     for path in pictures:
-        number, name = 1, f"{path.stem}.boxes.png"
+        number, name = 1, f"{path.stem}{DRAWN}"
         while name in names:
             number += 1
-            name = f"{path.stem}-{number}.boxes.png"
+            name = f"{path.stem}-{number}{DRAWN}"
         names[name] = None
     return list(names)

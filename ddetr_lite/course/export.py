@@ -33,6 +33,7 @@ def export(folder: str | Path, kind: Kind = "class", numbers: Sequence[str] = ()
     notebook that does not exist.
     """
     folder, known = Path(folder), {path.name[:2]: path for path in notebooks()}
+    numbers = [number.zfill(2) for number in numbers]
     for number in numbers:
         if number not in known:
             raise ValueError(f"there is no notebook {number!r}: choose from {', '.join(known)}")

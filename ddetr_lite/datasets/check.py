@@ -17,6 +17,8 @@ class FolderCheck:
 
     findings: list[Finding]
     splits: list[Split]
+    trained_on: bool = True
+    """Whether the first of them is the one that is trained on: else that one could not be read."""
 
     def class_map(self) -> list[tuple[int, int, str]]:
         """(category id, label, name) as `CocoDetection` numbers them: labels in the order of the ids, from the first split."""
@@ -52,10 +54,12 @@ def check_folder(
         if split is not None:
             read.append(split)
             found += [*check_split(split), *check_boxes(split, queries)]
-    found += check_classes(read)
+    trained_on = bool(read) and read[0].name == splits[0]
+    if trained_on:
+        found += check_classes(read)
     if pictures:
         seen = look_at_all(read, progress)
         for split in read:
             found += check_pictures(split, seen)
         found += [*check_leaks(read, seen), *check_unnamed(read)]
-    return FolderCheck(found, read)
+    return FolderCheck(found, read, trained_on)

@@ -65,8 +65,14 @@ def read_split(name: str, path: Path, file: str, folder: Path) -> tuple[Split | 
 
 def check_split(split: Split) -> list[Finding]:
     """Everything about ids, names and references in one file."""
-    parts = (_ids, _image_records, _category_names, _references, _areas_and_crowds)
+    parts = (_objects, _ids, _image_records, _category_names, _references, _areas_and_crowds)
     return [finding for part in parts for finding in part(split)]
+
+
+def _objects(split: Split) -> Iterator[Finding]:
+    if split.images and not any(True for _ in split.objects()):
+        crowds = f"its {len(split.annotations)} annotations are crowds" if split.annotations else "it has no annotation"
+        yield Finding("no-objects", split.file, crowds)
 
 
 def _ids(split: Split) -> Iterator[Finding]:
@@ -140,7 +146,11 @@ def _references(split: Split) -> Iterator[Finding]:
             ("category_id", categories, "unknown-category-id"),
         ):
             value = annotation.get(name)
-            if name not in annotation:
+            if name == "image_id" and not is_id(value):
+                there = f"{name} is {value!r:.40}" if name in annotation else f"{name} is missing"
+                other = "; there is one of another type" if isinstance(value, str) and value in images else ""
+                yield Finding("image-id-unusable", where, there + other)
+            elif name not in annotation:
                 yield Finding(kind, where, f"{name} is missing")
             elif repr(value) not in known:
                 twin = repr(str(value)) in known or (isinstance(value, str) and value in known)

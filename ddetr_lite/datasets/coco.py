@@ -47,7 +47,8 @@ class CocoFolder:
         root = Path(root).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(
-                f"data folder {root} does not exist: name another with --folder; `ddetr-lite data coco` fetches a part of COCO"
+                f"data folder {root} does not exist: name another with --folder; `ddetr-lite data coco` fetches a part of "
+                "COCO, `ddetr-lite data shapes` makes pictures of shapes"
             )
         patterns = [
             f"annotations/instances_{split}*.json",
@@ -155,6 +156,14 @@ class CocoDetection(Dataset):
         """The same set with its first pictures only."""
         part = copy.copy(self)
         part.images, part.annotations = self.images[:count], self.annotations[:count]
+        return part
+
+    def with_objects(self, count: int) -> "CocoDetection":
+        """The same set with the first pictures that have an object, at most `count`: without one there is nothing to learn."""
+        kept = [index for index in range(len(self)) if self.objects(index)][:count]
+        part = copy.copy(self)
+        part.images, part.annotations = [self.images[i] for i in kept], [self.annotations[i] for i in kept]
+        part._cache = None if self._cache is None else {}  # it goes by positions
         return part
 
     def __len__(self) -> int:

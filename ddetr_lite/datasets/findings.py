@@ -33,6 +33,9 @@ KINDS: dict[str, Kind] = {
     "list-missing": Kind("error", "a list of COCO's format is missing", "export in COCO's detection format"),
     "list-empty": Kind("error", "a list that training needs is empty", "export again: nothing can be learned"),
     "record-not-object": Kind("error", "a record is no object", "each must be {'id': ..., ...}: correct or delete it"),
+    "no-objects": Kind(
+        "error", "a split holds no object (crowds do not count)", "annotate some: nothing can be learned from it, or measured"
+    ),
     # Ids and names.
     "id-missing": Kind("error", "a record has no id", "give it a whole number of its own"),
     "id-not-integer": Kind("error", "an id is not a whole number", "write ids as numbers, wherever they are used"),
@@ -54,6 +57,7 @@ KINDS: dict[str, Kind] = {
     "size-missing": Kind("warning", "a picture's record lacks width or height", "add them; many tools need them"),
     "size-not-number": Kind("error", "width or height is not a positive number", "write the picture's true size"),
     # What annotations refer to.
+    "image-id-unusable": Kind("error", "image_id is missing, or no whole number", "write the id of the annotation's picture"),
     "unknown-image-id": Kind("warning", "annotations of a picture that is not listed", "they are ignored; correct image_id"),
     "unknown-category-id": Kind("error", "annotations of a category that is not listed", "correct it, or add the category"),
     # Areas and crowds.

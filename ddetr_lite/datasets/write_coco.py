@@ -54,6 +54,8 @@ def write_coco(
     if pictures.exists() and any(pictures.iterdir()) and not (pictures / UNFINISHED).exists():
         raise FileExistsError(f"{pictures} holds other files: write to another folder")
     for path in (annotations.parent, pictures):
+        if (file := next((part for part in (path, *path.parents) if part.is_file()), None)) is not None:
+            raise FileExistsError(f"{file} is a file: name a folder")
         path.mkdir(parents=True, exist_ok=True)
     (pictures / UNFINISHED).touch()
     content: dict[str, Any] = {

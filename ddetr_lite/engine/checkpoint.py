@@ -58,7 +58,14 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises ValueError naming the file, FileNotFoundError where there is none.
     """
     path = Path(path).expanduser()
-    path = path / "best.pt" if path.is_dir() else path
+    if path.is_dir():
+        run, path = path, path / "best.pt"
+        if not path.exists() and (run / "last.pt").exists():
+            raise FileNotFoundError(
+                f"{run} has no best.pt, since the run has not been evaluated yet: go on with it (--resume), or name its last.pt"
+            )
+        if not path.exists():
+            raise FileNotFoundError(f"{run} is no run: there is no best.pt in it; name a checkpoint, or a run's folder")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:

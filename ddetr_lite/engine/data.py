@@ -24,14 +24,20 @@ def datasets(recipe: Recipe, place: World, progress: bool = False) -> tuple[Coco
         CocoFolder.find(data.folder, data.train_split),
         as_it_is if few else train_transform(recipe.augment),
         seed=recipe.train.seed,
-        limit=few or data.limit or None,
+        limit=data.limit or None,
     )
     validation = CocoDetection(
         CocoFolder.find(data.folder, data.train_split if few else data.val_split),
         as_it_is,
         training.classes,
-        limit=few or None,
+        limit=data.limit or None if few else None,
     )
+    for part, remedy in ((training, "train on others"), (validation, "validate on others, or AP cannot be measured")):
+        if not any(part.objects(index) for index in range(len(part))):
+            among = f"the {len(part)} pictures" if len(part) else "the file"
+            raise ValueError(f"{part.folder.annotations}: {among} hold no object (crowds do not count): {remedy}")
+    if few:
+        training, validation = training.with_objects(few), validation.with_objects(few)
     _check_queries(recipe, training)
     for part in (training, validation):
         part.check_files()  # a validation picture that is missing would be noticed an epoch later

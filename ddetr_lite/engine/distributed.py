@@ -130,6 +130,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise ValueError("tensors without numbers")
         torch.zeros(1, device=device)
     except Exception as error:
         raise ValueError(f"device {name!r} cannot be used here: choose 'auto' or 'cpu'") from error

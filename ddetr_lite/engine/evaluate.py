@@ -170,11 +170,20 @@ def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> lis
     return results
 
 
+def in_words(score: float) -> str:
+    """A metric with three decimals; − where there is nothing that it could be measured on, which pycocotools gives as −1."""
+    return f"{score:.3f}" if score >= 0 else "–"
+
+
 def area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
     """Areas in square pixels, from and to, of all, small, medium and large objects. Raises as `ap_of`."""
     small, large = size_bands
     if not 0 < small < large:
         raise ValueError(f"size_bands={size_bands} must be positive and rising, for example --size-bands 32 96")
+    if small < 1 < large:
+        raise ValueError(
+            f"size_bands={size_bands}: give both in pixels, or both below 1, as shares of the picture's side"
+        )
     if large < 1:
         sizes = {size_of(image) for image in dataset.images}
         if len(sizes) > 1 or None in sizes:

@@ -145,9 +145,10 @@ def _read_data(evidence: Evidence, chosen: Recipe, folder: Path) -> None:
     as_it_is = eval_transform(chosen.augment)
 
     def read(split: str, most: int) -> CocoDetection | None:
-        limit = min(few or data.limit or most, most) if split == data.train_split else most
+        limit = data.limit or None if split == data.train_split else None
         try:
-            return CocoDetection(CocoFolder.find(folder, split), as_it_is, classes, limit=limit)
+            whole = CocoDetection(CocoFolder.find(folder, split), as_it_is, classes, limit=limit)
+            return whole.with_objects(min(few, most)) if few else whole.first(most)
         except (ValueError, OSError) as error:
             # What is wrong with the files themselves is named by `datasets.check`; here: what does not fit the run.
             remedy = "give the data that the model was trained on (--folder), or correct the file"

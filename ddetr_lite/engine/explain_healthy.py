@@ -31,6 +31,11 @@ class HealthyRun:
         return _between([(n, loss) for n, _, loss in self.points], pictures)
 
     @property
+    def first_evaluated(self) -> int:
+        """Pictures until AP was measured first: what is said of it before is a line from nothing."""
+        return next(n for n, ap, _ in self.points if ap is not None)
+
+    @property
     def best(self) -> float:
         """The AP at its end."""
         return self.ap(self.points[-1][0])
@@ -137,15 +142,24 @@ def check_healthy(evidence: Evidence) -> Observation:
     if healthy.row != run.row:
         text += f" (that was {healthy.row}: a rough comparison)"
     if run.last is None or evidence.ap is None:
-        much = loss > 1.5 * healthy.loss(seen)
-        remedy = "it learns slower than it should: see the other checks" if much else ""
-        return Observation(name, "suspicious" if much else "OK", text, remedy)
-    expected = healthy.ap(int(run.last["step"]) * evidence.recipe.train.batch)
+        return _by_loss(name, text, loss, healthy.loss(seen))
+    judged = int(run.last["step"]) * evidence.recipe.train.batch
+    if judged < healthy.first_evaluated:
+        text += f"; its AP was first measured after {healthy.first_evaluated}, so there is none to compare with yet"
+        return _by_loss(name, text, loss, healthy.loss(seen))
+    expected = healthy.ap(judged)
     text += f"; AP {expected:.3f}, this run {evidence.ap:.3f}"
     if evidence.ap >= ON_PAR * expected - LITTLE:
         return Observation(name, "OK", text)
     how = "far below" if evidence.ap < FAR_BELOW * expected else "below"
     return Observation(name, "suspicious", f"{text}: {how}", "something is wrong, but not the number of steps")
+
+
+def _by_loss(name: str, text: str, loss: float, expected: float) -> Observation:
+    """What a loss alone says, beside that of a healthy run."""
+    much = loss > 1.5 * expected
+    remedy = "it learns slower than it should: see the other checks" if much else ""
+    return Observation(name, "suspicious" if much else "OK", text, remedy)
 
 
 def _between(known: list[tuple[int, float]], at: int) -> float:

@@ -3,6 +3,7 @@
 from collections import Counter
 from statistics import median
 
+from ddetr_lite.engine.evaluate import in_words
 from ddetr_lite.engine.explain_evidence import Evidence, Observation, Verdict
 from ddetr_lite.engine.recipes import Recipe
 from ddetr_lite.engine.scaling import rate_factor
@@ -21,7 +22,7 @@ def check_progress(evidence: Evidence) -> Observation:
     counts = f"{len(run.train)} log lines, {len(run.evaluations)} evaluations"
     text = f"step {done}{f' of {in_all}' if in_all else ''}, {evidence.pictures_seen} pictures seen, {counts}"
     if run.last is not None:
-        text += f"; AP {run.last['AP']:.3f}, AP50 {run.last.get('AP50', -1):.3f}"
+        text += f"; AP {in_words(run.last['AP'])}, AP50 {in_words(run.last.get('AP50', -1))}"
     if not run.train and not run.skips:
         return Observation("progress", "suspicious", f"{text}: it died early", "see what it said on the terminal")
     return Observation("progress", "OK", text)

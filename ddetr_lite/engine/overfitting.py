@@ -28,10 +28,15 @@ def as_overfitting(chosen: Recipe, named: Collection[str] = ()) -> Recipe:
     return replace(chosen, train=replace(train, **{k: v for k, v in suited.items() if k not in named}))
 
 
+def passed(metrics: dict[str, float]) -> bool:
+    """Whether these metrics, of the pictures that it was trained on, are those of a model that can learn them."""
+    return metrics["AP50"] >= PASSED
+
+
 def verdict(metrics: dict[str, float], few: int) -> str:
-    """What the last evaluation means, in a sentence."""
+    """What an evaluation means, in a sentence."""
     ap50 = metrics["AP50"]
-    if ap50 >= PASSED:
+    if passed(metrics):
         return f"Passed: AP50 {ap50:.2f} on the {few} pictures it was trained on. Model, loss and annotations fit together."
     return (
         f"Not passed: AP50 {ap50:.2f} on the {few} pictures it was trained on, wanted is {PASSED}. Train it longer (--epochs); "

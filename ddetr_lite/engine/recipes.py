@@ -33,7 +33,8 @@ class DataConfig:
     limit: int = 0
     """Train on the first pictures only; 0: all."""
     overfit: int = 0
-    """Train and evaluate on the first so many pictures, as they are: the first gate for new data (`engine.overfitting`)."""
+    """Train and evaluate on the first so many pictures with objects, as they are: the first gate for new data. Leaves with 1
+    where it is not passed (`engine.overfitting`)."""
     cache: Literal["none", "memory", "disk"] = "none"
     """Decode pictures once, at the largest size that they are asked for: into memory, or into FOLDER/.cache, where later runs
     find them. Evaluation sees the same bits as without; in training, larger pictures are then resized twice, and so are a
@@ -228,8 +229,12 @@ def check(recipe: Recipe) -> None:
             )
     if data.overfit < 0:
         raise ValueError(f"overfit={data.overfit} must be a number of pictures, or 0")
-    if data.limit < 0 or not 0 < data.size_bands[0] < data.size_bands[1]:
-        raise ValueError(f"limit={data.limit} must be 0 or more, size_bands={data.size_bands} rising and positive")
+    if data.limit < 0:
+        raise ValueError(f"limit={data.limit} must be a number of pictures, or 0 for all")
+    if not 0 < data.size_bands[0] < data.size_bands[1] or data.size_bands[0] < 1 < data.size_bands[1]:
+        raise ValueError(
+            f"size_bands={data.size_bands} must rise and be positive: both in pixels, or both below 1, as shares"
+        )
     for name in ("queries", "dim", "heads", "hidden", "decoder_layers", "anchor_strides", "proposals", "sampled"):
         if getattr(model, name, 1) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")

@@ -88,7 +88,8 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
         if other := differing(saved["about"]["recipe"], recipe_to_dict(recipe)):
             raise ValueError(
                 f"{last} was made with another recipe: {other}; resume with the options of {folder / 'recipe.json'}. (Another "
-                f"{', '.join(sorted(FREE))} may be given: they do not change what is learned)"
+                f"{', '.join(sorted(FREE))} may be given: they do not change what is learned.) To learn more under others, "
+                f"start a new run with --start-from {folder / 'best.pt'}"
             )
         if "evaluated" not in saved:
             raise ValueError(f"{last} was written by an older version: start a new run with --start-from {last}")

@@ -19,7 +19,7 @@ from ddetr_lite.engine.average import average_of, weights_to_use
 from ddetr_lite.engine.data import datasets, order_of
 from ddetr_lite.engine.distributed import World, same_bits, world
 from ddetr_lite.engine.errors import threshold_of
-from ddetr_lite.engine.evaluate import METRICS, ap_of, detect, results_of
+from ddetr_lite.engine.evaluate import METRICS, ap_of, detect, in_words, results_of
 from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.forecast import forecast
 from ddetr_lite.engine.log import RunLog
@@ -245,7 +245,7 @@ class Run:
             detections = {image_id: d for share in found for image_id, d in share.items()}
             metrics = ap_of(detections, self.validation, self.recipe.data.size_bands)
             self._write("evaluate", state.step, epoch=epoch, train_seconds=state.seconds, **metrics)
-            self.tell(f"epoch {epoch}: " + ", ".join(f"{k} {metrics[k]:.3f}" for k in METRICS))
+            self.tell(f"epoch {epoch}: " + ", ".join(f"{k} {in_words(metrics[k])}" for k in METRICS))
             heading = {"epoch": epoch, "step": state.step}
             write_json(
                 {**heading, "detections": results_of(detections, self.validation)}, self.folder / "detections.json"

@@ -18,14 +18,15 @@ from ddetr_lite.layers.deformable_attention import record_samples
 from ddetr_lite.layers.recording import record
 from ddetr_lite.models.deformable_detr import DeformableDetr
 from ddetr_lite.models.detr import Detr
-from ddetr_lite.models.presets import Model, SetModel
-from ddetr_lite.set_prediction.boxes import clip_to_picture, cxcywh_to_xyxy, generalized_box_iou
+from ddetr_lite.models.presets import Model
+from ddetr_lite.set_prediction.boxes import box_iou, clip_to_picture, cxcywh_to_xyxy, generalized_box_iou
 
 Point = tuple[float, float, float]
 """(x, y) in 0..1 of the picture, and its share of the query's attention."""
 
 Value = TypeVar("Value")
 
+COVERED = 0.5  # IoU from which on a box counts as that of an object
 CELLS = 100  # of a dense attention only the heaviest cells are noted
 
 
@@ -37,7 +38,7 @@ class WatchedObject(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the query that covers an object best says: box (x0, y0, x1, y1) in 0..1, score, label, and where it looked."""
+    """What the query that finds an object says: box (x0, y0, x1, y1) in 0..1, score, label, and where it looked."""
 
     box: list[float]
     score: float
@@ -91,7 +92,9 @@ def _watch_one(model: Model, dataset: CocoDetection, index: int, which: int) -> 
     x, y, w, h = dataset.objects(index)[which]["bbox"]
     corners = clip_to_picture(torch.tensor([x, y, x + w, y + h], dtype=torch.float32), height, width)
     true_box = corners / corners.new_tensor((width, height, width, height))
-    seen = _ask(model, image, true_box) if isinstance(model, Detr | DeformableDetr) else _found(model, image, true_box)
+    label = dataset.label_of_category[dataset.objects(index)[which]["category_id"]]
+    ask = _ask if isinstance(model, Detr | DeformableDetr) else _found
+    seen = ask(model, image, true_box, label)
     return {
         "image_id": int(dataset.images[index]["id"]),
         "object": which,
@@ -100,7 +103,7 @@ def _watch_one(model: Model, dataset: CocoDetection, index: int, which: int) -> 
     }
 
 
-def _ask(model: SetModel, image: Tensor, true_box: Tensor) -> Seen:
+def _ask(model: Any, image: Tensor, true_box: Tensor, true_label: int) -> Seen:
     """One picture at a time: without padding, a fraction of a feature map is a fraction of the picture."""
     layer = model.transformer.decoder.layers[-1]
     with (
@@ -112,7 +115,7 @@ def _ask(model: SetModel, image: Tensor, true_box: Tensor) -> Seen:
         outputs = model.outputs(model.batch([image]))
     logits, boxes = outputs.logits[-1, 0].float().cpu(), cxcywh_to_xyxy(outputs.boxes[-1, 0].float().cpu())
     scores = logits.sigmoid() if model.loss.kind == "focal" else logits.softmax(-1)[:, :-1]
-    query = _best(boxes, true_box)
+    query = _best(boxes, scores[:, true_label], true_box)
     if isinstance(model, DeformableDetr):
         points = _sampling_points(*_of(samples, "cross_attn"), query)
     else:
@@ -133,8 +136,8 @@ def _of(recorded: Mapping[str, Value], name: str) -> Value:
     return next(value for path, value in recorded.items() if path.endswith(name))
 
 
-def _found(model: Model, image: Tensor, true_box: Tensor) -> Seen | None:
-    """The detection of a model without queries that covers the box best."""
+def _found(model: Model, image: Tensor, true_box: Tensor, true_label: int) -> Seen | None:
+    """The detection of a model without queries that finds the object."""
     device = next(model.parameters()).device
     (found,) = model([image.to(device)])
     boxes, scores, labels = (found[name].cpu() for name in ("boxes", "scores", "labels"))
@@ -142,14 +145,20 @@ def _found(model: Model, image: Tensor, true_box: Tensor) -> Seen | None:
         return None
     height, width = image.shape[-2:]
     boxes = boxes / boxes.new_tensor((width, height, width, height))
-    best = _best(boxes, true_box)
+    best = _best(boxes, scores * (labels == true_label), true_box)
     return Seen(_rounded(boxes[best]), _round(float(scores[best])), int(labels[best]), [])
 
 
-def _best(boxes: Tensor, true_box: Tensor) -> int:
-    """Which of the boxes (n, 4) covers an object best. GIoU, since at the start of a run no box may touch it."""
+def _best(boxes: Tensor, scores: Tensor, true_box: Tensor) -> int:
+    """Which of the boxes (n, 4) finds an object: of those that cover it (IoU ≥ 0.5) the surest of its class, by scores (n,).
+
+    Where none covers it, as at the start of a run, the nearest, by GIoU: then no box may touch it.
+    """
     if not boxes.isfinite().all():
         raise ValueError("the model's boxes are not finite")
+    covers = box_iou(boxes, true_box) >= COVERED
+    if covers.any():
+        return int(scores.masked_fill(~covers, -1.0).argmax())
     return int(generalized_box_iou(boxes, true_box).argmax())
 
 

@@ -68,11 +68,11 @@ def validation_set(run: RunResults, folder: str | Path | None = None) -> CocoDet
         return "The log does not say which data the run was made with; name the folder with --folder."
     few = data.get("overfit", 0)
     split = data.get("train_split", "train") if few else data.get("val_split", "val")
-    limit = (
-        (data.get("limit") or None) if few is True else few or None
-    )  # older recipes had a switch there, and no number
+    # Older recipes had a switch there, and no number.
+    limit = data.get("limit") or None if few else None
     try:
-        return CocoDetection(CocoFolder.find(root, split), classes=run.start.get("classes"), limit=limit)
+        whole = CocoDetection(CocoFolder.find(root, split), classes=run.start.get("classes"), limit=limit)
+        return whole.with_objects(few) if few and few is not True else whole
     except (OSError, ValueError) as error:
         return f"The run's pictures cannot be read ({error}); name the folder where they are now with --folder."
 

@@ -39,8 +39,9 @@ def queries_section(run: RunResults, data: CocoDetection | str) -> Html:
     if isinstance(data, str):
         return missing(data)
     result = paragraph(
-        "The largest object of each of a few validation pictures. Orange: where the query that covers it best looked, in the "
-        "last decoder layer; larger and stronger dots weigh more. Dashed green: the true box; blue: the predicted one."
+        "The largest object of each of a few validation pictures. Orange: where the query that finds it, or else is nearest, "
+        "looked, in the last decoder layer; larger and stronger dots weigh more. Dashed green: the true box; blue: the "
+        "predicted one."
     )
     for image_id, which in dict.fromkeys((o["image_id"], o["object"]) for line in lines for o in line["objects"]):
         result += _watched_object(run, data, lines, image_id, which)
