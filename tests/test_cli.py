@@ -287,6 +287,12 @@ def test_predict_goes_on_after_a_broken_picture(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("command", ["report", "explain"])
+def test_a_folder_that_is_named_has_to_exist(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, str(tmp_path), "--folder", str(tmp_path / "none")]) == 2
+    assert f"--folder {tmp_path / 'none'} does not exist" in capsys.readouterr().err
+
+
 def test_predict_says_which_folders_it_does_not_look_into(
     detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

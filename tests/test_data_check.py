@@ -685,6 +685,21 @@ def test_command_survives_each_kind(
     assert KINDS[kind].remedy in {finding["remedy"] for finding in report["findings"]} or kind == "many-objects"
 
 
+def test_a_validation_set_is_not_taken_for_what_is_trained_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "annotations/instances_train2017.json").write_text("{", encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "contact_sheet.png").write_bytes(b"an earlier check's")
+    assert main(["data", "check", str(folder), "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "No advice: split 'train', which is trained on, cannot be read." in said
+    assert "ddetr-lite train" not in said
+    assert "class-without-objects" not in said
+    assert f"{out}: report.json\n" in said
+
+
 def test_dollars_in_names_are_no_mathematics(folder: Path) -> None:
     """Between two of them matplotlib reads a formula, and raises where it is none."""
     split = Split(

@@ -621,6 +621,14 @@ def test_which_healthy_run_is_compared(shapes: Path, tmp_path: Path, row: str, s
     assert ("a rough comparison" in text) == (row in ("deformable-detr-refine", "detr-dc5"))
 
 
+def test_before_a_healthy_run_was_judged_there_is_no_ap_to_compare_with(shapes: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", shapes, steps=100)
+    with (run / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps({"kind": "evaluate", "step": 100, "epoch": 1, "AP": 0.0, "AP50": 0.0}) + "\n")
+    text = of(look(run), "healthy run").text
+    assert "its AP was first measured after 4000, so there is none to compare with yet" in text
+
+
 def test_the_command(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(tmp_path / "run", shapes, steps=100)
     assert main(["explain", str(run), "--steps", "0", "--pictures", "4", "--device", "cpu"]) == 0
