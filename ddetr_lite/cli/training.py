@@ -163,7 +163,8 @@ def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Reci
         chosen = as_overfitting(chosen, named)
         few = chosen.data.overfit
         reasons.append(
-            f"Overfitting {few} picture{'s' * (few != 1)}: no augmentation, a constant learning rate, evaluated on the same."
+            f"Overfitting {few} picture{'s' * (few != 1)}: no augmentation, a constant learning rate, evaluated on what it was "
+            "trained on."
         )
     return chosen, reasons
 

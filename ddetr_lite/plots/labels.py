@@ -30,8 +30,8 @@ class Label(NamedTuple):
 def add_labels(ax: Axes, labels: Sequence[Label], fontsize: float = 7.5) -> None:
     """Put labels at their boxes, the first over the others, each where it hides none of those before it.
 
-    ax: of a picture, whose y grows downwards. Where a label finds no place, as in a heap of boxes, or has the words of one
-    that stands there, those before it hide it.
+    ax: of a picture, whose y grows downwards. Where a label finds no place, as in a heap of boxes, or says again what stands
+    there, those before it hide it.
     """
     placed = []
     for rank, label in enumerate(labels):
@@ -51,9 +51,14 @@ def _words_on(ground: str) -> str:
     return INK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.3 else PAPER
 
 
-def _overlap(one: Bbox, other: Bbox) -> bool:
-    """Whether they share more than half a pixel: those that touch do not."""
-    return one.padded(-0.25).overlaps(other.padded(-0.25))
+def _overlap(one: Bbox, other: Bbox, most: bool = False) -> bool:
+    """Whether they share more than half a pixel, for those that touch hide nothing; most: more than half of their room."""
+    shared = Bbox.intersection(one, other)
+    if shared is None:
+        return False
+    if most:
+        return bool(2 * shared.width * shared.height > min(one.width * one.height, other.width * other.height))
+    return bool(min(shared.width, shared.height) > 0.5)
 
 
 class _Placing(Artist):
@@ -70,9 +75,9 @@ class _Placing(Artist):
         taken: list[tuple[Bbox, str]] = []
         for text, label in self.labels:
             first, *others = self._places(text.get_window_extent(renderer), label)
-            in_the_way = [words for place, words in taken if _overlap(place, first)]
             place = first
-            if in_the_way and label.words not in in_the_way:  # the same words need not be read twice at one place
+            said = any(words == label.words and _overlap(other, first, most=True) for other, words in taken)
+            if not said and any(_overlap(other, first) for other, _ in taken):
                 free = (other for other in others if not any(_overlap(other, place) for place, _ in taken))
                 place = next(free, first)
             taken.append((place, label.words))

@@ -600,8 +600,8 @@ for (name, weights), ax in zip(ways.items(), axes):
     plots.attention_over_picture(scene.pixels, weights.reshape(12, 12, 12, 12)[cell], cell, name, ax=ax)
 plots.show(
     drawn,
-    alt="Attention of a ground patch in the upper right. By colour it looks at ground far away, most of all on the left, by place at its "
-    "surroundings, by both at the ground around it.",
+    alt="Attention of a ground patch in the upper right. By colour it looks at ground far away, most of all on the "
+    "left, by place at its surroundings, by both at the ground around it.",
 )
 
 # %% [markdown]
