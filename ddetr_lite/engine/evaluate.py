@@ -171,7 +171,7 @@ def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> lis
 
 
 def in_words(score: float) -> str:
-    """A metric with three decimals; − where there is nothing that it could be measured on, which pycocotools gives as −1."""
+    """A metric with three decimals; a dash where there is nothing to measure it on, for which pycocotools has −1."""
     return f"{score:.3f}" if score >= 0 else "–"
 
 

@@ -529,7 +529,7 @@ print("the loss differs by less than 3 %:", abs(total / exact - 1).item() < 0.03
 # %% [markdown]
 # ## 5. The first gate: eight pictures by heart
 #
-# Before a long run, a short one that must not fail. `--overfit 8` trains on the first eight pictures, as they are, and evaluates on the same eight. Model, loss and annotations that fit together come to an AP50 of nearly 1. The model is the small one of 00 (its size is what most of these options are about; on a GPU one leaves them out, and takes the recipe's). `--hints 4` is not in the paper: in training, each object gets four more queries that start near its box.
+# Before a long run, a short one that must not fail. `--overfit 8` trains on the first eight pictures that have an object, as they are, and evaluates on the same eight. Model, loss and annotations that fit together come to an AP50 of nearly 1; where it stays below nine tenths the command leaves with the exit code 1, so that a script stops there. The model is the small one of 00 (its size is what most of these options are about; on a GPU one leaves them out, and takes the recipe's). `--hints 4` is not in the paper: in training, each object gets four more queries that start near its box.
 
 # %%
 MODEL = """--model deformable-detr-two-stage --backbone.name small --backbone.weights none --backbone.no-frozen
@@ -538,7 +538,7 @@ MODEL = """--model deformable-detr-two-stage --backbone.name small --backbone.we
 FAST = "--optimizer muon --lr 1e-3 --sampling-lr 1 --workers 0 --no-forecast"
 
 # %% [markdown]
-# **This cell trains**, ten to forty seconds. (AP_large will be −1, or a dash: none of these objects is large by COCO's measure.)
+# **This cell trains**, ten to forty seconds. (AP_large is a dash: none of these objects is large by COCO's measure.)
 
 # %% tags=["nbval-ignore-output"]
 gate = "--overfit 8 --epochs 30 --evaluate-every 10 --schedule constant --eval-short-side 64"
