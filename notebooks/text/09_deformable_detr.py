@@ -353,7 +353,7 @@ print("the layers fit better than the proposal:", bool(mean[0] < mean[1]), bool(
 # %% [markdown]
 # ## 6. Two stages: queries that come from the picture
 #
-# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level (`anchor_size` on the finest: 0.05 of the picture in the authors' code, 0.1 in this course's small pictures), and a head corrects it. (This is one anchor for each token: a size that is chosen by hand is back, in this one place.) The token also says how sure it is that this is an object, of whatever kind. The best N_q become the references of
+# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level (`anchor_size` on the finest: a twentieth of the picture in the authors' code, a tenth in this course's small pictures), and a head corrects it. (This is one anchor for each token: a size that is chosen by hand is back, in this one place.) The token also says how sure it is that this is an object, of whatever kind. The best N_q become the references of
 # the queries. From the four numbers of its box (sines as in 03, then a matrix and a norm) each query also gets its position and its content: of the picture it knows only this box until it looks.
 
 # %%
