@@ -882,7 +882,8 @@ OPEN = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # pictures, height an
 EXAMPLE = torch.zeros(2, 3, 160, 192)  # no size of anything is 1, which torch would take for fixed
 
 
-@pytest.mark.parametrize("name", ["detr", "deformable", "deformable ++ two-stage"])
+# Two stages: `docs/library.md` exports the shipped detector, which has them, and its test runs it.
+@pytest.mark.parametrize("name", ["detr", "deformable"])
 def test_what_is_exported_gives_the_same_on_pictures_of_other_sizes(name: str) -> None:
     """`torch.export` takes only operations that every device knows."""
     raw = Raw(build(CONFIGS[name]).eval())
