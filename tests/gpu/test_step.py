@@ -1,4 +1,4 @@
-"""Steps of training through the Triton kernels, on a chip or, in their interpreter, on a pretended one."""
+"""A step of training through the Triton kernels, on a chip or, in their interpreter, on a pretended one."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -14,8 +14,11 @@ pytestmark = pytest.mark.skipif(triton is None, reason="needs a GPU, or TRITON_I
 
 
 @pytest.mark.parametrize("case", ["own level", "two stages, hints"])
-def test_two_steps_are_those_of_a_cpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses and gradients, from pictures to the optimizers: so kernels get what layers really give them."""
+def test_a_step_is_that_of_a_cpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients, from pictures to the optimizers: so kernels get what layers really give them.
+
+    One step: where a gradient is zero but for rounding, Muon makes a whole step of the rounding, and the next differs.
+    """
     taken: list[torch.Size] = []
     original = triton.attend_fused
 
@@ -26,10 +29,10 @@ def test_two_steps_are_those_of_a_cpu(case: str, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(triton, "attend_fused", counted)
     smaller = 1 if torch.cuda.is_available() else 2  # the interpreter takes a second for a few hundred queries
-    losses, norm, _ = learn("cpu", *CASES[case], smaller=smaller)
+    losses, norm, _ = learn("cpu", *CASES[case], smaller=smaller, steps=1)
     assert not taken
     with nullcontext() if torch.cuda.is_available() else pretend_gpu():
-        other_losses, other_norm, _ = learn("cuda", *CASES[case], smaller=smaller)
+        other_losses, other_norm, _ = learn("cuda", *CASES[case], smaller=smaller, steps=1)
     assert taken
-    assert other_losses == pytest.approx(losses, rel=1e-3)
-    assert other_norm == pytest.approx(norm, rel=1e-2)
+    assert other_losses == pytest.approx(losses, rel=1e-4)
+    assert other_norm == pytest.approx(norm, rel=1e-3)
