@@ -6,7 +6,7 @@ import http.server
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -882,15 +882,19 @@ OPEN = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # pictures, height an
 EXAMPLE = torch.zeros(2, 3, 160, 192)  # no size of anything is 1, which torch would take for fixed
 
 
+def assert_same_on_other_sizes(raw: Raw, exported: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+    for pictures, height, width in ((2, 160, 192), (1, 96, 80), (3, 75, 110)):
+        pixels = torch.randn(pictures, 3, height, width)
+        torch.testing.assert_close(exported(pixels), raw(pixels), atol=1e-4, rtol=1e-4)
+
+
 # Two stages: `docs/library.md` exports the shipped detector, which has them, and its test runs it.
 @pytest.mark.parametrize("name", ["detr", "deformable"])
 def test_what_is_exported_gives_the_same_on_pictures_of_other_sizes(name: str) -> None:
     """`torch.export` takes only operations that every device knows."""
     raw = Raw(build(CONFIGS[name]).eval())
     exported = torch.export.export(raw, (EXAMPLE,), dynamic_shapes=(OPEN,)).module()
-    for pictures, height, width in ((2, 160, 192), (1, 96, 80), (3, 75, 110)):
-        pixels = torch.randn(pictures, 3, height, width)
-        torch.testing.assert_close(exported(pixels), raw(pixels), atol=1e-4, rtol=1e-4)
+    assert_same_on_other_sizes(raw, exported)
 
 
 @pytest.mark.parametrize("name", ["detr", "deformable", "deformable ++ two-stage"])
@@ -902,11 +906,12 @@ def test_onnx_gives_the_same_on_pictures_of_other_sizes(name: str) -> None:
     program = torch.onnx.export(raw, (EXAMPLE,), dynamo=True, dynamic_shapes=(OPEN,), verbose=False)
     assert program is not None
     session = runtime.InferenceSession(program.model_proto.SerializeToString())
-    for pictures, height, width in ((2, 160, 192), (1, 96, 80), (3, 75, 110)):
-        pixels = torch.randn(pictures, 3, height, width)
-        logits, boxes = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
-        expected = raw(pixels)
-        torch.testing.assert_close((torch.from_numpy(logits), torch.from_numpy(boxes)), expected, atol=1e-4, rtol=1e-4)
+
+    def run(pixels: Tensor) -> tuple[Tensor, ...]:
+        given = {session.get_inputs()[0].name: pixels.numpy()}
+        return tuple(torch.from_numpy(output) for output in session.run(None, given))
+
+    assert_same_on_other_sizes(raw, run)
 
 
 def test_pictures_and_targets_that_are_no_tensors() -> None:

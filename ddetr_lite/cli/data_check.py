@@ -66,10 +66,7 @@ def data_check(words: list[str]) -> None:
     out = options.out or Path("runs/check") / (options.folder.resolve().name or "folder")
     out.mkdir(parents=True, exist_ok=True)
     advice = None
-    for old in (
-        "histograms.png",
-        *(f"contact_sheet{path}.png" for path in ("", *(f"_{name}" for name in options.split))),
-    ):
+    for old in ("histograms.png", *(_sheet(number, name) for number, name in enumerate(options.split))):
         (out / old).unlink(missing_ok=True)  # an earlier check's
     if summaries and not result.trained_on:
         print(f"\nNo advice: split {options.split[0]!r}, which is trained on, cannot be read.")
@@ -152,8 +149,12 @@ def _draw(result: "FolderCheck", summary: "Summary", queries: int | None, out: P
     (out / "histograms.png").write_bytes(png(histograms(summary, queries)))
     if pictures:
         for number, split in enumerate(result.splits):
-            name = f"contact_sheet_{split.name}.png" if number else "contact_sheet.png"
-            (out / name).write_bytes(png(contact_sheet(split)))
+            (out / _sheet(number, split.name)).write_bytes(png(contact_sheet(split)))
+
+
+def _sheet(number: int, split: str) -> str:
+    """The file of a split's contact sheet, number counting from the one that is trained on."""
+    return f"contact_sheet_{split}.png" if number else "contact_sheet.png"
 
 
 def _print_classes(result: "FolderCheck", summary: "Summary", row: str) -> None:

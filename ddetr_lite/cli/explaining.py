@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ddetr_lite.cli.parsing import Mistake, at_least, parse
+from ddetr_lite.cli.parsing import Mistake, at_least, check_folder_option, parse
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ def explain(words: list[str]) -> None:
     options = parse(ExplainOptions, words, "ddetr-lite explain")
     from ddetr_lite.engine.explain import explain as look
 
-    if options.folder is not None and not options.folder.expanduser().is_dir():
-        raise Mistake(f"--folder {options.folder} does not exist")
+    check_folder_option(options.folder)
     at_least(options, pictures=1)
     if options.steps < 0:
         raise Mistake(f"--steps {options.steps} must not be negative")

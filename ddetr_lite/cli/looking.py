@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ddetr_lite.cli.parsing import Mistake, parse
+from ddetr_lite.cli.parsing import Mistake, check_folder_option, parse
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ def report(words: list[str]) -> None:
 
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise Mistake(f"--threshold {options.threshold} must lie in 0..1")
-    if options.folder is not None and not options.folder.expanduser().is_dir():
-        raise Mistake(f"--folder {options.folder} does not exist")
+    check_folder_option(options.folder)
     if options.worst < 0:
         raise Mistake(f"--worst {options.worst} must not be negative")
     print(

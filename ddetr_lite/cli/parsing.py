@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -76,6 +77,12 @@ def at_least(options: object, **bounds: int) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise Mistake(f"--{name} {value} must be at least {least}")
+
+
+def check_folder_option(folder: Path | None) -> None:
+    """Raise Mistake for a --folder that is given, and is none."""
+    if folder is not None and not folder.expanduser().is_dir():
+        raise Mistake(f"--folder {folder} does not exist")
 
 
 def take_positional(

@@ -182,16 +182,18 @@ def _run(chosen: "Recipe", folder: Path, resume: bool) -> None:
     metrics = train_run(chosen, folder, resume=resume, after_epoch=_now_and_then(save_curves))
     if not metrics and resume:
         _say("Nothing was left to do: this run is finished. `ddetr-lite report` draws it anew.")
-    if metrics and is_main():
+    run = read_run(folder) if metrics else None
+    if run is not None and is_main():
         save_curves(folder)
         write_report(folder)
         _say(table(metrics))
-        run = read_run(folder)
         if run.best and run.best["step"] != run.evaluations[-1]["step"]:
             _say(f"These are the last epoch's. best.pt is of epoch {run.best['epoch']}: AP {in_words(run.best['AP'])}")
     _say(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png, report.html")
-    if metrics and chosen.data.overfit:  # what was learned by heart once counts: a rate that stays goes on to shake
-        best = max(read_run(folder).evaluations, key=lambda line: line["AP50"])
+    if (
+        run is not None and chosen.data.overfit
+    ):  # what was learned by heart once counts: a rate that stays goes on to shake
+        best = max(run.evaluations, key=lambda line: line["AP50"])
         _say(verdict(best, chosen.data.overfit))
         if not passed(best):
             raise SystemExit(1)  # `gate && train` stops here

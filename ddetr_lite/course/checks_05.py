@@ -25,9 +25,12 @@ def _overlap(a: Tensor, b: Tensor, clamp: bool = True, pixel: int = 0) -> Tensor
     return (sides.clamp(min=0) if clamp else sides).prod(-1)
 
 
+def _union(a: Tensor, b: Tensor, clamp: bool = True) -> Tensor:
+    return _area(a) + _area(b) - _overlap(a, b, clamp)
+
+
 def _iou(a: Tensor, b: Tensor, clamp: bool = True) -> Tensor:
-    overlap = _overlap(a, b, clamp)
-    return overlap / (_area(a) + _area(b) - overlap).clamp(min=1e-9)
+    return _overlap(a, b, clamp) / _union(a, b, clamp).clamp(min=1e-9)
 
 
 def _iou_of_corner_and_size(a: Tensor, b: Tensor) -> Tensor:
@@ -59,9 +62,13 @@ def _pairs_of_boxes() -> list[Case]:
     ]
 
 
-def _iou_cases() -> list[Case]:
+def _without_area() -> Case:
     point = torch.tensor([[3.0, 3, 3, 3]])
-    return [*_pairs_of_boxes(), Case("a box without area, with itself", (point, point))]
+    return Case("a box without area, with itself", (point, point))
+
+
+def _iou_cases() -> list[Case]:
+    return [*_pairs_of_boxes(), _without_area()]
 
 
 BOX_IOU = Exercise(
@@ -107,15 +114,15 @@ BOX_IOU = Exercise(
         ),
         Mistake(
             "two boxes without area give 0/0: clamp the union at something tiny",
-            lambda a, b: _overlap(a, b) / (_area(a) + _area(b) - _overlap(a, b)),
+            lambda a, b: _overlap(a, b) / _union(a, b),
         ),
         Mistake(
             "the union is held at 1 or above: boxes in 0..1 are all smaller than that. Something tiny is enough, 1e-9",
-            lambda a, b: _overlap(a, b) / (_area(a) + _area(b) - _overlap(a, b)).clamp(min=1),
+            lambda a, b: _overlap(a, b) / _union(a, b).clamp(min=1),
         ),
         Mistake(
             "something is added to the union, or it is held at something that small boxes in 0..1 do not reach: 1e-9 is enough",
-            lambda a, b: _overlap(a, b) / (_area(a) + _area(b) - _overlap(a, b)).clamp(min=1e-3),
+            lambda a, b: _overlap(a, b) / _union(a, b).clamp(min=1e-3),
         ),
         Mistake(
             "[:, 0] counts dimensions from the front; write [..., 0], so that boxes of any arrangement fit",
@@ -130,17 +137,15 @@ def _hull(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _giou(a: Tensor, b: Tensor, sign: float = -1.0, clamp: bool = True) -> Tensor:
-    union = _area(a) + _area(b) - _overlap(a, b, clamp)
-    return _iou(a, b, clamp) + sign * (_hull(a, b) - union) / _hull(a, b).clamp(min=1e-9)
+    return _iou(a, b, clamp) + sign * (_hull(a, b) - _union(a, b, clamp)) / _hull(a, b).clamp(min=1e-9)
 
 
 def _giou_cases() -> list[Case]:
     inside = (torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[2.0, 3, 4, 6]]))
-    point = torch.tensor([[3.0, 3, 3, 3]])
     return [
         *_pairs_of_boxes(),
         Case("one box inside the other", inside),
-        Case("a box without area, with itself", (point, point)),
+        _without_area(),
     ]
 
 
@@ -164,7 +169,7 @@ GIOU = Exercise(
         Mistake(
             "the empty part is divided by the union; divide it by the area of the enclosing box",
             lambda a, b: (
-                _iou(a, b) - (_hull(a, b) - (u := _area(a) + _area(b) - _overlap(a, b))) / u
+                _iou(a, b) - (_hull(a, b) - (u := _union(a, b))) / u
             ),
         ),
         Mistake(
@@ -181,12 +186,12 @@ GIOU = Exercise(
         ),
         Mistake(
             "two boxes without area give 0/0: clamp union and hull at something tiny before you divide by them",
-            lambda a, b: _overlap(a, b) / (u := _area(a) + _area(b) - _overlap(a, b)) - (_hull(a, b) - u) / _hull(a, b),
+            lambda a, b: _overlap(a, b) / (u := _union(a, b)) - (_hull(a, b) - u) / _hull(a, b),
         ),
         Mistake(
             "union and hull are held at 1 or above: boxes in 0..1 are all smaller than that. Something tiny is enough, 1e-9",
             lambda a, b: (
-                _overlap(a, b) / (u := (_area(a) + _area(b) - _overlap(a, b)).clamp(min=1))
+                _overlap(a, b) / (u := _union(a, b).clamp(min=1))
                 - ((h := _hull(a, b).clamp(min=1)) - u) / h
             ),
         ),

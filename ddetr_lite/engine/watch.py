@@ -18,7 +18,7 @@ from ddetr_lite.layers.deformable_attention import record_samples
 from ddetr_lite.layers.recording import record
 from ddetr_lite.models.deformable_detr import DeformableDetr
 from ddetr_lite.models.detr import Detr
-from ddetr_lite.models.presets import Model
+from ddetr_lite.models.presets import Model, SetModel
 from ddetr_lite.set_prediction.boxes import box_iou, clip_to_picture, cxcywh_to_xyxy, generalized_box_iou
 
 Point = tuple[float, float, float]
@@ -93,8 +93,10 @@ def _watch_one(model: Model, dataset: CocoDetection, index: int, which: int) -> 
     corners = clip_to_picture(torch.tensor([x, y, x + w, y + h], dtype=torch.float32), height, width)
     true_box = corners / corners.new_tensor((width, height, width, height))
     label = dataset.label_of_category[dataset.objects(index)[which]["category_id"]]
-    ask = _ask if isinstance(model, Detr | DeformableDetr) else _found
-    seen = ask(model, image, true_box, label)
+    if isinstance(model, Detr | DeformableDetr):
+        seen: Seen | None = _ask(model, image, true_box, label)
+    else:
+        seen = _found(model, image, true_box, label)
     return {
         "image_id": int(dataset.images[index]["id"]),
         "object": which,
@@ -103,7 +105,7 @@ def _watch_one(model: Model, dataset: CocoDetection, index: int, which: int) -> 
     }
 
 
-def _ask(model: Any, image: Tensor, true_box: Tensor, true_label: int) -> Seen:
+def _ask(model: SetModel, image: Tensor, true_box: Tensor, true_label: int) -> Seen:
     """One picture at a time: without padding, a fraction of a feature map is a fraction of the picture."""
     layer = model.transformer.decoder.layers[-1]
     with (

@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from ddetr_lite.engine.recipes import with_defaults
 from ddetr_lite.engine.run_results import RunResults, read_run
-from ddetr_lite.plots.run_curves import METRIC_NAMES, NONE, score
+from ddetr_lite.plots.run_curves import METRIC_NAMES, score
 from ddetr_lite.plots.style import COLOURS, STYLE, panels, plain
 from ddetr_lite.plots.training import smooth
+
+NONE = "–"  # where a run does not say it
 
 
 def read_runs(paths: Sequence[str | Path]) -> dict[str, RunResults]:

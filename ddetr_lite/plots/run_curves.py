@@ -7,18 +7,17 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ddetr_lite.engine.evaluate import in_words
 from ddetr_lite.engine.run_results import Line, RunResults
 from ddetr_lite.plots.style import COLOURS, INK, MUTED, STYLE, panels, plain
 from ddetr_lite.plots.training import smooth
 
 METRIC_NAMES = {"AP": "AP", "AP50": "AP50", "AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
-NONE = "–"
 
 
 def score(line: Line | None, name: str) -> str:
     """A metric of an evaluation: three digits; a dash where it was not measured, or the set has no such objects."""
-    value = (line or {}).get(name, -1)
-    return f"{value:.3f}" if value >= 0 else NONE
+    return in_words((line or {}).get(name, -1))
 
 
 def loss_terms(run: RunResults) -> dict[str, list[str]]:
