@@ -482,8 +482,15 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(
-    words: list[str], said: str, coco: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    coco: Path,
+    model_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where `runs` and `data` begin
     places = {"COCO": str(coco), "MODEL": str(model_file), "OUT": str(tmp_path / "out")}
     words = [places.get(w, w.replace("OUT.", f"{tmp_path}/out.")) for w in words]
     assert main(words) == 2

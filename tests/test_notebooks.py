@@ -4,10 +4,13 @@ import copy
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext  # type: ignore[import-untyped]
+import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from notebook_cells import IGNORED, NOTEBOOKS, ROOT, code_cells, exercises, read, tags, text_outputs
 from notebook_names import needed_by
@@ -171,13 +174,22 @@ FILES = {"11": 'command(f"data coco --site {address} --images 100 '}
 """How the cell begins that writes what exercises find in the folder."""
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One for all notebooks, whose variables go when the next begins: so the libraries are loaded once."""
+    manager = KernelManager()
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    manager.start_kernel(env={**os.environ, "PYTHONPATH": path})
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @every_notebook
-def test_solutions_pass_and_change_no_other_output(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solutions_pass_and_change_no_other_output(path: Path, tmp_path: Path, kernel: KernelManager) -> None:
     """As a learner leaves it: from the first exercise on every check passes, and nothing else says something new.
 
     Of the cells before, which no solution can change and which nbval runs, only those are run that are needed.
     """
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     solved = copy.deepcopy(read(path))
     blocks = exercises(path)
     for block in blocks:
@@ -187,8 +199,9 @@ def test_solutions_pass_and_change_no_other_output(path: Path, tmp_path: Path, m
     wanted = [i for i, source in sources.items() if i >= blocks[0].stub or source.startswith(files)]
     places = sorted(needed_by(wanted, sources, UNCHANGED))
     run = {place: solved.cells[place] for place in places}
-    solved.cells = list(run.values())
-    NotebookClient(solved, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    anew = nbformat.v4.new_code_cell(f"import os\nos.chdir({str(tmp_path)!r})\n%reset -f")
+    solved.cells = [anew, *run.values()]
+    NotebookClient(solved, kernel, timeout=600).execute()
     for block in blocks:
         said = "".join(text_outputs(run[block.check]))
         assert f"✓ {block.name}" in said, said

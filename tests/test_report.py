@@ -260,8 +260,8 @@ RECIPES += [
         augment=replace(recipe("coco").augment, short_sides=(), crop=False),
     ),
     # A new batch or length, and a learning rate or drop that does not follow it.
-    replace(recipe("shapes"), train=replace(recipe("shapes").train, batch=4)),
-    replace(recipe("coco"), train=replace(recipe("coco").train, epochs=25, batch=16)),
+    changed("shapes", None, batch=4),
+    changed("coco", None, epochs=25, batch=16),
     replace(
         changed("shapes", None),
         model=replace(

@@ -403,6 +403,7 @@ def test_what_is_seldom_meant_is_said() -> None:
     for name, value, steps, wanted in (
         ("warmup_steps", 200, 150, "only 150 steps: its learning rate never rises to 0.0002"),
         ("drop_epoch", 50, 1000, "the learning rate never drops"),
+        ("drop_epoch", 0, 1000, "a tenth of 0.0002 from the first step on"),
         ("evaluate_every", 60, 1000, "evaluated only at the end"),
         ("ema", 0.9999, 1000, "averages over about 10000 steps, the run has 1000"),
     ):

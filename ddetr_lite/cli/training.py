@@ -161,12 +161,17 @@ def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Reci
     chosen, reasons = follow(chosen, base, named)
     if chosen.data.overfit:
         chosen = as_overfitting(chosen, named)
-        few = chosen.data.overfit
+        few = _few(chosen)
         reasons.append(
             f"Overfitting {few} picture{'s' * (few != 1)}: no augmentation, a constant learning rate, evaluated on what it was "
             "trained on."
         )
     return chosen, reasons
+
+
+def _few(chosen: "Recipe") -> int:
+    """Pictures to learn by heart."""
+    return min(chosen.data.overfit, chosen.data.limit or chosen.data.overfit)
 
 
 def _run(chosen: "Recipe", folder: Path, resume: bool) -> None:
@@ -190,11 +195,10 @@ def _run(chosen: "Recipe", folder: Path, resume: bool) -> None:
         if run.best and run.best["step"] != run.evaluations[-1]["step"]:
             _say(f"These are the last epoch's. best.pt is of epoch {run.best['epoch']}: AP {in_words(run.best['AP'])}")
     _say(f"{folder}: best.pt (model), last.pt (to go on), log.jsonl, curves.png, report.html")
-    if (
-        run is not None and chosen.data.overfit
-    ):  # what was learned by heart once counts: a rate that stays goes on to shake
+    if run is not None and chosen.data.overfit:
+        # What was learned by heart once counts: a rate that stays goes on to shake.
         best = max(run.evaluations, key=lambda line: line["AP50"])
-        _say(verdict(best, chosen.data.overfit))
+        _say(verdict(best, _few(chosen)))
         if not passed(best):
             raise SystemExit(1)  # `gate && train` stops here
 

@@ -142,8 +142,9 @@ def predict(words: list[str]) -> None:
                 print(f"  the best score is {all_found[0].score:.2f}: a lower --threshold shows more")
             for f in found:
                 print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
-    finally:  # what was found before Ctrl-C is kept
-        (out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    finally:  # what was found before Ctrl-C is kept, and an earlier file where nothing could be read
+        if results:
+            (out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if broken:
         more = f", ... and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise Mistake(

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -29,14 +31,24 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     # A file that is something else fails in torch in a dozen ways, down to KeyError and EOFError.
     except (SafetensorError, Exception) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise ValueError(
-            f"{path} cannot be read as tensors ({type(error).__name__}: {reason}). Expected: .safetensors, "
-            "or a .pth of tensors, numbers and an argparse.Namespace: save it again without anything else"
-        ) from error
+        raise ValueError(f"{path} cannot be read as tensors: {_reason_and_remedy(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors, or one with 'model'")
     return content
+
+
+def _reason_and_remedy(error: Exception) -> str:
+    """What is wrong with a file in the user's terms: torch's texts advise to run what the file holds."""
+    forbidden = re.search(r"GLOBAL (\S+)", str(error))
+    if forbidden:
+        return (
+            f"more than tensors is in it: to read it, code of {forbidden[1]} would have to run. Expected are tensors, numbers and "
+            "an argparse.Namespace: save the model's state_dict() alone"
+        )
+    if isinstance(error, UnpicklingError):
+        return "torch.save has not written it. Expected is .safetensors, or a .pth of torch.save"
+    first = re.split(r"\. |\n", str(error).strip())[0] or "no reason given"
+    return f"it is cut short, or something else ({type(error).__name__}: {first}). Fetch or save it again"
 
 
 def write_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

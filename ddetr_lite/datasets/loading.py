@@ -96,9 +96,9 @@ class RunSampler(Sampler[list[Key]]):
         batch = min(order.batch, order.length)
         if batch % (size * pieces):
             parts = f"{size} processes × {pieces} pieces (--accumulate)"
-            raise ValueError(
-                f"a batch of {batch} pictures cannot be cut into {parts}: make --batch a multiple of {size * pieces}"
-            )
+            few = f" (there are no more, --batch is {order.batch})" if batch < order.batch else ""
+            remedy = f"make --batch a multiple of {size * pieces}" if not few else "take fewer pieces, or more pictures"
+            raise ValueError(f"a batch of {batch} pictures{few} cannot be cut into {parts}: {remedy}")
         self.order, self.epochs, self.start = order, epochs, start
         self.rank, self.pieces, self.part = rank, pieces, batch // (size * pieces)
 

@@ -53,6 +53,10 @@ def oddities(recipe: Recipe, steps: int) -> list[str]:
             f"drop_epoch={train.drop_epoch} is not before the end, epochs={train.epochs}: the learning rate never drops; "
             "lower --drop-epoch."
         )
+    if train.schedule == "step" and train.drop_epoch == 0:
+        found.append(
+            f"drop_epoch=0: the learning rate is a tenth of {train.lr:g} from the first step on; --schedule constant keeps it."
+        )
     if train.backbone_lr == 0 and not recipe.model.backbone.frozen:
         found.append(
             "backbone_lr=0, but backbone.frozen=False: no weight of the backbone learns, while its batch norms go on counting; "
