@@ -42,8 +42,8 @@ def _reason_and_remedy(error: Exception) -> str:
     forbidden = re.search(r"GLOBAL (\S+)", str(error))
     if forbidden:
         return (
-            f"more than tensors is in it: to read it, code of {forbidden[1]} would have to run. Expected are tensors, numbers and "
-            "an argparse.Namespace: save the model's state_dict() alone"
+            f"more than tensors is in it: to read it, code of {forbidden[1]} would have to run. Expected are tensors, numbers "
+            "and an argparse.Namespace: save the model's state_dict() alone"
         )
     if isinstance(error, UnpicklingError):
         return "torch.save has not written it. Expected is .safetensors, or a .pth of torch.save"
