@@ -24,11 +24,7 @@ class RawBatch(NamedTuple):
     @classmethod
     def of(cls, images: Sequence[Tensor]) -> "RawBatch":
         """Pad pictures (3, H, W), uint8, to the largest height and width among them."""
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        pixels = images[0].new_zeros(len(images), 3, max(h for h, _ in sizes), max(w for _, w in sizes))
-        for place, image, (h, w) in zip(pixels, images, sizes, strict=True):
-            place[:, :h, :w] = image
-        return cls(pixels, sizes)
+        return cls(*_pad(images, images[0].device))
 
     def pictures(self) -> list[Tensor]:
         """The pictures (3, H_i, W_i) one by one, without their padding: views, not copies."""
@@ -56,7 +52,10 @@ def batch_images(images: Sequence[Tensor] | RawBatch, mean: Tensor, std: Tensor)
     if isinstance(images, RawBatch):
         raw, sizes = images.pixels.to(mean.device, non_blocking=True), images.sizes
     else:
-        raw, sizes = _pad(images, mean)
+        check_images(images)
+        if len({image.dtype for image in images}) > 1:
+            images = [image.to(mean.dtype) / (1 if image.is_floating_point() else 255) for image in images]
+        raw, sizes = _pad(images, mean.device)
     height, width = raw.shape[-2:]
     pixels = raw.to(mean.dtype) / (1 if raw.is_floating_point() else 255)
     pixels = (pixels - mean[:, None, None]) / std[:, None, None]
@@ -85,22 +84,18 @@ def check_images(images: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"picture {i} must be (3, H, W), got {tuple(image.shape)}: convert it to RGB, channels first"
             )
-        # On a GPU a look would be a wait.
+        # To look at a value on a GPU would synchronise with it.
         if image.is_floating_point() and image.device.type == "cpu" and image.detach().max() > 10:
             raise ValueError(
                 f"picture {i} is floating point with values up to {float(image.max()):.0f}: give 0..1, or uint8 in 0..255"
             )
 
 
-def _pad(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Checked pictures in one tensor on the device of `mean`, not yet normalised, and the size of each."""
-    check_images(images)
+def _pad(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Pictures (3, H, W) in one tensor on the device, and the size of each. Bytes stay bytes, so that few have to travel."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    if len({image.dtype for image in images}) > 1:
-        images = [image.to(mean.dtype) / (1 if image.is_floating_point() else 255) for image in images]
-    # Bytes go to the device as bytes, and what follows runs once for the batch.
-    raw = torch.zeros(len(images), 3, height, width, dtype=images[0].dtype, device=mean.device)
+    raw = torch.zeros(len(images), 3, height, width, dtype=images[0].dtype, device=device)
     for place, image, (h, w) in zip(raw, images, sizes, strict=True):
         place[:, :h, :w].copy_(image, non_blocking=True)
     return raw, sizes

@@ -601,7 +601,7 @@ def test_kept_parts_are_restored(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "✓ causal_mask: the package runs on yours" in said
     assert "✓ scaled_dot_product_attention: the package runs on yours" in said
     assert attention.scaled_dot_product_attention is not ATTENTION.part
-    assert torch.equal(attention.causal_mask(3, "cpu"), torch.ones(3, 3, dtype=torch.bool).triu(1))
+    assert torch.equal(attention.causal_mask(3), torch.ones(3, 3, dtype=torch.bool).triu(1))
     owners = {row[0]: row[3] for row in course.parts().rows}
     assert {name for name, owner in owners.items() if owner == "yours"} == {"causal_mask", ATTENTION.name}
 

@@ -572,13 +572,8 @@ def test_a_layers_box_does_not_teach_the_layer_before() -> None:
 @pytest.mark.parametrize("finest", [0.05, 0.2])
 def test_anchors_cell_by_cell(finest: float) -> None:
     shapes, real = [(4, 6), (2, 3)], [[(4, 6), (2, 3)], [(3, 4), (2, 2)]]
-    mask = torch.ones(2, 30, dtype=torch.bool)
-    for b in range(2):
-        first = 0
-        for (h, w), (real_h, real_w) in zip(shapes, real[b]):
-            mask[b, first : first + h * w].view(h, w)[:real_h, :real_w] = False
-            first += h * w
-    anchors = DeformableDetr.anchors(mask, shapes, finest)
+    ratios = [[(real_w / w, real_h / h) for (h, w), (real_h, real_w) in zip(shapes, real[b])] for b in range(2)]
+    anchors = DeformableDetr.anchors(shapes, torch.tensor(ratios), finest)
     for b in range(2):
         token = 0
         for level, (h, w) in enumerate(shapes):
@@ -600,8 +595,9 @@ def test_proposals_and_the_queries_made_from_them() -> None:
     mask = torch.zeros(2, 604, dtype=torch.bool)
     mask[1, :600].view(6, 100)[:, 80:] = True
     memory = torch.randn(2, 604, 64)
-    logits, unscaled = model.proposals(memory, mask, shapes)
-    anchors = model.anchors(mask, shapes)
+    ratios = torch.tensor([[(1.0, 1.0), (1.0, 1.0)], [(0.8, 1.0), (1.0, 1.0)]])
+    logits, unscaled = model.proposals(memory, mask, shapes, ratios)
+    anchors = model.anchors(shapes, ratios, model.config.anchor_size)
     transformer = model.transformer
     for b in range(2):
         for n in range(604):
@@ -646,7 +642,7 @@ def test_two_stage_outputs_by_hand() -> None:
     )
     position = torch.cat([p.flatten(1, 2) for p in positions], dim=1)
     memory = model.transformer.encoder(flatten_levels(features), position, shapes, ratios, mask)
-    logits, unscaled = model.proposals(memory, mask, shapes)
+    logits, unscaled = model.proposals(memory, mask, shapes, ratios)
     assert outputs.encoder_logits is not None
     assert outputs.encoder_boxes is not None
     torch.testing.assert_close(outputs.encoder_logits, logits)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ddetr_lite.layers.positional_encoding import (
-    LearnedEncoding1d,
     LearnedEncoding2d,
     sine_encoding_1d,
     sine_encoding_2d,
@@ -119,17 +118,6 @@ def test_padding_does_not_move_real_cells(convention: str) -> None:
     padded = sine_encoding_2d(padded_masks(), 8, convention)  # type: ignore[arg-type]
     assert torch.equal(padded[2, :4, :2], alone[0])
     assert padded.isfinite().all()
-
-
-def test_learned_in_one_dimension() -> None:
-    encoding = LearnedEncoding1d(6, 4)
-    assert torch.equal(encoding(3), encoding.table[:3])
-    assert encoding(6).shape == (6, 4)
-    encoding(3).sum().backward()
-    assert encoding.table.grad is not None
-    assert encoding.table.grad.sum(1).tolist() == [4, 4, 4, 0, 0, 0]
-    with pytest.raises(ValueError, match="7 positions, but only 6"):
-        encoding(7)
 
 
 def test_learned_in_two_dimensions() -> None:

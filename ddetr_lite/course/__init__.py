@@ -11,7 +11,7 @@
     course.picture(), course.detector(), course.followed_query()   what the whole course follows
     course.run_log("shapes")      a committed run, line by line
 
-Used by the notebooks alone: nothing in the package imports it.
+For the notebooks, and for teachers (`ddetr-lite course`): no other part of the package imports it.
 """
 
 from ddetr_lite.course.architectures import architecture

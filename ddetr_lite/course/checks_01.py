@@ -146,15 +146,6 @@ SOFTMAX = Exercise(
 # --- causal_mask --------------------------------------------------------------------------------------------
 
 
-def _adapt_mask(learner: Callable[[int], Tensor]) -> Callable[..., Tensor]:
-    """The package names a device as well."""
-
-    def causal_mask(length: int, device: torch.device | str | None = None) -> Tensor:
-        return learner(length).to(device=device)
-
-    return causal_mask
-
-
 CAUSAL_MASK = Exercise(
     name="causal_mask",
     notebook="01",
@@ -162,7 +153,6 @@ CAUSAL_MASK = Exercise(
     reference=attention.causal_mask,
     cases=lambda: [Case(f"{n} words", (n,)) for n in (2, 3, 6)],
     part=attention.causal_mask,
-    adapt=_adapt_mask,
     hints=(
         "Write down the table for three words. Row i is the word that looks, column j the one looked at. "
         "Where is j > i?",

@@ -271,6 +271,7 @@ LOCATIONS = Exercise(
     differentiable=True,
     part=deformable_attention.sampling_locations,
     adapt=_plug_locations,
+    fused=True,
     hints=(
         "offsets / offsets.new_tensor([width, height]) turns cells into shares of the map.",
         "reference[:, None, None] is (N_q, 1, 1, 2) and repeats against (N_q, M, P, 2).",

@@ -215,6 +215,7 @@ ATTENTION = Exercise(
     noted=True,
     part=kernels.multi_scale_deformable_attention,
     adapt=_plug_attention,
+    fused=True,
     hints=(
         "value.split([h * w for h, w in level_shapes], dim=1) are the levels, each (B, H·W, M, D).",
         "grid_sample wants (B·M, D, H, W): part.permute(0, 2, 3, 1).reshape(B * M, D, H, W); and the grid 2 · location − 1.",

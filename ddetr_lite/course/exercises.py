@@ -42,6 +42,7 @@ class Exercise:
     noted: whether a function that is right but lets no gradient through is told so.
     part: the package's function that a solution can replace; None where there is none.
     adapt: turns the learner's function into one that takes all that the package hands to `part`.
+    fused: whether the package's kernel for GPUs does the work of `part`, without calling it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Exercise:
     tolerance: float = 1e-5
     part: Callable[..., Any] | None = None
     adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    fused: bool = False
 
 
 def normal(seed: int, *shape: int) -> Tensor:

@@ -57,8 +57,8 @@ class Samples(NamedTuple):
     inside: Tensor
 
 
-def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) -> Samples:
-    """Locations (B, N_q, M, L, P, 2) in 0..1 to cells of a table with `table_rows` rows a picture and head."""
+def find_samples(locations: Tensor, level_shapes: LevelShapes) -> Samples:
+    """Locations (B, N_q, M, L, P, 2) in 0..1 to cells of the table that `pad_levels` makes."""
     batch, _, heads, levels, points, _ = locations.shape
     device = locations.device
     planes = locations.flatten(3, 4).movedim(-1, 0).contiguous()  # (2, B, N_q, M, L·P): x, then y
@@ -77,7 +77,7 @@ def find_samples(locations: Tensor, level_shapes: LevelShapes, table_rows: int) 
     pitch = [w + 2 for _, w in level_shapes]
     first = [sum((h + 2) * (w + 2) for h, w in level_shapes[:level]) for level in range(levels)]
     pitch_by_sample, first_by_sample = _by_sample([pitch, first], heads, points, torch.int32, device)
-    picture = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1) * table_rows
+    picture = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1) * table_rows(level_shapes)
     head = torch.arange(heads, dtype=torch.int32, device=device).view(-1, 1)
     row = torch.addcmul(corner[0], corner[1], pitch_by_sample)
     row = torch.add((picture + first_by_sample) * heads + head, row, alpha=heads)
@@ -123,7 +123,7 @@ class _EmbeddingBagAttention(torch.autograd.Function):
         if ctx.empty:  # no pictures, no queries or no points: nothing to sum
             return value.new_zeros(locations.shape[0], locations.shape[1], heads * channels)
         table = pad_levels(value, level_shapes)
-        row, fx, fy, below, inside = find_samples(locations, level_shapes, table.shape[1])
+        row, fx, fy, below, inside = find_samples(locations, level_shapes)
         flat = weights.flatten(3)
         corners = row.new_empty(*row.shape[:3], 4, row.shape[3])  # the four cells around each sample
         corners[..., 0, :] = row

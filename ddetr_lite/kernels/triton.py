@@ -28,6 +28,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter, on CPU tensors, as the environment said when this was imported."""
 
 
+def _kind(reference: Tensor | None) -> int:
+    """What the kernels' KIND is: 0 for locations and weights, 2 for offsets and scores around points, 4 around boxes."""
+    return 0 if reference is None else reference.shape[-1]
+
+
 def _launch(value: Tensor, queries: int) -> tuple[tuple[int], dict[str, int]]:
     """The number of programs, and how large each is."""
     batch, _, heads, channels = value.shape
@@ -36,9 +41,7 @@ def _launch(value: Tensor, queries: int) -> tuple[tuple[int], dict[str, int]]:
 
 
 @torch.library.custom_op("ddetr_lite::deformable_attention", mutates_args=())
-def _attend(
-    value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int], kind: int
-) -> Tensor:
+def _attend(value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int]) -> Tensor:
     value, places, shares = value.contiguous(), places.contiguous(), shares.contiguous()
     batch, tokens, heads, channels = value.shape
     queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
@@ -49,14 +52,14 @@ def _attend(
     with torch.cuda.device_of(value):
         forward_kernel[grid](
             value, places, shares, places if reference is None else reference.contiguous(), output, _as_floats(sizes),
-            queries, tokens, M=heads, D=channels, L=levels, P=points, KIND=kind,
+            queries, tokens, M=heads, D=channels, L=levels, P=points, KIND=_kind(reference),
             PADDED=triton.next_power_of_2(levels * points), **blocks,
         )  # fmt: skip
     return output
 
 
 @_attend.register_fake
-def _(value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int], kind: int) -> Tensor:
+def _(value: Tensor, places: Tensor, shares: Tensor, reference: Tensor | None, sizes: list[int]) -> Tensor:
     return value.new_empty(value.shape[0], places.shape[1], value.shape[2] * value.shape[3])
 
 
@@ -69,7 +72,6 @@ def _attend_backward(
     output: Tensor | None,
     grad_output: Tensor,
     sizes: list[int],
-    kind: int,
     moves: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of value, places, shares, and, where the reference moves, of the reference (else an empty tensor)."""
@@ -94,14 +96,14 @@ def _attend_backward(
             backward_kernel[grid](
                 value, places, shares, places if reference is None else reference.contiguous(),
                 value if output is None else output, grad_output, grad_value, grad_places, grad_shares,
-                _as_floats(sizes), queries, tokens, M=heads, D=channels, L=levels, P=points, KIND=kind,
+                _as_floats(sizes), queries, tokens, M=heads, D=channels, L=levels, P=points, KIND=_kind(reference),
                 SCALED=not moves, VALUE=not sorted_sum, PADDED=triton.next_power_of_2(levels * points), **blocks,
             )  # fmt: skip
         if sorted_sum:
             level_shapes = list(zip(sizes[::2], sizes[1::2]))
             locations, weights = _materialise(places, shares, reference, level_shapes)
             rows = table_rows(level_shapes)
-            row, fx, fy, _, _ = find_samples(locations, level_shapes, rows)
+            row, fx, fy, _, _ = find_samples(locations, level_shapes)
             by_corner = corner_shares(weights.flatten(3), fx, fy)
             bags = grad_output.float().view(-1, channels)
             grad_value = _sum_by_cell(bags, row, by_corner, torch.Size((batch, rows, heads, channels)), level_shapes)
@@ -120,7 +122,6 @@ def _(
     output: Tensor | None,
     grad_output: Tensor,
     sizes: list[int],
-    kind: int,
     moves: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_reference = value.new_empty(reference.shape if moves and reference is not None else (0,), dtype=torch.float32)
@@ -186,17 +187,16 @@ def _materialise(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, places, shares, reference, ctx.sizes, ctx.kind = inputs
-    ctx.save_for_backward(value, places, shares, reference, output if ctx.kind else None)  # a softmax needs the output
+    value, places, shares, reference, ctx.sizes = inputs
+    fused = reference is not None
+    ctx.save_for_backward(value, places, shares, reference, output if fused else None)  # a softmax needs the output
 
 
 def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, places, shares, reference, output = ctx.saved_tensors
     moves = reference is not None and ctx.needs_input_grad[3]
-    *grads, grad_reference = _attend_backward(
-        value, places, shares, reference, output, grad_output, ctx.sizes, ctx.kind, moves
-    )
-    return *grads, grad_reference if moves else None, None, None
+    *grads, grad_reference = _attend_backward(value, places, shares, reference, output, grad_output, ctx.sizes, moves)
+    return *grads, grad_reference if moves else None, None
 
 
 def _differentiate_twice(ctx: Any, *gradients: Tensor) -> None:
@@ -209,7 +209,7 @@ torch.library.register_autograd("ddetr_lite::deformable_attention_backward", _di
 
 def attend(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Shapes as in `multi_scale_deformable_attention`; value float32, bfloat16 or float16."""
-    return _attend(value, locations.float(), weights.float(), None, _flat(level_shapes), 0)
+    return _attend(value, locations.float(), weights.float(), None, _flat(level_shapes))
 
 
 def attend_fused(
@@ -219,7 +219,7 @@ def attend_fused(
     before the softmax over all levels and points, (B, N_q, M, L, P). Offsets and scores may be halves: locations and
     weights are made from them in float32.
     """
-    return _attend(value, offsets, scores, reference.float(), _flat(level_shapes), reference.shape[-1])
+    return _attend(value, offsets, scores, reference.float(), _flat(level_shapes))
 
 
 def _flat(level_shapes: LevelShapes) -> list[int]:

@@ -112,9 +112,9 @@ def combine_masks(padding_mask: Tensor | None, mask: Tensor | None) -> Tensor | 
     return padding if mask is None else padding | mask
 
 
-def causal_mask(length: int, device: torch.device | str | None = None) -> Tensor:
+def causal_mask(length: int) -> Tensor:
     """(N, N), True above the diagonal: position i sees positions 0..i and no later one."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 
 def record_attention(model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:

@@ -55,18 +55,26 @@ def cell_centres(level_shapes: LevelShapes, device: torch.device | None = None) 
     return centres
 
 
-def encoder_reference_points(level_shapes: LevelShapes, ratios: Tensor) -> Tensor:
-    """Where each token is, as a point on every level's map: (B, N, L, 2), (x, y) in 0..1 of the *padded* maps.
+def centres_in_picture(level_shapes: LevelShapes, ratios: Tensor) -> list[Tensor]:
+    """For every level (B, H·W, 2): the centres of its cells as (x, y) in 0..1 of the real picture; on padding beyond 1.
 
-    ratios: (B, L, 2). A cell's centre is first a fraction of its own level's real picture, and then of each level's map.
+    ratios: (B, L, 2), see `valid_ratios`.
     """
     points = []
     for level, (centres, (h, w)) in enumerate(
         zip(cell_centres(level_shapes, ratios.device), level_shapes, strict=True)
     ):
         real = torch.stack((ratios[:, level, 0] * w, ratios[:, level, 1] * h), dim=-1)  # (B, 2), in cells
-        points.append(centres / real[:, None])  # (B, H·W, 2)
-    return torch.cat(points, dim=1)[:, :, None] * ratios[:, None]
+        points.append(centres / real[:, None])
+    return points
+
+
+def encoder_reference_points(level_shapes: LevelShapes, ratios: Tensor) -> Tensor:
+    """Where each token is, as a point on every level's map: (B, N, L, 2), (x, y) in 0..1 of the *padded* maps.
+
+    ratios: (B, L, 2). A cell's centre is first a fraction of its own level's real picture, and then of each level's map.
+    """
+    return torch.cat(centres_in_picture(level_shapes, ratios), dim=1)[:, :, None] * ratios[:, None]
 
 
 class DeformableEncoderLayer(FeedForward):

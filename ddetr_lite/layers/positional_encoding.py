@@ -1,4 +1,4 @@
-"""Encodings of position: sines in one and two dimensions, and learned tables.
+"""Encodings of position: sines in one and two dimensions, and a learned table.
 
 Attention treats its input as a set; a vector that depends on the position is added to each token (or, in DETR, to each
 query and key) so that order and place can be seen. Letters: B pictures, N positions, H × W feature map, d channels.
@@ -26,18 +26,14 @@ def sine_encoding_1d(
     """
     if dim < 2 or dim % 2:
         raise ValueError(f"dim={dim} must be even and positive: every wavelength takes a sine and a cosine")
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float64)
-    if layout == "interleaved":
-        exponents = steps / half
-    elif layout == "halves":
-        exponents = steps / max(half - 1, 1)
-    else:
-        raise ValueError(f"layout={layout!r} is unknown: choose 'interleaved' or 'halves'")
     positions = torch.arange(start, start + length, dtype=torch.float64)
+    if layout == "interleaved":
+        return sine_encoding_of(positions, dim, temperature).float()
+    if layout != "halves":
+        raise ValueError(f"layout={layout!r} is unknown: choose 'interleaved' or 'halves'")
+    exponents = torch.arange(dim // 2, dtype=torch.float64) / max(dim // 2 - 1, 1)
     angles = positions[:, None] / temperature**exponents  # (N, d/2)
-    join = torch.stack if layout == "interleaved" else torch.cat
-    return join((angles.sin(), angles.cos()), dim=-1).flatten(1).float()
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
 
 
 def sine_encoding_of(values: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
@@ -68,23 +64,6 @@ def sine_encoding_2d(
     y = (y - shift) / (y[:, -1:, :] + 1e-6) * 2 * math.pi
     x = (x - shift) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
     return torch.cat([sine_encoding_of(y, dim // 2, temperature), sine_encoding_of(x, dim // 2, temperature)], dim=-1)
-
-
-class LearnedEncoding1d(nn.Module):
-    """A table with one trained vector for each position, as in BERT and the Vision Transformer.
-
-    It cannot go beyond `max_length`: `forward` then raises ValueError.
-    """
-
-    def __init__(self, max_length: int, dim: int):
-        super().__init__()
-        self.table = nn.Parameter(torch.empty(max_length, dim).normal_(std=0.02))
-
-    def forward(self, length: int) -> Tensor:
-        """The first `length` rows, (N, d)."""
-        if length > len(self.table):
-            raise ValueError(f"{length} positions, but only {len(self.table)} were learned: enlarge max_length")
-        return self.table[:length]
 
 
 class LearnedEncoding2d(nn.Module):

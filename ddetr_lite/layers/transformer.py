@@ -18,7 +18,8 @@ def with_position(x: Tensor, position: Tensor | None) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Base of every layer: two linear maps with a ReLU between, applied to each token alone (section 3.3), and its norms.
+    """Base of every layer: two linear maps with a ReLU between, applied to each token alone (Vaswani et al. 2017,
+    section 3.3), and its norms.
 
     The official code has `linear1` and `linear2` directly in the layer, so this is a parent and not a child.
     """

@@ -54,14 +54,14 @@ class ResidualBlock(nn.Module):
         return (self.norm2(self.conv2(y)) + self.downsample(x)).relu()
 
 
-def small_network(widths: Sequence[int] = OWN["small"], blocks: Sequence[int] = (1, 2, 2, 1)) -> nn.Sequential:
+def small_network(widths: Sequence[int] = OWN["small"]) -> nn.Sequential:
     """A residual network with stages at strides 4, 8, 16 and 32, under torchvision's names for them."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv1"] = nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)
     layers["norm1"] = nn.GroupNorm(8, widths[0])
     layers["relu"] = nn.ReLU(inplace=True)
     previous = widths[0]
-    for i, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+    for i, (width, count) in enumerate(zip(widths, (1, 2, 2, 1), strict=True), start=1):
         first = ResidualBlock(previous, width, stride=2)
         layers[f"layer{i}"] = nn.Sequential(first, *(ResidualBlock(width, width) for _ in range(count - 1)))
         previous = width

@@ -18,7 +18,7 @@ from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
 from ddetr_lite.layers.deformable_transformer import (
     DeformableDecoder,
     DeformableEncoder,
-    cell_centres,
+    centres_in_picture,
     refine_boxes,
     valid_ratios,
 )
@@ -105,7 +105,7 @@ class DeformableTransformer(nn.Module):
 
 
 class DeformableDetr(Detector):
-    """The detector; `classes` is C. Raises ValueError for two stages without refinement."""
+    """The detector; `classes` is C. Raises ValueError for options that do not go together, naming both."""
 
     def __init__(self, config: DeformableDetrConfig, classes: int):
         super().__init__()
@@ -160,7 +160,7 @@ class DeformableDetr(Detector):
     def levels(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Features (B, d, H_l, W_l), masks (B, H_l, W_l) and encodings with level embedding (B, H_l, W_l, d) of each level."""
         maps = self.backbone[0](batch.pixels)
-        features = [project(m) for project, m in zip(self.input_proj, maps, strict=False)]
+        features = [project(m) for project, m in zip(self.input_proj, maps, strict=False)]  # others make coarser maps
         deepest = maps[-1]
         for project in self.input_proj[len(maps) :]:
             deepest = project(deepest)
@@ -183,9 +183,10 @@ class DeformableDetr(Detector):
 
         encoder_logits = encoder_boxes = query_mask = None
         if self.config.two_stage:
-            encoder_logits, unscaled = self.proposals(memory, mask, level_shapes)
+            encoder_logits, unscaled = self.proposals(memory, mask, level_shapes, ratios)
             encoder_boxes = unscaled.sigmoid()
             reference = self.best_proposals(encoder_logits, unscaled)  # (B, N_q, 4)
+            own = reference.shape[1]
             if self.config.hints and targets is not None:
                 reference, query_mask = add_hints(reference, targets, self.config.hints)
             content, query_position = self.queries_from(reference)
@@ -204,6 +205,7 @@ class DeformableDetr(Detector):
             refine if self.config.refine else None, query_mask,
         )  # (K, B, N_q, d)  # fmt: skip
         if self.config.refine:
+            # The heads beyond the decoder's layers, where there is one, are the encoder's.
             logits = torch.stack([head(h) for head, h in zip(self.class_embed, hidden, strict=False)])
             boxes = torch.stack(refined)
         else:
@@ -211,34 +213,32 @@ class DeformableDetr(Detector):
             boxes = refine_boxes(widened(self.bbox_embed[0](hidden)), reference)
         if query_mask is None:
             return Outputs(logits, boxes, encoder_logits, encoder_boxes)
-        own = min(self.config.queries, mask.shape[1])
         (logits, hint_logits), (boxes, hint_boxes) = (x.tensor_split([own], dim=2) for x in (logits, boxes))
         return Outputs(logits, boxes, encoder_logits, encoder_boxes, hint_logits, hint_boxes)
 
-    def proposals(self, memory: Tensor, mask: Tensor, level_shapes: LevelShapes) -> tuple[Tensor, Tensor]:
+    def proposals(
+        self, memory: Tensor, mask: Tensor, level_shapes: LevelShapes, ratios: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Stage one: every token proposes a box at its own place, `anchor_size` wide on the finest level, twice that on the
         next (section A.4). Returns logits (B, N, C) and boxes before the sigmoid (B, N, 4); padding and
         tokens too near the border get infinity there.
         """
-        anchors = self.anchors(mask, level_shapes, self.config.anchor_size)  # (B, N, 4)
+        anchors = self.anchors(level_shapes, ratios, self.config.anchor_size)  # (B, N, 4)
         valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~mask[..., None]
         unscaled = torch.log(anchors / (1 - anchors)).masked_fill(~valid, float("inf"))
         tokens = self.transformer.enc_output_norm(self.transformer.enc_output(memory.masked_fill(~valid, 0.0)))
         return self.class_embed[-1](tokens), widened(self.bbox_embed[-1](tokens)) + unscaled
 
     @staticmethod
-    def anchors(mask: Tensor, level_shapes: LevelShapes, size: float = 0.05) -> Tensor:
+    def anchors(level_shapes: LevelShapes, ratios: Tensor, size: float) -> Tensor:
         """(B, N, 4): the centre of each cell as a fraction of the real picture, and a size that doubles by level."""
-        result = []
-        level_masks = mask.split([h * w for h, w in level_shapes], dim=1)
-        for level, (centres, shape) in enumerate(
-            zip(cell_centres(level_shapes, mask.device), level_shapes, strict=True)
-        ):
-            real = ~level_masks[level].unflatten(1, shape)
-            cells = torch.stack((real[:, 0].sum(1), real[:, :, 0].sum(1)), dim=-1)[:, None]  # (B, 1, 2): width, height
-            points = centres / cells
-            result.append(torch.cat((points, torch.full_like(points, size * 2**level)), dim=-1))
-        return torch.cat(result, dim=1)
+        return torch.cat(
+            [
+                torch.cat((points, torch.full_like(points, size * 2**level)), dim=-1)
+                for level, points in enumerate(centres_in_picture(level_shapes, ratios))
+            ],
+            dim=1,
+        )
 
     def best_proposals(self, logits: Tensor, unscaled: Tensor) -> Tensor:
         """The boxes (B, N_q, 4) of the N_q tokens most sure to be an object (class 0 stands for "any object" here).

@@ -77,7 +77,7 @@ class Detector(nn.Module, ABC):
         assert targets is not None
         labels = torch.cat([t["labels"] for t in targets]).long()
         boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets]).float()
-        if labels.device.type == "cpu":  # on a GPU a look would be a wait
+        if labels.device.type == "cpu":  # to look at them on a GPU would synchronise with it
             check_targets(labels, boxes, self.classes, targets)
         scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype).repeat_interleave(
             torch.tensor(counts), dim=0, output_size=len(boxes)

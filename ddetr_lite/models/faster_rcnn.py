@@ -115,7 +115,7 @@ class FasterRcnn(FasterRCNN):
             assert targets is not None
             labels = torch.cat([t["labels"] for t in targets])
             boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets])
-            if labels.device.type == "cpu":  # on a GPU a look would be a wait
+            if labels.device.type == "cpu":  # to look at them on a GPU would synchronise with it
                 check_targets(labels, boxes, self.classes, targets)
             wanted = [
                 {name: values.to(device, non_blocking=True) for name, values in _with_area(target).items()}

@@ -76,12 +76,10 @@ def classification_losses(
     matches: Matches,
     loss: SetLoss,
     num_boxes: Tensor | float,
-    weight_sum: Tensor | float | None = None,
 ) -> Tensor:
     """The class loss of every layer, (K,). A query without an object is told "no object".
 
-    Focal losses are divided by `num_boxes`, the weighted cross-entropy by the sum of its weights: of these pictures, or
-    `weight_sum` where they are a part of a step.
+    Focal losses are divided by `num_boxes`, the weighted cross-entropy by the sum of its weights.
     """
     labels = _concatenate(targets, "labels", matches)  # (S,)
     place = (matches.layer, matches.picture, matches.query)
@@ -97,9 +95,9 @@ def classification_losses(
     # Flat: over more dimensions torch has no deterministic form of it on CUDA.
     per_query = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight=weight, reduction="none")
     per_query = per_query.view(classes.shape)  # (K, B, N_q)
-    whole = weight[classes].sum((1, 2)) if weight_sum is None else torch.as_tensor(weight_sum)
+    weights = weight[classes].sum((1, 2))
     # All weights are 0 where "no object" counts nothing and there are no objects: the loss is 0 then, not 0/0.
-    return per_query.sum((1, 2)) / whole.clamp(min=torch.finfo(per_query.dtype).tiny)
+    return per_query.sum((1, 2)) / weights.clamp(min=torch.finfo(per_query.dtype).tiny)
 
 
 def box_losses(
@@ -130,7 +128,7 @@ def count(targets: Sequence[Target], device: torch.device) -> Counts:
     own = (float(sum(len(t["labels"]) for t in targets)), float(len(targets)))
     if not (dist.is_available() and dist.is_initialized()):
         return Counts(*own)
-    total = torch.tensor(own).to(device, non_blocking=True)  # made there, it would be waited for
+    total = torch.tensor(own).to(device, non_blocking=True)  # to make it on the GPU would synchronise with it
     dist.all_reduce(total)
     return Counts(*(total / dist.get_world_size()).unbind())
 
@@ -154,10 +152,10 @@ def set_losses(
             f"logits must be (layers, pictures, queries, classes), with a target for each picture, got "
             f"{tuple(outputs.logits.shape)} and {len(targets)} targets; for one layer give logits[None] and boxes[None]"
         )
-    whole = counts
+    step = counts
     if counts is None:
         counts = count(targets, outputs.logits.device)
-        whole = counts if dist.is_available() and dist.is_initialized() else None
+        step = counts if dist.is_available() and dist.is_initialized() else None
     num_boxes = counts.objects.clamp(min=1) if isinstance(counts.objects, Tensor) else max(counts.objects, 1.0)
     problems = [Problem(outputs.logits.float(), outputs.boxes.float(), targets)]  # half precision is too coarse here
     names = [layer_names(len(outputs.logits))]
@@ -171,7 +169,7 @@ def set_losses(
         hinted = told, hint_matches(told.logits, targets)
     result: dict[str, Tensor] = {}
     for problem, own, matches in zip(problems, names, match_all(problems, loss.matching, loss.kind), strict=True):
-        result |= _losses(problem, matches, loss, num_boxes, own, whole)
+        result |= _losses(problem, matches, loss, num_boxes, own, step)
     if hinted is not None:
         told, pairs = hinted
         groups = told.logits.shape[2] // max(len(t["labels"]) for t in targets)
@@ -207,19 +205,26 @@ def _losses(
     loss: SetLoss,
     num_boxes: Tensor | float,
     names: list[str],
-    whole: Counts | None = None,
+    step: Counts | None = None,
 ) -> dict[str, Tensor]:
+    """step: of all its pictures, where these are a part of it."""
     logits, boxes, targets = problem
-    options = {}  # given where it is needed only: a learner's own `classification_losses` has no such argument
-    if whole is not None and loss.kind == "softmax":
-        queries = logits.shape[2] * whole.pictures
-        options["weight_sum"] = whole.objects + loss.no_object * (queries - whole.objects)
-    classes = loss.classification * classification_losses(logits, targets, matches, loss, num_boxes, **options)
+    classes = loss.classification * classification_losses(logits, targets, matches, loss, num_boxes)
+    if step is not None and loss.kind == "softmax":
+        # A weighted mean over the queries of these pictures: of the step's mean they are as large a part as their weights.
+        own = Counts(float(sum(len(t["labels"]) for t in targets)), float(len(targets)))
+        own_weight, weight = (_weight_sum(counts, logits.shape[2], loss.no_object) for counts in (own, step))
+        classes = classes * (own_weight / torch.as_tensor(weight).clamp(min=torch.finfo(classes.dtype).tiny))
     l1, giou = box_losses(boxes, targets, matches, num_boxes)
     result: dict[str, Tensor] = {}
     for k, name in enumerate(names):
         result |= {f"class{name}": classes[k], f"l1{name}": loss.l1 * l1[k], f"giou{name}": loss.giou * giou[k]}
     return result
+
+
+def _weight_sum(counts: Counts, queries: int, no_object: float) -> Tensor | float:
+    """The class weights of all queries in these pictures, summed: 1 for each object, `no_object` for all other queries."""
+    return counts.objects + no_object * (queries * counts.pictures - counts.objects)
 
 
 def _concatenate(targets: Sequence[Target], field: str, matches: Matches) -> Tensor:

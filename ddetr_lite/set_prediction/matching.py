@@ -7,7 +7,7 @@ Letters: K layers, B pictures, N_q queries, C classes, T the most objects in a p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -143,31 +143,38 @@ def match_all(problems: Sequence[Problem], weights: MatchingCost, kind: Literal[
     All their costs leave the GPU in one copy, and there is one wait for it.
     """
     tables = [_table(problem, weights, kind) for problem in problems]
-    device = problems[0].logits.device
-    # Bits are copied, not numbers: so whole numbers can travel among the costs.
-    parts = [
-        part.reshape(-1) if part.is_floating_point() else part.int().reshape(-1).view(torch.float32)
-        for table in tables
-        for part in table
-    ]
-    numbers = torch.cat(parts).cpu().numpy()
-    found, start = [], 0
+    # Float32 holds whole numbers below 2²⁴, so truth values and indices can travel among the costs.
+    parts = [part for table in tables for part in table if part is not None]
+    numbers = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
+    pieces = iter(np.split(numbers, np.cumsum([part.numel() for part in parts])[:-1]))
+    found = []
     for problem, table in zip(problems, tables, strict=True):
-        arrays = []
-        for part in table:
-            array = numbers[start : start + part.numel()].reshape(part.shape)
-            arrays.append(array if part.is_floating_point() else array.view(np.int32))
-            start += part.numel()
-        possible, *costs = arrays
-        found.append(_assign_all(problem.targets, *costs).astype(np.int64))
-        _check_truth(problem, possible, kind)
+        host = _Table(*(None if part is None else next(pieces).reshape(part.shape) for part in table))
+        found.append(_assign_all(problem.targets, host))
+        _check_truth(problem, host.possible, kind)
+    device = problems[0].logits.device
     everything = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
     return [Matches(*indices) for indices in everything.split([f.shape[1] for f in found], dim=1)]
 
 
-def _table(problem: Problem, weights: MatchingCost, kind: Literal["softmax", "focal"]) -> tuple[Tensor, ...]:
-    """Whether labels and boxes of a picture are possible (2, B), costs (K, B, n, T), whether all of a picture's are finite
-    (K, B), and, where only some are kept, whose they are.
+# --- of many queries, those that can be chosen ---------------------------------------------------------------------
+
+
+class _Table(NamedTuple):
+    """What matching needs of a problem: tensors where the model runs, arrays on the host.
+
+    possible (2, B): whether a picture's labels, and its boxes, can be meant; finite (K, B): whether all of its costs are;
+    cost (K, B, n, T); query (K, B, n, T): whose the costs are, where only the n cheapest of each object are kept.
+    """
+
+    possible: Any
+    finite: Any
+    cost: Any
+    query: Any = None
+
+
+def _table(problem: Problem, weights: MatchingCost, kind: Literal["softmax", "focal"]) -> _Table:
+    """The costs of all pairs, or of those that can be chosen.
 
     With T objects, one of the cheapest assignments gives each object one of its own T cheapest queries: were it another, one
     of these T would be free, and no dearer. So of thousands of proposals a few per object have to leave the GPU.
@@ -186,9 +193,9 @@ def _table(problem: Problem, weights: MatchingCost, kind: Literal["softmax", "fo
     cost = matching_cost(logits, boxes, known, target_boxes, weights, kind)
     finite = torch.isfinite(cost).flatten(2).all(-1)
     if most == 0 or queries <= MANY * most**2:
-        return possible, cost, finite
+        return _Table(possible, finite, cost)
     best = cost.topk(most, dim=-2, largest=False)
-    return possible, best.values, finite, best.indices
+    return _Table(possible, finite, best.values, best.indices)
 
 
 MANY = 4  # times T²: with fewer queries the whole table is smaller than what choosing from it costs
@@ -211,31 +218,29 @@ def _check_truth(problem: Problem, possible: np.ndarray, kind: Literal["softmax"
             )
 
 
-def _assign_all(
-    targets: Sequence[Target], cost: np.ndarray, finite: np.ndarray, candidates: np.ndarray | None = None
-) -> np.ndarray:
-    """Four rows of indices as in `Matches`, from the arrays that `_table` made."""
+def _assign_all(targets: Sequence[Target], table: _Table) -> np.ndarray:
+    """Four rows of indices as in `Matches`."""
     columns: list[list[np.ndarray]] = [[], [], [], []]
-    for k, b in np.ndindex(finite.shape):
+    for k, b in np.ndindex(table.finite.shape):
         count = len(targets[b]["labels"])
-        if count and not finite[k, b]:
+        if count and not table.finite[k, b]:
             raise NotFiniteError(
                 f"matching cost of {name_of(targets, b)} in layer {k} is not finite: the model's output or the "
                 "picture's boxes hold NaN or infinity (too high a learning rate, or a broken annotation)"
             )
-        if candidates is None:
-            query, target = assign(cost[k, b, :, :count])
+        if table.query is None:
+            query, target = assign(table.cost[k, b, :, :count])
         else:
-            names, places = np.unique(candidates[k, b, :count, :count], return_inverse=True)
+            names, places = np.unique(table.query[k, b, :count, :count], return_inverse=True)
             few = np.full((len(names), count), np.inf)
-            few[places.reshape(count, count), np.arange(count)] = cost[k, b, :count, :count]
+            few[places.reshape(count, count), np.arange(count)] = table.cost[k, b, :count, :count]
             place, target = assign(few)
             query = names[place]
         for column, values in zip(
             columns, (np.full_like(query, k), np.full_like(query, b), query, target), strict=True
         ):
             column.append(values)
-    return np.stack([np.concatenate(c) for c in columns])
+    return np.stack([np.concatenate(c) for c in columns]).astype(np.int64)
 
 
 def name_of(targets: Sequence[Target], index: int) -> str:

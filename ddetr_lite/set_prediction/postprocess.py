@@ -37,7 +37,7 @@ def postprocess(
         scores, index = logits.sigmoid().flatten(1).topk(min(top, logits.shape[1] * classes), dim=1)
         query, labels = index // classes, index % classes
     chosen = cxcywh_to_xyxy(boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
-    # One copy for all pictures, and none that a GPU is waited for.
+    # One copy for all pictures, and one that does not synchronise with the GPU.
     far = torch.tensor([[(w, h, w, h)] for h, w in sizes], dtype=chosen.dtype)  # (B, 1, 4)
     far = far.to(chosen.device, non_blocking=True)
     pixels = torch.minimum((chosen * far).clamp(min=0), far)  # (B, n, 4)

@@ -364,7 +364,7 @@ with torch.no_grad():
 best = outputs.encoder_logits[0, :, 0].topk(8).indices  # the eight surest of 189 tokens
 # %%
 shapes_of_levels = [(12, 12), (6, 6), (3, 3)]
-centres = model.anchors(torch.zeros(1, 189, dtype=torch.bool), shapes_of_levels, model.config.anchor_size)[0]
+centres = model.anchors(shapes_of_levels, torch.ones(1, 3, 2), model.config.anchor_size)[0]
 drawn, axes = plots.panels(2, height=3.2)
 titles = ("where the surest tokens are", "what they propose")
 for ax, title, boxes in zip(axes, titles, (centres[best], outputs.encoder_boxes[0, best])):

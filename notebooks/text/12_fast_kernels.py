@@ -389,7 +389,7 @@ def with_bags(value, level_shapes, locations, weights):
     """The operation of 08. Shapes as there; returns (B, N_q, M·D)."""
     M, D = value.shape[2:]
     table = cpu.pad_levels(value, level_shapes)  # (B, R, M, D)
-    row, fx, fy, below, _ = cpu.find_samples(locations, level_shapes, table.shape[1])  # (B, N_q, M, L·P)
+    row, fx, fy, below, _ = cpu.find_samples(locations, level_shapes)  # (B, N_q, M, L·P)
     rows = torch.stack((row, row + M, row + below, row + below + M), dim=3)  # (B, N_q, M, 4, L·P)
     w = weights.flatten(3)  # (B, N_q, M, L·P)
     shares = torch.stack((w * (1 - fx) * (1 - fy), w * fx * (1 - fy), w * (1 - fx) * fy, w * fx * fy), dim=3)
@@ -401,7 +401,7 @@ def with_bags(value, level_shapes, locations, weights):
 theirs = reference.grid_sample(value, levels, locations, weights)
 ours = with_bags(value, levels, locations, weights)
 print("grid_sample within 1e-5:", (ours - theirs).abs().max().item() < 1e-5)
-print("row numbers are", cpu.find_samples(locations, levels, 1).row.dtype)
+print("row numbers are", cpu.find_samples(locations, levels).row.dtype)
 
 # %% [markdown]
 # ## 5. Backward: the transposed product
@@ -692,7 +692,7 @@ plots.show(
 # %%
 one_picture = msda.Setting(setting.levels, dim=8, batch=1)  # 8 heads of one channel: only places matter here
 _, at, _ = msda.make_input(one_picture, "model-like", CPU, torch.float32, seed=0)  # (1, N, M, L, P, 2)
-row, _, _, below, _ = cpu.find_samples(at[:, :, :1], setting.levels, R)
+row, _, _, below, _ = cpu.find_samples(at[:, :, :1], setting.levels)
 rows_of = torch.stack((row, row + 1, row + below, row + below + 1), dim=-1)[0, :, 0]  # (N, L·P, 4), one head
 firsts = range(0, N - 8, 100)
 near = [rows_of[i : i + 8].unique().numel() / 512 for i in firsts]

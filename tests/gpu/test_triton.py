@@ -279,7 +279,7 @@ def test_torch_accepts_the_operation() -> None:
     value, _, locations, weights = random_input(points=1)
     arguments = [t.requires_grad_() for t in (value, locations, weights)]
     sizes = [size for shape in LEVELS for size in shape]
-    torch.library.opcheck(triton._attend, (*arguments, None, sizes, 0))
+    torch.library.opcheck(triton._attend, (*arguments, None, sizes))
 
 
 def test_what_it_refuses() -> None:
