@@ -80,10 +80,16 @@ def off_the_cells(model: Model) -> Model:
 
 
 def learn(
-    device: str, row: str, change: dict[str, Any], accumulate: int = 1, smaller: int = 1, steps: int = 2
+    device: str,
+    row: str,
+    change: dict[str, Any],
+    accumulate: int = 1,
+    smaller: int = 1,
+    steps: int = 2,
+    dropout: float = 0.1,
 ) -> tuple[dict[str, float], float, nn.Module]:
     """Losses and the gradient's length in the last of some steps, and the model after it, with its gradients."""
-    model = off_the_cells(small_model(row, 3, sizes={**TINY, "dropout": 0.1}, **change)).to(device).train()
+    model = off_the_cells(small_model(row, 3, sizes={**TINY, "dropout": dropout}, **change)).to(device).train()
     settings = TrainConfig(optimizer="muon", ema=0.9, precision="fp32", accumulate=accumulate)
     state = State(model, make_optimizers(model, settings), average_of(model, settings.ema))
     step = Step(state, settings, World(torch.device(device)))

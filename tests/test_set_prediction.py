@@ -620,6 +620,20 @@ def test_gradients_of_losses_reach_what_they_should(kind: Kind) -> None:
     assert moved.tolist() == [[2, 0], [2, 0]], "only matched queries learn a box"
 
 
+@pytest.mark.parametrize("kind", ["softmax", "focal"])
+def test_the_backward_pass_asks_for_no_number(kind: Kind) -> None:
+    """On a GPU each would synchronise with it."""
+    logits, boxes = random_predictions(2, 2, 5, 3, kind)
+    targets = random_targets([2, 1], 3)
+    total = sum(set_losses(Outputs(logits.requires_grad_(), boxes.requires_grad_()), targets, SetLoss(kind=kind)).values())
+    assert isinstance(total, Tensor)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        total.backward()
+    names = {event.key for event in profile.key_averages()}
+    assert any("GatherBackward" in name or "IndexBackward" in name for name in names)
+    assert "aten::_local_scalar_dense" not in names
+
+
 def test_losses_are_computed_in_float32() -> None:
     targets = random_targets([2], 3)
     logits, boxes = (t.bfloat16() for t in random_predictions(1, 1, 4, 3, "focal"))

@@ -21,7 +21,13 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def box_area(boxes: Tensor) -> Tensor:
     """(..., 4) corners → (...) area; a box whose corners are in the wrong order has none."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    return _product((boxes[..., 2:] - boxes[..., :2]).clamp(min=0))
+
+
+def _product(sides: Tensor) -> Tensor:
+    """(..., 2) → (...). `prod` would synchronise with a GPU in its backward, to ask for zeros."""
+    width, height = sides.unbind(-1)
+    return width * height
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -55,7 +61,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     upper_left = torch.maximum(a[..., :2], b[..., :2])
     lower_right = torch.minimum(a[..., 2:], b[..., 2:])
-    intersection = (lower_right - upper_left).clamp(min=0).prod(-1)
+    intersection = _product((lower_right - upper_left).clamp(min=0))
     return intersection, box_area(a) + box_area(b) - intersection
 
 
