@@ -6,6 +6,7 @@ They are started once for all tests that only look, and once more to be killed.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 import tiny_coco
 import torch
 from test_engine import tiny_recipe
+from torch.nn.parallel import DistributedDataParallel
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
@@ -218,3 +220,32 @@ def test_processes_do_not_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         world("cuda:0"),
     ):
         pass
+
+
+def test_a_process_that_torchrun_started_alone_goes_the_way_of_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So one GPU is enough to try NCCL and DistributedDataParallel; the bits are those of a run without them."""
+    folder = write_shapes(
+        tmp_path / "data", ShapesConfig(size=48, min_size=0.15, train_images=8, val_images=2), progress=False
+    )
+    recipe = tiny_recipe(folder, "deformable-detr-two-stage", epochs=1, batch=4, accumulate=2)
+    train(recipe, tmp_path / "alone", progress=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"LOCAL_RANK": 0, "RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    wrapped: list[type] = []
+    original = DistributedDataParallel.forward
+
+    def forward(self: DistributedDataParallel, *inputs: Any, **named: Any) -> Any:
+        wrapped.append(type(self.module))
+        return original(self, *inputs, **named)
+
+    monkeypatch.setattr(DistributedDataParallel, "forward", forward)
+    train(recipe, tmp_path / "joined", progress=False)
+    assert len(wrapped) == 4
+    one, other = (checkpoint.read(tmp_path / name / "last.pt")["model"] for name in ("alone", "joined"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -625,7 +625,9 @@ def test_the_backward_pass_asks_for_no_number(kind: Kind) -> None:
     """On a GPU each would synchronise with it."""
     logits, boxes = random_predictions(2, 2, 5, 3, kind)
     targets = random_targets([2, 1], 3)
-    total = sum(set_losses(Outputs(logits.requires_grad_(), boxes.requires_grad_()), targets, SetLoss(kind=kind)).values())
+    total = sum(
+        set_losses(Outputs(logits.requires_grad_(), boxes.requires_grad_()), targets, SetLoss(kind=kind)).values()
+    )
     assert isinstance(total, Tensor)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         total.backward()

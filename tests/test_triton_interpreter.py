@@ -34,12 +34,18 @@ def test_kernels_in_the_interpreter() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this system")
 @pytest.mark.parametrize(
-    ("kind", "channels"), [(0, 32), (2, 32), (4, 32), (2, 24), (2, 8)], ids=["locations", "points", "boxes", "24", "8"]
+    ("name", "kind", "channels", "halves"),
+    [
+        *(("forward_kernel", kind, channels, False) for kind, channels in ((0, 32), (2, 32), (4, 32), (2, 24), (2, 8))),
+        *(("backward_kernel", kind, channels, False) for kind, channels in ((0, 32), (2, 32), (4, 32), (2, 24), (2, 8))),
+        ("forward_kernel", 2, 32, True),
+        ("backward_kernel", 2, 32, True),
+    ],
 )
-@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-def test_kernels_translate_for_an_h100(name: str, kind: int, channels: int) -> None:
+def test_kernels_translate_for_an_h100(name: str, kind: int, channels: int, halves: bool) -> None:
     """The interpreter forgives what the compiler does not. Rows are loaded, and gradients added, 16 bytes at a time, also
-    where a head's channels are no power of two: all of them, in one instruction for each thread and corner.
+    where a head's channels are no power of two: both pieces of a thread's query, for each corner. (Halves, to which gradients in
+    float32 belong, 8 bytes at a time.)
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -48,7 +54,8 @@ def test_kernels_translate_for_an_h100(name: str, kind: int, channels: int) -> N
     from ddetr_lite.kernels import triton_kernels
 
     kernel = getattr(triton_kernels, name)
-    blocks = triton_kernels.tile(channels)
+    whole = 8 if halves and name == "forward_kernel" else 4
+    blocks = triton_kernels.tile(channels, each=whole)
     options = {name: blocks.pop(name) for name in ("num_warps", "enable_fp_fusion")}
     constants = {
         "M": 8,
@@ -64,13 +71,14 @@ def test_kernels_translate_for_an_h100(name: str, kind: int, channels: int) -> N
     given = {k: v for k, v in constants.items() if k in kernel.arg_names}
     numbers = {"queries", "tokens"}
     signature = {n: "constexpr" if n in given else "i32" if n in numbers else "*fp32" for n in kernel.arg_names}
+    if halves:
+        signature |= dict.fromkeys({"value", "output", "grad_output"} & signature.keys(), "*bf16")
     signature["sizes"] = ("fp32",) * 8  # type: ignore[assignment]
     aligned = [i for i, n in enumerate(kernel.arg_names) if n not in {*given, "sizes", *numbers}]  # where tensors begin
     source = ASTSource(kernel, signature, given, {(i,): [["tt.divisibility", 16]] for i in aligned})
     code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
-    loads = 2 * 4 * constants["L"]  # of a thread's 8 channels, for the four corners of a level's sample
-    assert len(re.findall(r"ld\.global\.v4\.b32", code)) >= loads
-    assert triton_kernels.tile(128)["num_warps"] == 2
+    loads = 2 * 4 * constants["L"]  # of two pieces, for the four corners of a level's sample
+    assert len(re.findall(rf"ld\.global\.v{2 if halves and whole == 4 else 4}\.b32", code)) >= loads
     if name == "backward_kernel":
         added = re.findall(r"(?:red|atom)\.global\.\S*add\.\S*", code)
         assert added

@@ -44,6 +44,7 @@ def costs(recipes: Mapping[str, Recipe], device: torch.device, repeats: int = 9)
             "batch": float(recipe.train.batch),
         }
         if device.type == "cuda":
+            model.train_step()  # the first makes the optimizers' averages
             found[name]["peak_bytes"] = float(peak_bytes(model.train_step))
     steps: dict[str, list[float]] = {name: [] for name in models}
     pictures: dict[str, list[float]] = {name: [] for name in models}

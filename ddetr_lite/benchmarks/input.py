@@ -45,7 +45,7 @@ class InputOptions:
 
 
 def run(options: InputOptions, command: str) -> dict[str, Any]:
-    """Measure in turns, print, write NAME.json where a name was given, and return what stands there."""
+    """Measure, print, write NAME.json where a name was given, and return what stands there."""
     if options.recipe not in recipe_names():
         raise ValueError(f"recipe {options.recipe!r} is unknown: choose one of {', '.join(recipe_names())}")
     chosen = recipe(options.recipe, options.model)
@@ -57,13 +57,14 @@ def run(options: InputOptions, command: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build(chosen.model, len(training.classes), load_backbone=False).to(place.device).train()
     step = Step(State(model, make_optimizers(model, chosen.train), None), chosen.train, place)
-    # The first epoch starts the loading processes and fills caches; each of the others is timed and then made again from
-    # what has been moved to the device.
+    # The first epoch starts the loading processes and fills caches. The others follow at once: in a pause the processes would
+    # make batches for later. Then each is made again from what has been moved to the device.
     batches = iter(loader(training, RunSampler(order, options.repeats + 1), options.workers, place.device))
     _epoch(step, _take(batches, order), place)
     seconds: dict[str, list[float]] = {"from files": [], "on the device": []}
-    for repeat in range(1, options.repeats + 1):
+    for _ in range(options.repeats):
         seconds["from files"].append(_epoch(step, _take(batches, order), place))
+    for repeat in range(1, options.repeats + 1):
         ready = [
             batch.to(place.device) for batch in loader(training, order.epoch(repeat), options.workers, place.device)
         ]

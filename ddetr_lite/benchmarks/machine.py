@@ -30,6 +30,9 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
     if device.type == "cuda":
         known["chip"] = torch.cuda.get_device_name(device)
         known["cuda"] = torch.version.cuda or "?"
+        known["tf32"] = (
+            f"convolutions {torch.backends.cudnn.allow_tf32}, products {torch.backends.cuda.matmul.allow_tf32}"
+        )
         try:
             import triton
 

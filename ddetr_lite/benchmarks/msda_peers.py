@@ -106,11 +106,12 @@ def _official() -> Peer:
 
 
 def _msda_triton() -> Peer:
-    from msda_triton import multiscale_deformable_attention  # type: ignore[import-not-found]
+    # Not the function that the package names: where the kernel fails, that one takes `grid_sample` without a word.
+    from msda_triton.frontend import triton_multiscale_deformable_attention  # type: ignore[import-not-found]
 
     def peer(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
         sizes, _ = _sizes(tuple(level_shapes), value.device)
-        output: Tensor = multiscale_deformable_attention(value, sizes, locations, weights, "zeros", False)
+        output: Tensor = triton_multiscale_deformable_attention(value, sizes, locations, weights, "zeros", False)
         return output.flatten(2)
 
     return peer

@@ -173,14 +173,17 @@ def evaluation_batches(dataset: CocoDetection, batch: int, padded: bool = False)
     ]
 
 
+PREFETCH = 4
+
+
 def loader(dataset: CocoDetection, sampler: Any, workers: int, device: torch.device) -> DataLoader[Any]:
-    """Batches of a sampler, loaded by `workers` processes (0: this one) while the device works on earlier ones."""
+    """Batches of a sampler, loaded by `workers` processes (0: this one), `PREFETCH` each, while the device works on others."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=Batch.of,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # else the loader would draw from the global generator, which belongs to the model
     )

@@ -30,13 +30,18 @@ class World:
     """The group in which objects are exchanged and processes wait for one another: by gloo, and for as long as it takes."""
 
     @property
+    def joined(self) -> bool:
+        """Whether torchrun started this process; it may have started one alone, which then goes the way of many."""
+        return self.patient is not None
+
+    @property
     def main(self) -> bool:
         """Whether this process writes the log, the checkpoints and the terminal."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes of a tensor that each has."""
-        if self.size > 1:
+        if self.joined:
             values = values.clone()
             dist.all_reduce(values)
             values /= self.size
@@ -44,13 +49,13 @@ class World:
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Give every process what the first one has in these tensors."""
-        if self.size > 1:
+        if self.joined:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def gather(self, value: Any) -> list[Any]:
         """What each process gave (picklable), in the order of ranks, in every process."""
-        if self.size == 1:
+        if not self.joined:
             return [value]
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value, group=self.patient)
@@ -64,7 +69,7 @@ class World:
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
-        if self.size > 1:
+        if self.joined:
             dist.barrier(group=self.patient)
 
 
@@ -74,9 +79,8 @@ def world(device: str) -> Iterator[World]:
 
     device: "auto" or a device's name. Raises ValueError for a device that is not there, or too few GPUs.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World(pick_device(device), restarts=_restarts())
+    if "LOCAL_RANK" not in os.environ:
+        yield World(pick_device(device))
         return
     place = _own_device(device, int(os.environ["LOCAL_RANK"]))
     joined = not dist.is_initialized()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddetr_lite.datasets.loading import RunSampler, loader
+from ddetr_lite.datasets.loading import PREFETCH, RunSampler, loader
 from ddetr_lite.engine.distributed import World, world
 from ddetr_lite.engine.optimization import learning_rate
 from ddetr_lite.engine.recipes import Recipe
@@ -104,7 +104,10 @@ class _Clock:
 
 
 def profile(recipe: Recipe, steps: int = 10) -> Profile:
-    """Train `steps` steps as in a run, and `steps` with a halt behind each part. Nothing is kept."""
+    """Train `steps` steps as in a run, and `steps` with a halt behind each part. Nothing is kept.
+
+    With loading processes there are as many steps as batches that they can hold, if those are more.
+    """
     with tempfile.TemporaryDirectory() as folder, world(recipe.train.device) as place:
         run = Run(recipe, Path(folder) / "run", resume=False, progress=False, place=place)
         sampler = RunSampler(run.order, 10**6, 0, place.rank, place.size, run.config.accumulate)
@@ -124,8 +127,15 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
         def plain() -> None:
             run.step([next(batches) for _ in range(run.config.accumulate)], rate)
 
+        def take_what_is_ready() -> None:
+            """Batches that wait already would hide for many steps that loading is slower than training."""
+            for _ in range(run.config.workers * PREFETCH):
+                next(batches)
+
         for _ in range(WARM_UP):
             plain()
+        steps = max(steps, run.config.workers * PREFETCH // run.config.accumulate)
+        take_what_is_ready()
         start = place.now()
         for _ in range(steps):
             plain()
@@ -137,6 +147,7 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
         hooks += clock.hook(getattr(transformer, "decoder", None), "queries", "decoder")
         hooks.append(run.step.losses.register_forward_pre_hook(lambda *_: clock.begin_piece()))
         hooks.append(run.step.losses.register_forward_hook(lambda *_: clock.end_forward()))
+        take_what_is_ready()
         clock.start()
         for _ in range(steps):
             step()

@@ -34,12 +34,13 @@ class Step:
         self.counted = counted_of(state.model)
         counting = bool(self.counted)
         self.before: list[Tensor] = []
-        if place.size > 1:
+        if place.joined:
             named = inspect.signature(DistributedDataParallel).parameters
             # The second name is that of torch before 2.13.
             flag = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
-            devices = [place.device.index] if place.device.type == "cuda" else None
-            options: dict[str, Any] = {flag: counting, "device_ids": devices, "gradient_as_bucket_view": True}
+            # Without `device_ids`, by which it would copy all that is on the CPU, pictures and boxes, one after the other, each
+            # time synchronising with the GPU: the model takes what it needs there by itself.
+            options: dict[str, Any] = {flag: counting, "gradient_as_bucket_view": True}
             self.shared = DistributedDataParallel(self.losses, **options)
 
     def __call__(self, pieces: Sequence[Batch], rate: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -53,7 +54,7 @@ class Step:
         torch.manual_seed(seed_of(self.config.seed, self.state.step, place.rank))  # for dropout, and noise of hints
         targets = [piece.targets() for piece in pieces]
         counts = None
-        if len(pieces) > 1 or place.size > 1:
+        if len(pieces) > 1 or place.joined:
             counts = count([t for own in targets for t in own], place.device)
         # torchvision's losses are means over a batch, ours sums divided by the objects of all pieces.
         share = 1 / len(pieces) if isinstance(self.state.model, FasterRcnn) else 1.0
@@ -63,7 +64,7 @@ class Step:
         total: dict[str, Tensor] = {}
         for number, (piece, own) in enumerate(zip(pieces, targets, strict=True)):
             last = number + 1 == len(pieces)
-            waits = nullcontext() if last or place.size == 1 else cast(DistributedDataParallel, self.shared).no_sync()
+            waits = nullcontext() if last or not place.joined else cast(DistributedDataParallel, self.shared).no_sync()
             with waits:  # processes exchange gradients once, behind the last piece
                 with torch.autocast(place.device.type, torch.bfloat16, enabled=use_bf16(self.config, place.device)):
                     losses: dict[str, Tensor] = self.shared(piece.images, own, counts)

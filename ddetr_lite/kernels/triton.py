@@ -33,10 +33,10 @@ def _kind(reference: Tensor | None) -> int:
     return 0 if reference is None else reference.shape[-1]
 
 
-def _launch(value: Tensor, queries: int) -> tuple[tuple[int], dict[str, int]]:
-    """The number of programs, and how large each is."""
+def _launch(value: Tensor, queries: int, adds: bool = False) -> tuple[tuple[int], dict[str, int]]:
+    """The number of programs, and how large each is. adds: float32 sums, four at a time, beside what is read."""
     batch, _, heads, channels = value.shape
-    blocks = tile(channels)
+    blocks = tile(channels, each=4 if adds or value.element_size() == 4 else 8)
     return (triton.cdiv(queries, blocks["BLOCK"]) * heads * batch,), blocks
 
 
@@ -91,7 +91,7 @@ def _attend_backward(
     grad_shares = make(shares)
     sorted_sum = torch.are_deterministic_algorithms_enabled()  # atomic additions come in any order
     if places.numel() and value.numel():
-        grid, blocks = _launch(value, queries)
+        grid, blocks = _launch(value, queries, adds=True)
         with torch.cuda.device_of(value):
             backward_kernel[grid](
                 value, places, shares, places if reference is None else reference.contiguous(),

@@ -1,7 +1,8 @@
 """The Triton kernels of multi-scale deformable attention: one forward, one backward. `triton` makes an operation of them.
 
 A program computes BLOCK queries of one head of one picture. It works out each sample's place once, and reads rows of D
-neighbouring channels, so that a warp's loads are whole cache lines. In the fused form it makes places and weights from
+neighbouring channels in two pieces of WIDTH. (In one piece a thread would have twice as many channels of two queries as four of
+one, and work out two places: half as much again of instructions, and registers for fewer warps.) In the fused form it makes places and weights from
 what the layer has in hand (reference points, offsets, scores before the softmax).
 Sizes of levels come as floats: of whole numbers Triton would translate a kernel anew for every pattern of divisibility, and
 training at several scales meets many. M and D are constants, since only of those it knows that a row of 24 channels begins at
@@ -13,30 +14,29 @@ import triton
 import triton.language as tl
 
 
-def tile(channels: int) -> dict[str, int]:
-    """How many queries a program computes, the power of two that holds a head's channels, and Triton's options.
+def tile(channels: int, each: int = 4) -> dict[str, int]:
+    """How many queries a program computes, the power of two that holds half of a head's channels, and Triton's options.
 
-    A warp for each 256 numbers: each thread loads at least 16 bytes at a time, and sums over channels stay within a warp,
-    which then waits for no other. (By the instructions, without barriers; not measured on a chip.)
+    each: numbers of a piece that a thread has, 4, or 8 where they are halves that are only read: 16 bytes at a time. A program
+    is one warp: sums over channels stay within it, and it waits for no other. (By the instructions; not measured on a chip.)
     """
-    width = triton.next_power_of_2(channels)
-    block = max(4, 256 // width)
-    warps = max(1, block * width // 256)
+    width = max(4, triton.next_power_of_2(channels) // 2)
+    block = max(1, 32 * each // width)
     # Fusion: a·b + c in one instruction, which Triton 3.10 no longer makes unless told.
-    return {"BLOCK": block, "WIDTH": width, "num_warps": warps, "enable_fp_fusion": True}
+    return {"BLOCK": block, "WIDTH": width, "num_warps": 1, "enable_fp_fusion": True}
 
 
 @triton.jit
 def _tile(queries, M: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """Which picture and head this program computes; its queries as lines of B·N_q and whether each exists, (BLOCK,); its
-    channels and whether each exists, (WIDTH,).
+    """Which picture and head this program computes; its queries as lines of B·N_q and whether each exists, (BLOCK,); the
+    channels of the first piece, and whether each exists there and in the second, WIDTH further on, (WIDTH,).
     """
     blocks = tl.cdiv(queries, BLOCK)
     program = tl.program_id(0)
     query = program % blocks * BLOCK + tl.arange(0, BLOCK)
     head, picture = program // blocks % M, (program // blocks // M).to(tl.int64)
     channel = tl.arange(0, WIDTH)
-    return picture, head, picture * queries + query, query < queries, channel, channel < D
+    return picture, head, picture * queries + query, query < queries, channel, channel < D, channel + WIDTH < D
 
 
 @triton.jit
@@ -108,13 +108,14 @@ def forward_kernel(
     M: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    picture, head, line, here, channel, wide = _tile(queries, M, D, BLOCK, WIDTH)
+    picture, head, line, here, channel, in_first, in_second = _tile(queries, M, D, BLOCK, WIDTH)
     entry = line * M + head  # (BLOCK,) of B·N_q·M
     largest, factor = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if KIND > 0:
         largest, factor = _softmax_parts(shares, entry, here, L, P, PADDED)
     value += (picture * tokens * M + head) * D
-    result = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
+    first_sum = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
+    second_sum = first_sum
     first = 0
     for level in tl.static_range(L):
         height, width = tl.cast(sizes[2 * level], tl.int32), tl.cast(sizes[2 * level + 1], tl.int32)
@@ -132,10 +133,14 @@ def forward_kernel(
                     inside = here & (r >= 0) & (r < height) & (c >= 0) & (c < width)
                     share = weight * (fy if down else 1 - fy) * (fx if right else 1 - fx)
                     at = (first + r * width + c)[:, None] * (M * D) + channel[None, :]
-                    cells = tl.load(value + at, mask=inside[:, None] & wide[None, :], other=0.0)
-                    result += share[:, None] * cells.to(tl.float32)
+                    cells = tl.load(value + at, mask=inside[:, None] & in_first[None, :], other=0.0)
+                    first_sum += share[:, None] * cells.to(tl.float32)
+                    cells = tl.load(value + WIDTH + at, mask=inside[:, None] & in_second[None, :], other=0.0)
+                    second_sum += share[:, None] * cells.to(tl.float32)
         first += height * width
-    tl.store(output + entry[:, None] * D + channel[None, :], result, mask=here[:, None] & wide[None, :])
+    own = entry[:, None] * D + channel[None, :]
+    tl.store(output + own, first_sum, mask=here[:, None] & in_first[None, :])
+    tl.store(output + WIDTH + own, second_sum, mask=here[:, None] & in_second[None, :])
 
 
 @triton.jit(do_not_specialize=["queries", "tokens"])
@@ -146,16 +151,19 @@ def backward_kernel(
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of places (SCALED: as they are; else of the locations made from them), shares and, with VALUE, values."""
-    picture, head, line, here, channel, wide = _tile(queries, M, D, BLOCK, WIDTH)
+    picture, head, line, here, channel, in_first, in_second = _tile(queries, M, D, BLOCK, WIDTH)
     entry = line * M + head
-    whole = here[:, None] & wide[None, :]
-    grad = tl.load(grad_output + entry[:, None] * D + channel[None, :], mask=whole, other=0.0).to(tl.float32)
+    own = entry[:, None] * D + channel[None, :]
+    own_first, own_second = here[:, None] & in_first[None, :], here[:, None] & in_second[None, :]
+    first_grad = tl.load(grad_output + own, mask=own_first, other=0.0).to(tl.float32)
+    second_grad = tl.load(grad_output + WIDTH + own, mask=own_second, other=0.0).to(tl.float32)
     largest, factor = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     mean = largest  # of the gradients of the weights, weighted by them: what a softmax subtracts
     if KIND > 0:
         largest, factor = _softmax_parts(shares, entry, here, L, P, PADDED)
-        said = tl.load(output + entry[:, None] * D + channel[None, :], mask=whole, other=0.0).to(tl.float32)
-        mean = tl.sum(said * grad, axis=1)
+        first_said = tl.load(output + own, mask=own_first, other=0.0).to(tl.float32)
+        second_said = tl.load(output + WIDTH + own, mask=own_second, other=0.0).to(tl.float32)
+        mean = tl.sum(first_said * first_grad + second_said * second_grad, axis=1)
     value += (picture * tokens * M + head) * D
     grad_value += (picture * tokens * M + head) * D
     first = 0
@@ -177,14 +185,17 @@ def backward_kernel(
                     inside = here & (r >= 0) & (r < height) & (c >= 0) & (c < width)
                     by_y, by_x = fy if down else 1 - fy, fx if right else 1 - fx
                     at = (first + r * width + c)[:, None] * (M * D) + channel[None, :]
-                    mask = inside[:, None] & wide[None, :]
-                    cells = tl.load(value + at, mask=mask, other=0.0)
-                    dot = tl.sum(cells.to(tl.float32) * grad, axis=1)
+                    first_mask, second_mask = inside[:, None] & in_first[None, :], inside[:, None] & in_second[None, :]
+                    first_cells = tl.load(value + at, mask=first_mask, other=0.0).to(tl.float32)
+                    second_cells = tl.load(value + WIDTH + at, mask=second_mask, other=0.0).to(tl.float32)
+                    dot = tl.sum(first_cells * first_grad + second_cells * second_grad, axis=1)
                     dots += by_y * by_x * dot
                     slope_x += (by_y if right else -by_y) * dot
                     slope_y += (by_x if down else -by_x) * dot
                     if VALUE:
-                        tl.atomic_add(grad_value + at, (weight * by_y * by_x)[:, None] * grad, mask=mask, sem="relaxed")
+                        share = (weight * by_y * by_x)[:, None]
+                        tl.atomic_add(grad_value + at, share * first_grad, mask=first_mask, sem="relaxed")
+                        tl.atomic_add(grad_value + WIDTH + at, share * second_grad, mask=second_mask, sem="relaxed")
             grad_share = dots
             if KIND > 0:
                 grad_share = weight * (dots - mean)
