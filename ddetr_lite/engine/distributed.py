@@ -80,7 +80,7 @@ def world(device: str) -> Iterator[World]:
     device: "auto" or a device's name. Raises ValueError for a device that is not there, or too few GPUs.
     """
     if "LOCAL_RANK" not in os.environ:
-        yield World(pick_device(device))
+        yield World(pick_device(device), restarts=_restarts())
         return
     place = _own_device(device, int(os.environ["LOCAL_RANK"]))
     joined = not dist.is_initialized()
