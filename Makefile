@@ -78,8 +78,9 @@ env: ## make .venv, or bring it up to date
 	echo "$(place); $$lock; $$project" > $(STAMP); \
 	echo "$(VENV) is ready."
 
-lab: env ## open JupyterLab on the notebooks
-	$(PY) -m jupyterlab notebooks $(LABFLAGS)
+# The whole project is served, so that links from the notebooks to its pages and code open.
+lab: env ## open the first notebook in JupyterLab
+	$(PY) -m jupyterlab --notebook-dir=. notebooks/00_start_here.ipynb $(LABFLAGS)
 
 test: env ## format, lint, types, all tests and all notebooks
 	$(PY) -m ruff format --check .

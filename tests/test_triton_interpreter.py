@@ -37,15 +37,18 @@ def test_kernels_in_the_interpreter() -> None:
     ("name", "kind", "channels", "halves"),
     [
         *(("forward_kernel", kind, channels, False) for kind, channels in ((0, 32), (2, 32), (4, 32), (2, 24), (2, 8))),
-        *(("backward_kernel", kind, channels, False) for kind, channels in ((0, 32), (2, 32), (4, 32), (2, 24), (2, 8))),
+        *(
+            ("backward_kernel", kind, channels, False)
+            for kind, channels in ((0, 32), (2, 32), (4, 32), (2, 24), (2, 8))
+        ),
         ("forward_kernel", 2, 32, True),
         ("backward_kernel", 2, 32, True),
     ],
 )
 def test_kernels_translate_for_an_h100(name: str, kind: int, channels: int, halves: bool) -> None:
     """The interpreter forgives what the compiler does not. Rows are loaded, and gradients added, 16 bytes at a time, also
-    where a head's channels are no power of two: both pieces of a thread's query, for each corner. (Halves, to which gradients in
-    float32 belong, 8 bytes at a time.)
+    where a head's channels are no power of two: both pieces of a thread's query, for each corner. (Halves with gradients,
+    which are float32, 8 bytes at a time.)
     """
     import triton
     from triton.backends.compiler import GPUTarget

@@ -57,7 +57,7 @@ def check(name: str | Callable[..., Any], function: Callable[..., Any] | None = 
     `check(function)` is enough where the function bears the exercise's name. An unknown name is a ValueError.
     """
     verdict = examine(*resolve(name, function))
-    print(verdict.text)
+    printing.say(verdict.text)
     return verdict
 
 

@@ -334,5 +334,7 @@ def equation_map(notebook: str | None = None) -> Table:
     for e in EQUATIONS:
         if notebook in (None, e.notebook):
             names = ", ".join(f"{symbol} is `{name}`" for symbol, name in e.symbols.items())
-            rows.append((f"{e.paper}, {e.place}", e.formula, names, f"`{e.function}`", f"`{e.test}`"))
-    return Table(("paper", "formula", "symbols", "function", "test"), rows)
+            function = e.function.removeprefix("ddetr_lite.").replace(":", ".")
+            test = e.test.partition("::")[2]
+            rows.append((f"{e.paper}, {e.place}", f"{e.formula}\n{names}", f"`{function}`\n`{test}`"))
+    return Table(("paper", "formula, and its symbols in the code", "function, and the test that holds it"), rows)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from ddetr_lite.course.printing import say
 from ddetr_lite.course.registry import find
 
 _given: Counter[str] = Counter()
@@ -14,4 +15,4 @@ def hint(name: str) -> None:
     hints = find(name).hints
     turn = _given[name] % len(hints)
     _given[name] += 1
-    print(f"Hint {turn + 1} of {len(hints)}: {hints[turn]}")
+    say(f"Hint {turn + 1} of {len(hints)}: {hints[turn]}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddetr_lite.course import saving
 from ddetr_lite.course.checking import Verdict, examine
 from ddetr_lite.course.exercises import Exercise
+from ddetr_lite.course.printing import say
 from ddetr_lite.course.registry import EXERCISES, find, resolve
 from ddetr_lite.course.tables import Table
 from ddetr_lite.kernels import choose_backend
@@ -45,16 +46,16 @@ def use(
     """
     exercise, function = resolve(name, function)
     verdict = examine(exercise, function)
-    print(verdict.text)
+    say(verdict.text)
     if exercise.part is None:
-        print("  The package has no part of this kind: there is nothing to plug in.")
+        say("  The package has no part of this kind: there is nothing to plug in.")
     elif not verdict:
         own = "its own" if exercise.name not in _plugged else "your earlier one"
-        print(f"  Not plugged in: the package keeps {own}.")
+        say(f"  Not plugged in: the package keeps {own}.")
     else:
         kept = _keep(exercise, function, folder)
         _plug(exercise, function, kept)
-        print(f"  Plugged in: the package runs on your {exercise.name} until course.reset().")
+        say(f"  Plugged in: the package runs on your {exercise.name} until course.reset().")
     return verdict
 
 
@@ -72,20 +73,20 @@ def restore(folder: str | Path = saving.FOLDER) -> None:
     """Plug in every function that `use` kept in `folder` and that still passes its check; say which."""
     found = sorted(path for path in Path(folder).glob("*.py") if path.stem in EXERCISES)
     if not found:
-        print("No part of yours is kept yet: the package runs on its own functions.")
+        say("No part of yours is kept yet: the package runs on its own functions.")
     for path in found:
         exercise = EXERCISES[path.stem]
         try:
             function = saving.load(path)
             verdict = examine(exercise, function)
         except Exception as error:
-            print(f"✗ {path.name} does not run ({type(error).__name__}: {error}). The package keeps its own.")
+            say(f"✗ {path.name} does not run ({type(error).__name__}: {error}). The package keeps its own.")
             continue
         if verdict and exercise.part is not None:
             _plug(exercise, function, path.name)
-            print(f"✓ {exercise.name}: the package runs on yours, from {path.name}.")
+            say(f"✓ {exercise.name}: the package runs on yours, from {path.name}.")
         elif not verdict:
-            print(f"{verdict.text}\n  {path.name} is not plugged in: the package keeps its own.")
+            say(f"{verdict.text}\n  {path.name} is not plugged in: the package keeps its own.")
 
 
 def parts() -> Table:
@@ -94,7 +95,7 @@ def parts() -> Table:
     for name, exercise in EXERCISES.items():
         if exercise.part is not None:
             mine = _plugged.get(name)
-            place = f"{exercise.part.__module__}.{exercise.part.__name__}"
+            place = f"{exercise.part.__module__}.{exercise.part.__name__}".removeprefix("ddetr_lite.")
             state = ("yours", mine.kept) if mine else ("the package's", "")
             rows.append((name, exercise.notebook, place, *state))
     return Table(("part", "notebook", "stands in", "runs on", "kept in"), rows)
@@ -108,9 +109,9 @@ def _keep(exercise: Exercise, function: Callable[..., Any], folder: str | Path) 
             path.unlink()
             raise saving.CannotSaveError("outside the notebook it gives other results")
     except (saving.CannotSaveError, OSError) as error:
-        print(f"  Not kept for other notebooks: {error}.")
+        say(f"  Not kept for other notebooks: {error}.")
         return ""
-    print(f"  Kept in {Path(folder).name}/{path.name} for the notebooks to come.")
+    say(f"  Kept in {Path(folder).name}/{path.name} for the notebooks to come.")
     return path.name
 
 

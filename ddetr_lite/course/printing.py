@@ -2,14 +2,26 @@
 
 import inspect
 import reprlib
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+WIDTH = 100  # characters of a line: JupyterLab breaks longer ones anywhere, also within a word
 FEW = 16  # numbers that a reader can still compare by eye
 DIGITS = range(3, 9)  # decimals: as few as show a difference
+
+
+def say(text: str) -> None:
+    """Print, with long lines broken between words and what follows of them indented."""
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())] + "  "
+        print(
+            *textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False),
+            sep="\n",
+        )
 
 
 def number(value: float | bool, digits: int = DIGITS[0]) -> str:

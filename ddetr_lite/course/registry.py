@@ -41,13 +41,20 @@ NOTEBOOKS = (
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercises in NOTEBOOKS for exercise in exercises}
 
 
+class NoExerciseError(ValueError):
+    """A name that no exercise has. In a notebook one line says so, without the frames that led there."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"✗ {self}"]
+
+
 def find(name: str) -> Exercise:
-    """The exercise of that name. Raises ValueError, with the nearest known name, when there is none."""
+    """The exercise of that name. Raises NoExerciseError, a ValueError, with the nearest known name, when there is none."""
     if name in EXERCISES:
         return EXERCISES[name]
-    close = difflib.get_close_matches(name, EXERCISES, n=1)
+    close = difflib.get_close_matches(name, EXERCISES, n=1, cutoff=0.7)
     advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(EXERCISES)}"
-    raise ValueError(f"there is no exercise {name!r}: {advice}")
+    raise NoExerciseError(f"there is no exercise {name!r}: {advice}")
 
 
 def resolve(name: str | Callable[..., Any], function: Callable[..., Any] | None) -> tuple[Exercise, Callable[..., Any]]:
@@ -55,5 +62,5 @@ def resolve(name: str | Callable[..., Any], function: Callable[..., Any] | None)
     if callable(name):
         return find(getattr(name, "__name__", "")), name
     if not callable(function):
-        raise ValueError(f'give the function as well, as in check("{name}", {name})')
+        raise NoExerciseError(f'give the function as well, as in check("{name}", {name})')
     return find(name), function

@@ -1,24 +1,33 @@
 """A small table that a notebook renders and a terminal can read."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head. The last line of a cell shows it: as a table in a notebook, aligned in a
-    terminal.
+    """Rows of text under a head. The last line of a cell shows it: as a table in a notebook, aligned in a terminal.
+
+    In a cell `...` is code, and a new line is one in a notebook; all else is meant as it stands.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def __repr__(self) -> str:
-        lines = [self.head, *self.rows]
+        lines = [[cell.replace("\n", "; ") for cell in line] for line in (self.head, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         return "\n".join("  ".join(cell.ljust(n) for cell, n in zip(line, widths)).rstrip() for line in lines)
 
     def _repr_markdown_(self) -> str:
         rule = "|".join([":--"] * len(self.head))
-        body = ["|".join(cell.replace("|", "\\|") for cell in line) for line in self.rows]
+        body = ["|".join(map(_as_markdown, line)) for line in self.rows]
         return "\n".join(f"|{line}|" for line in ["|".join(self.head), rule, *body])
+
+
+def _as_markdown(cell: str) -> str:
+    """Formulas have stars and underscores, which Markdown would take for emphasis."""
+    parts = re.split(r"(`[^`]*`)", cell.replace("|", "\\|"))  # every other one is code
+    parts[::2] = [re.sub(r"[\\*_~<](?!\|)", r"\\\g<0>", part) for part in parts[::2]]
+    return "".join(parts).replace("\n", "<br>")

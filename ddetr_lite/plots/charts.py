@@ -110,7 +110,9 @@ def bars(
     colours: Any = [COLOURS[1] if i == highlight else COLOURS[0] for i in range(len(numbers))]
     with mpl.rc_context(STYLE):
         drawn = ax.bar(range(len(numbers)), numbers, color=colours, width=0.7)
-        ax.bar_label(drawn, [form.format(value) for value in numbers], padding=2, fontsize=8, color=INK)
+        ax.bar_label(
+            drawn, [form.format(value).replace("-", "−") for value in numbers], padding=2, fontsize=8, color=INK
+        )
         ax.set_xticks(range(len(numbers)), list(labels))
         ax.margins(y=0.15)
         ax.set(title=title, ylabel=ylabel)
@@ -119,7 +121,7 @@ def bars(
 
 
 def grouped_bars(groups: Mapping[str, Mapping[str, float]], title: str = "", line: float | None = None) -> Axes:
-    """Lying bars, for each group (a name) one for each of its entries (name → value), with the value at its end.
+    """Horizontal bars, for each group (a name) one for each of its entries (name → value), with the value at its end.
 
     An entry has one colour in all groups. line: a value to compare with, drawn upright through all groups.
     """

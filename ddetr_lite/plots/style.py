@@ -27,7 +27,7 @@ SIGNED = LinearSegmentedColormap.from_list("signed", ["#A94A0C", "#F0A56B", "#FF
 # Over a picture: transparent where the weight is nothing, so that the picture shows through.
 GLOW = LinearSegmentedColormap.from_list("glow", [(1, 0.96, 0.3, 0.0), (1, 0.8, 0.1, 0.75), (1, 0.25, 0.05, 0.95)])
 
-WIDTH = 7.6  # inches, of every figure: JupyterLab shows it without scrolling
+WIDTH = 7.6  # inches, of every figure before it is cut: JupyterLab shows it without scrolling
 HEIGHT = 3.0
 DPI = 110
 
@@ -103,12 +103,23 @@ def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
 
 
 def png(drawn: Figure | Axes) -> bytes:
-    """The figure (of these Axes) as PNG. No version and no date is written into it, so that equal figures are equal files."""
+    """The figure (of these Axes) as PNG, cut to what is drawn: a small picture stays as small, and no title touches the edge.
+
+    No version and no date is written into it, so that equal figures are equal files.
+    """
     target = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(target, Figure), "an Axes of a SubFigure: give its Figure"
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        target.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+        target.savefig(
+            buffer,
+            format="png",
+            dpi=DPI,
+            facecolor=PAPER,
+            metadata={"Software": None},
+            bbox_inches="tight",
+            pad_inches=0.06,
+        )
     return buffer.getvalue()
 
 

@@ -114,7 +114,7 @@ plots.show(
 #
 # Training moves a number against the gradient of the loss. So ask: if x grows a little, how does the sampled value s change? With a and b the two upper cells, c and d the two lower ones, and the fractions f_x = x − ⌊x⌋, f_y = y − ⌊y⌋, the formula gives:
 #
-# $$\frac{\partial s}{\partial x} = (1 - f_y)\,(b - a) + f_y\,(d - c), \qquad \frac{\partial s}{\partial y} = (1 - f_x)\,(c - a) + f_x\,(d - b)$$
+# $$\begin{aligned} \frac{\partial s}{\partial x} &= (1 - f_y)\,(b - a) + f_y\,(d - c) \\ \frac{\partial s}{\partial y} &= (1 - f_x)\,(c - a) + f_x\,(d - b) \end{aligned}$$
 #
 # the slope of the map to the right, and downwards (y grows downwards). By hand, for the example above: 0.5 · (3 − 1) + 0.5 · (11 − 5) = **4** in x, and 0.75 · (5 − 1) + 0.25 · (11 − 3) = **5** in y.
 

@@ -209,7 +209,8 @@ for level, ax in enumerate(axes[1:]):
     height, width = level_shapes[level]
     plots.matrix(maps[level][0].norm(dim=0), numbers=False, title=f"on level {level + 1}", ax=ax)
     x, y = (locations[:, level].flatten(0, 1) * torch.tensor([width, height]) - 0.5).T
-    ax.scatter(x, y, s=8 + 120 * weights[:, level].flatten(), color=plots.COLOURS[1], zorder=3)
+    area = 8 + 120 * weights[:, level].flatten()
+    ax.scatter(x, y, s=area, color=plots.COLOURS[level], edgecolors="white", zorder=3)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 plots.show(
     drawn,
@@ -225,7 +226,7 @@ plots.show(
 #
 # Equation 3 of the paper: as in 07, with one more sum.
 #
-# $$\text{MSDeformAttn}(z, p, \{x^l\}) = \sum_{m=1}^{M} W_m \Big[\sum_{l=1}^{L}\sum_{k=1}^{P} A_{mlk}\; W'_m\, x^l\big(\phi_l(p) + \Delta p_{mlk}\big)\Big]$$
+# $$\begin{aligned} &\text{MSDeformAttn}(z, p, \{x^l\}) \\ &\quad = \sum_{m=1}^{M} W_m \Big[\sum_{l=1}^{L}\sum_{k=1}^{P} A_{mlk}\; W'_m\, x^l\big(\phi_l(p) + \Delta p_{mlk}\big)\Big] \end{aligned}$$
 #
 # where l counts levels, k points, and φ turns a point of the picture into one of level l. Everything but the matrices W and W′ is one function, of values, level shapes, locations and weights. As a loop:
 

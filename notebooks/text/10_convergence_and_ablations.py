@@ -542,7 +542,7 @@ ax = plots.grouped_bars(
 )
 plots.show(
     ax,
-    alt="Lying bars of the AP50 that each detector would gain, kind by kind. Wrong classes cost most, then wrong places and "
+    alt="Horizontal bars of the AP50 that each detector would gain, kind by kind. Wrong classes cost most, then wrong places and "
     "duplicates; missed objects and background next to nothing.",
 )
 for name, gain in gained.items():
@@ -614,7 +614,7 @@ title = f"AP after {convergence.study.search_epochs} epochs, at multiples of the
 ax = plots.grouped_bars(bars, title)
 plots.show(
     ax,
-    alt="Lying bars of AP for both models, one for each multiple of the learning rates that was tried. For each model one "
+    alt="Horizontal bars of AP for both models, one for each multiple of the learning rates that was tried. For each model one "
     "multiple is best, with lower bars on both sides of it.",
 )
 
@@ -991,9 +991,8 @@ measured = {
     for state, models, other in (("new", new, 0), ("another query", new, 7), ("trained", trained, 0))
 }
 title = "Gradient on the object's cells, as a multiple of an even spread"
-ax = plots.bars(
-    list(measured.values()), [name.replace(", ", ",\n") for name in measured], title, form="{:.1f}"
-)
+labels = [name.replace(", ", ",\n").replace("Deformable ", "Deformable\n") for name in measured]
+ax = plots.bars(list(measured.values()), labels, title, form="{:.1f}")
 ax.axhline(1, color=plots.INK, linestyle="--", linewidth=1)
 plots.show(
     ax,
@@ -1063,7 +1062,7 @@ def show_study(name, folder=""):
     pairs = [[side.values if side else () for side in o.here] for o in orderings.judge(one.study, one.runs)]
     said = [verdict(*pair) for pair in pairs]
     print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
-    alt = "Lying bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
+    alt = "Horizontal bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
     plots.show(rows_figure(one.study, one.runs), alt=alt)
     for head, *lines in (scores_table(one.study, one.runs), orderings_table(one.study, one.runs)):
         display(Table(head, lines))

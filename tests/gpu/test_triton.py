@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddetr_lite.benchmarks.msda import Setting, make_input
 from ddetr_lite.kernels import (
     backends_for,
     choose_backend,
     fused_deformable_attention,
     multi_scale_deformable_attention,
     reference,
+    triton,
 )
 from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention, sampling_locations
 
@@ -267,6 +269,18 @@ def test_layer_gives_the_same_on_both_ways(kind: int) -> None:
         assert one.grad is not None
         assert two.grad is not None
         assert relative(one.grad, two.grad) <= 1e-4, name
+
+
+def test_tiles_of_other_sizes_do_the_same() -> None:
+    from ddetr_lite.benchmarks.tiles import sweep  # imports the kernels, which need Triton
+
+    setting = Setting(((2, 2),), dim=8, heads=1, points=1, batch=1)
+    inputs = make_input(setting, "model-like", torch.device(DEVICE), torch.float32, seed=0)
+    before = triton.tile
+    found = list(sweep(setting, inputs, (1, 4), (1,), repeats=1))
+    assert [block for block, _, _ in found] == [1, 4]
+    assert all(times["both"] > 0 for _, _, times in found)
+    assert triton.tile is before
 
 
 # --- as an operation of torch ----------------------------------------------------------------------------

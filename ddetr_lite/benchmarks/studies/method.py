@@ -9,7 +9,13 @@ from ddetr_lite.models.presets import ModelConfig
 
 def text(*items: str) -> str:
     """Paragraphs and list items as Markdown with lines that can be read."""
-    return "\n".join(textwrap.fill(item, 120, subsequent_indent="  " * item.startswith("- ")) for item in items) + "\n"
+    return (
+        "\n".join(
+            textwrap.fill(item, 120, subsequent_indent="  " * item.startswith("- "), break_on_hyphens=False)
+            for item in items
+        )
+        + "\n"
+    )
 
 
 SEARCH = (

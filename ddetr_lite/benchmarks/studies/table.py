@@ -93,12 +93,13 @@ _ORDER = textwrap.fill(
     "the one is above every run of the other; reversed: below; open: neither, or a row has a single run and the difference "
     f"is below {CLOSE}.",
     120,
+    break_on_hyphens=False,
 )
 
 
 def orderings_table(study: Study, found: Sequence[Outcome]) -> list[list[str]]:
     """A line for each ordering of the paper: both rows, the score, the paper's values and ours, the verdict."""
-    lines = [["ahead", "behind", "score", "authors", "here", ""]]
+    lines = [["ahead", "behind", "score", "authors", "here", "verdict"]]
     for judged in judge(study, found):
         paper = " / ".join(NONE if value is None else f"{value:.1f}" for value in judged.paper)
         here = " / ".join(NONE if side is None else f"{side:.3f}" for side in judged.here)
