@@ -28,6 +28,7 @@ from notebook_cells import ROOT, code_cells, tags
 # from a checkpoint), and a notebook executed in vain costs a minute, a stale output a reader's trust.
 READABLE = ("ddetr_lite/**/*.py", "data/checkpoints/*.pt", "data/results/**/*.jsonl", "data/results/**/*.json")
 TIMEOUT = 900  # seconds for one cell
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class FailedError(Exception):
@@ -107,6 +108,9 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     notebook.metadata.pop("widgets", None)  # a second copy of each figure; sliders live only while the notebook runs
     for cell in code_cells(notebook):
         cell.metadata.pop("execution", None)  # times that JupyterLab has left
+        for output in cell.outputs:
+            if WIDGET in output.get("data", {}):
+                output.data = {"text/plain": "[sliders: run this cell, and move them]"}
 
 
 def write(notebook: NotebookNode, path: Path) -> None:

@@ -209,7 +209,7 @@ for level, ax in enumerate(axes[1:]):
     height, width = level_shapes[level]
     plots.matrix(maps[level][0].norm(dim=0), numbers=False, title=f"on level {level + 1}", ax=ax)
     x, y = (locations[:, level].flatten(0, 1) * torch.tensor([width, height]) - 0.5).T
-    area = 8 + 120 * weights[:, level].flatten()
+    area = 20 + 120 * weights[:, level].flatten()
     ax.scatter(x, y, s=area, color=plots.COLOURS[level], edgecolors="white", zorder=3)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 plots.show(
