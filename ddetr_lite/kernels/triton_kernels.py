@@ -116,7 +116,7 @@ def forward_kernel(
     value += (picture * tokens * M + head) * D
     first_sum = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
     second_sum = first_sum
-    first = 0
+    start = 0
     for level in tl.static_range(L):
         height, width = tl.cast(sizes[2 * level], tl.int32), tl.cast(sizes[2 * level + 1], tl.int32)
         reference_x, reference_y, scale_x, scale_y = _frame(reference, line, here, level, height, width, L, P, KIND)
@@ -132,12 +132,12 @@ def forward_kernel(
                     r, c = row + down, column + right
                     inside = here & (r >= 0) & (r < height) & (c >= 0) & (c < width)
                     share = weight * (fy if down else 1 - fy) * (fx if right else 1 - fx)
-                    at = (first + r * width + c)[:, None] * (M * D) + channel[None, :]
+                    at = (start + r * width + c)[:, None] * (M * D) + channel[None, :]
                     cells = tl.load(value + at, mask=inside[:, None] & in_first[None, :], other=0.0)
                     first_sum += share[:, None] * cells.to(tl.float32)
                     cells = tl.load(value + WIDTH + at, mask=inside[:, None] & in_second[None, :], other=0.0)
                     second_sum += share[:, None] * cells.to(tl.float32)
-        first += height * width
+        start += height * width
     own = entry[:, None] * D + channel[None, :]
     tl.store(output + own, first_sum, mask=here[:, None] & in_first[None, :])
     tl.store(output + WIDTH + own, second_sum, mask=here[:, None] & in_second[None, :])
@@ -166,7 +166,7 @@ def backward_kernel(
         mean = tl.sum(first_said * first_grad + second_said * second_grad, axis=1)
     value += (picture * tokens * M + head) * D
     grad_value += (picture * tokens * M + head) * D
-    first = 0
+    start = 0
     for level in tl.static_range(L):
         height, width = tl.cast(sizes[2 * level], tl.int32), tl.cast(sizes[2 * level + 1], tl.int32)
         reference_x, reference_y, scale_x, scale_y = _frame(reference, line, here, level, height, width, L, P, KIND)
@@ -184,7 +184,7 @@ def backward_kernel(
                     r, c = row + down, column + right
                     inside = here & (r >= 0) & (r < height) & (c >= 0) & (c < width)
                     by_y, by_x = fy if down else 1 - fy, fx if right else 1 - fx
-                    at = (first + r * width + c)[:, None] * (M * D) + channel[None, :]
+                    at = (start + r * width + c)[:, None] * (M * D) + channel[None, :]
                     first_mask, second_mask = inside[:, None] & in_first[None, :], inside[:, None] & in_second[None, :]
                     first_cells = tl.load(value + at, mask=first_mask, other=0.0).to(tl.float32)
                     second_cells = tl.load(value + WIDTH + at, mask=second_mask, other=0.0).to(tl.float32)
@@ -205,4 +205,4 @@ def backward_kernel(
                 grad_x, grad_y = grad_x * scale_x, grad_y * scale_y
             tl.store(grad_places + 2 * sample, grad_x, mask=here)
             tl.store(grad_places + 2 * sample + 1, grad_y, mask=here)
-        first += height * width
+        start += height * width

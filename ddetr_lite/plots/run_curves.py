@@ -117,9 +117,8 @@ def machine(run: RunResults) -> Figure:
     """
     drawn, axes = panels(3, height=2.4) if run.memory is None else panels(2, rows=2, height=4.2)
     with mpl.rc_context(STYLE):
-        _curve(axes[0], run, "lr", COLOURS[0])
-        axes[0].set(title="Learning rate", ylim=(0, None))
-        axes[0].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        _curve(axes[0], run, "lr", COLOURS[0], scale=lambda value: 1000 * value)
+        axes[0].set(title="Learning rate × 1000", ylim=(0, None))
         _curve(axes[1], run, "gradient_norm", COLOURS[1])
         axes[1].set(title="Gradient before clipping")
         if any(line.get("gradient_norm", 0) > 0 for line in run.train):

@@ -23,13 +23,12 @@ def training_curves(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
             axes[0].plot(at, smooth([line["loss"] for line in run.train]), color=colour, label=name)
             axes[1].plot(scored, [line["AP"] for line in run.evaluations], "o-", color=colour, label=name)
             axes[1].plot(scored, [line["AP50"] for line in run.evaluations], "--", color=colour, alpha=0.6)
-            axes[2].plot(at, [line["lr"] for line in run.train], color=colour, label=name)
+            axes[2].plot(at, [1000 * line["lr"] for line in run.train], color=colour, label=name)
         axes[0].set(title="Loss (sum of all terms)", xlabel="epoch", ylim=(0, None))
         axes[1].set(title="AP (dashed: AP50)", xlabel="epoch", ylim=(0, 1))
-        axes[2].set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+        axes[2].set(title="Learning rate × 1000", xlabel="epoch", ylim=(0, None))
         for ax in axes:
             ax.grid(axis="y")
-        axes[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         if len(runs) > 1:
             axes[0].legend()  # losses fall, so that corner is free
     return drawn

@@ -702,12 +702,12 @@ print(f"different rows: neighbours {sum(near) / len(near):.0%}, from anywhere {s
 # %% [markdown]
 # ### The package's kernel
 #
-# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with M heads in each row, and products in float32 whatever the values are (section 10). `here` says which queries exist and `wide` which channels do, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `first` counts the cells of the levels before. (`_frame`, `reference`, `scale`, `line`, `largest`, `factor` and `KIND` are for offsets and scores, below.) M and D are constants of the translation: only then does the compiler know that a row of 24 channels, too, begins at a multiple of 16 bytes, and fetches it 16 bytes at a time.
+# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with M heads in each row, and products in float32 whatever the values are (section 10). `here` says which queries exist, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `start` counts the cells of the levels before. A row is read in two pieces, each WIDTH wide, half a head; `in_first` and `in_second` say which of their channels exist. (`_frame`, `reference`, `scale`, `line`, `largest`, `factor` and `KIND` are for offsets and scores, below.) M and D are constants of the translation: only then does the compiler know that a row of 24 channels, too, begins at a multiple of 16 bytes, and fetches it 16 bytes at a time.
 
 # %%
 source = Path(kernels.__file__).with_name("triton_kernels.py").read_text(encoding="utf-8")
 forward = source[source.index("def forward_kernel") : source.index("def backward_kernel")]
-print(forward[forward.index("    for level in") : forward.index("    tl.store")])
+print(forward[forward.index("    for level in") : forward.index("    own =")])
 
 # %%
 tiny = [(4, 6), (2, 3)]
@@ -721,7 +721,7 @@ else:
     print("There is no Triton on this system: the kernel is not run.")
 
 # %% [markdown]
-# Its programs take tiles of about 256 numbers, BLOCK · D, one *warp* each: for the encoder's layer 8 queries of 32 channels. (The 32 threads of a warp work in step. So where backward sums over channels, it waits for no other warp.) For backward it keeps nothing but its inputs; places and shares are made anew, arithmetic instead of bytes. And a layer may hand over offsets and scores instead of locations and weights (`fused_deformable_attention`); then these never exist in memory at all.
+# Its programs take tiles of 256 numbers, one *warp* each: for the encoder's layer, in float32, 8 queries of 32 channels. (The 32 threads of a warp work in step. So where backward sums over channels, it waits for no other warp.) Each thread has eight of these numbers, four of either piece: all of one query. Read in one piece, they would be four of two queries, and each thread would work out two places instead of one. For backward it keeps nothing but its inputs; places and shares are made anew, arithmetic instead of bytes. And a layer may hand over offsets and scores instead of locations and weights (`fused_deformable_attention`); then these never exist in memory at all.
 
 # %%
 blocks = math.ceil(N / 8)
