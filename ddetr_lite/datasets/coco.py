@@ -154,16 +154,18 @@ class CocoDetection(Dataset):
 
     def first(self, count: int) -> "CocoDetection":
         """The same set with its first pictures only."""
-        part = copy.copy(self)
-        part.images, part.annotations = self.images[:count], self.annotations[:count]
-        return part
+        return self._part(range(len(self))[:count])
 
     def with_objects(self, count: int) -> "CocoDetection":
         """The same set with the first pictures that have an object, at most `count`: without one there is nothing to learn."""
-        kept = [index for index in range(len(self)) if self.objects(index)][:count]
+        return self._part([index for index in range(len(self)) if self.objects(index)][:count])
+
+    def _part(self, kept: Sequence[int]) -> "CocoDetection":
+        """The same set with the pictures at these positions only. What is kept of pictures goes by positions, the new ones."""
         part = copy.copy(self)
         part.images, part.annotations = [self.images[i] for i in kept], [self.annotations[i] for i in kept]
-        part._cache = None if self._cache is None else {}  # it goes by positions
+        part._cache = None if self._cache is None else {}
+        part.pictures = None if self.pictures is None else self.pictures.part(kept)
         return part
 
     def __len__(self) -> int:
