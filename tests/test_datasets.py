@@ -61,6 +61,15 @@ def test_crowds_are_left_out_and_boxes_are_clipped_to_the_picture(folder: Path) 
     assert int(target["image_id"]) == 42
 
 
+def test_the_truth_is_what_the_file_says(folder: Path) -> None:
+    """Not clipped, and with the box that has no width: what is evaluated is judged against these."""
+    boxes, labels = dataset(folder).truth(0)
+    assert boxes.tolist() == [[50, 30, 70, 50], [5, 5, 25, 15]]
+    assert labels.tolist() == [1, 0], "the crowd is left out"
+    assert dataset(folder).truth(1)[0].shape == (0, 4)
+    assert dataset(folder).truth(2)[0].tolist() == [[8, 8, 8, 12], [-5, -5, 15, 15]]
+
+
 def test_a_picture_without_objects_and_a_box_without_area(folder: Path) -> None:
     data = dataset(folder)
     assert data[1][1]["boxes"].shape == (0, 4)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.fields import crowd_problem, four_numbers, is_crowd, is_id, is_whole, leads_outside, size_of
@@ -180,6 +181,15 @@ class CocoDetection(Dataset):
         """The annotations of a picture that are single objects, not crowds."""
         return [a for a in self.annotations[index] if not is_crowd(a)]
 
+    def truth(self, index: int) -> tuple[Tensor, Tensor]:
+        """What is true of a picture: its objects' corners (T, 4) in pixels of the file, as they stand there, beyond the border
+        too; and their labels (T,).
+        """
+        own = self.objects(index)
+        xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor([self.label_of_category[a["category_id"]] for a in own], dtype=torch.int64)
+        return box_convert(xywh, "xywh", "xyxy"), labels
+
     def file_of(self, index: int) -> Path:
         """Where a picture lies."""
         return self.folder.images / self.images[index]["file_name"]
@@ -219,15 +229,12 @@ class CocoDetection(Dataset):
             raise IndexError(f"picture {index} of {len(self)}: {self.folder.annotations} has them from 0 on")
         pixels = self.read_image(index)
         height, width = pixels.shape[1:]
-        objects = self.objects(index)
-        corners = np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
+        corners, labels = self.truth(index)
         on_disk = (height, width) if self.pictures is None else self.pictures.on_disk[index]
         self._check_size(index, on_disk)
-        labels = np.array([self.label_of_category[a["category_id"]] for a in objects], dtype=np.int64)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=on_disk),
-            "labels": torch.from_numpy(labels),
+            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=on_disk),
+            "labels": labels,
             "image_id": torch.tensor(self.images[index]["id"]),
             "original_size": torch.tensor(on_disk),
         }

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.fields import is_crowd
@@ -175,9 +176,7 @@ def _of_picture(
     keep = found["scores"] >= threshold
     order = found["scores"][keep].sort(descending=True, stable=True).indices
     boxes, scores, labels = (found[name][keep][order].cpu() for name in ("boxes", "scores", "labels"))
-    own = dataset.objects(index)
-    true_boxes = _corners(own)
-    true_labels = torch.tensor([dataset.label_of_category[a["category_id"]] for a in own], dtype=torch.int64)
+    true_boxes, true_labels = dataset.truth(index)
     ignored = _ignored(boxes, labels, dataset, index, foreground)
 
     iou = box_iou(boxes.double()[:, None], true_boxes.double()).numpy()  # (n, T)
@@ -192,7 +191,7 @@ def _of_picture(
             kinds.append("correct")
         elif ignored[i]:
             kinds.append("ignored")
-        elif not own:
+        elif not len(true_labels):
             kinds.append("background")
         elif background <= in_class[i].max() < foreground:
             kinds.append("place")
@@ -204,7 +203,7 @@ def _of_picture(
             kinds.append("duplicate")
         else:
             kinds.append("background" if iou[i].max() <= background else "both")
-    missed = [t for t in range(len(own)) if t not in taken and t not in nearly]
+    missed = [t for t in range(len(true_labels)) if t not in taken and t not in nearly]
     image_id = int(dataset.images[index]["id"])
     return PictureErrors(image_id, boxes, scores, labels, kinds, true_boxes, true_labels, missed)
 
@@ -226,15 +225,9 @@ def _ignored(boxes: Tensor, labels: Tensor, dataset: CocoDetection, index: int, 
     ignored = ~torch.isin(labels, known)
     crowds = [a for a in dataset.annotations[index] if is_crowd(a)]
     if crowds and len(boxes):
-        found = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1).double().numpy()
+        found = box_convert(boxes, "xyxy", "xywh").double().numpy()
         regions = np.array([a["bbox"] for a in crowds], dtype=np.float64)
         inside = torch.from_numpy(coco_mask.iou(found, regions, [1] * len(crowds)))  # (n, crowds)
         of_crowd = torch.tensor([dataset.label_of_category[a["category_id"]] for a in crowds])
         ignored |= ((inside >= foreground) & (labels[:, None] == of_crowd)).any(1)
     return list(ignored.tolist())
-
-
-def _corners(annotations: list[dict[str, Any]]) -> Tensor:
-    """(T, 4) corners from [x, y, width, height]."""
-    xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-    return torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1)

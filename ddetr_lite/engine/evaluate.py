@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
@@ -161,7 +162,7 @@ def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> lis
     category_of_label = {label: category for category, label in dataset.label_of_category.items()}
     results = []
     for image_id, found in detections.items():
-        xywh = torch.cat((found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]), dim=1)
+        xywh = box_convert(found["boxes"], "xyxy", "xywh")
         for box, score, label in zip(xywh.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True):
             if label in category_of_label:  # a class of the model that this data set does not have cannot be judged
                 results.append(

@@ -21,19 +21,11 @@ FEWEST = 8  # covered objects below which nothing is said about classes
 GAIN = 0.25  # by how much another numbering of classes must be right more often
 
 
-def true_objects(dataset: CocoDetection, index: int) -> tuple[Tensor, Tensor]:
-    """A picture's objects: corners (T, 4) in pixels and labels (T,), crowds left out."""
-    own = dataset.objects(index)
-    xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
-    labels = torch.tensor([dataset.label_of_category[a["category_id"]] for a in own], dtype=torch.int64)
-    return torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1), labels
-
-
 def pairs(found: dict[int, Detections], dataset: CocoDetection) -> list[tuple[Detections, Tensor, Tensor]]:
     """(detections, true corners, true labels) of every picture that has any detection and object."""
     result = []
     for index, image in enumerate(dataset.images):
-        boxes, labels = true_objects(dataset, index)
+        boxes, labels = dataset.truth(index)
         own = found.get(image["id"])
         if own is not None and len(own["scores"]) and len(boxes):
             result.append((own, boxes, labels))
