@@ -1,7 +1,6 @@
 """`ddetr-lite train`."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
@@ -57,14 +56,14 @@ def train(words: list[str]) -> None:
 
 def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> "tuple[Recipe, list[str]]":
     """That of the run in the folder."""
-    from ddetr_lite.engine.recipes import recipe_from_dict
+    from ddetr_lite.engine.recipes import read_recipe
 
     if any(option_of(word) == "--model" for word in words):
         raise Mistake("--model cannot change when a run goes on: leave it out")
     path = folder / "recipe.json"
     if not path.exists():
         raise Mistake(f"nothing to resume: {path} does not exist; name the run's folder with --out")
-    chosen = recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    chosen = read_recipe(path)
     if chosen.name != name:
         raise Mistake(f"{folder} is a run of recipe {chosen.name!r}, not {name!r}")
     return chosen, words

@@ -6,6 +6,7 @@ Two kinds: a *model* (weights, configuration, class names, what it was trained o
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -82,13 +83,23 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """The model of a checkpoint of either kind, ready for use. Raises ValueError when its tensors do not fit."""
+    """The model of a checkpoint of either kind, ready for use.
+
+    Raises ValueError, naming file and field, where one is missing, is of another version, or its tensors do not fit.
+    """
     content = read(path)
-    config = config_from_dict(content["config"])
-    model = build(config, len(content["classes"]), load_backbone=False)
+    if missing := [name for name in ("config", "classes", "about", "model") if name not in content]:
+        raise ValueError(f"{path} lacks {missing[0]!r}, which each checkpoint has: write it with `save_model`")
+    try:
+        model = build(config_from_dict(content["config"]), len(content["classes"]), load_backbone=False)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: 'config' does not fit this version: {error}; load it with the version that wrote it, or train anew"
+        ) from error
     state: dict[str, Tensor] = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the tensors do not fit the configuration in the same file: {error}") from error
+        said = shorten(str(error), 400, placeholder=" ...")  # torch names them all
+        raise ValueError(f"{path}: the tensors do not fit the configuration in the same file: {said}") from error
     return LoadedModel(model.eval(), list(content["classes"]), dict(content["about"]))

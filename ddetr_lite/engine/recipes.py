@@ -3,9 +3,11 @@
 A named recipe says what is trained on; `--model` picks a row of the paper's table at the size that suits the data.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 from ddetr_lite.datasets.transforms import AugmentConfig
@@ -275,17 +277,32 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         return recipe_to_dict(recipe_from_dict(values))
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return values
 
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
-    """The way back. Raises ValueError for fields of another version."""
+    """The way back. Raises ValueError for fields of another version, and for what is missing."""
     parts = {"data": DataConfig, "augment": AugmentConfig, "train": TrainConfig}
-    model = config_from_dict(values["model"])
-    values = {**values, "data": _of_today(values["data"])}
-    named = {key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()}
-    return Recipe(name=values["name"], model=model, **named)
+    try:
+        model = config_from_dict(values["model"])
+        values = {**values, "data": _of_today(values["data"])}
+        named = {key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()}
+        return Recipe(name=values["name"], model=model, **named)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the recipe is not whole: {what}") from error
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run's `recipe.json` holds. Raises ValueError naming file, field and remedy."""
+    try:
+        return recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be used: {error}; restore it, or go on with the version that wrote it, or start a new run with "
+            f"--start-from {path.parent / 'best.pt'}"
+        ) from error
 
 
 def _of_today(data: dict[str, Any]) -> dict[str, Any]:
