@@ -901,6 +901,19 @@ def test_processes_share_an_evaluation(shapes: Path) -> None:
     assert all(torch.equal(found["boxes"], whole[i]["boxes"]) for share in shares for i, found in share.items())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_for_objects_keeps_the_mode(shapes: Path, training: bool) -> None:
+    """Also where only the first picture is asked for; in between the model does not train."""
+    data = CocoDetection(CocoFolder.find(shapes, "val"))
+    model = small_model("detr", len(data.classes)).train(training)
+    for _ in detect(model, data, batch=2):
+        assert not model.training
+        break
+    assert model.training == training
+    dict(detect(model, data, batch=2))
+    assert model.training == training
+
+
 # ---------------------------------------------------------------- what the options do
 
 

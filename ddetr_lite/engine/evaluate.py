@@ -39,21 +39,27 @@ def detect(
     size: int = 1,
     padded: bool = False,
 ) -> Iterator[tuple[int, Detections]]:
-    """(image id, detections in pixels of the original picture) for every picture of the data set.
+    """(image id, detections in pixels of the original picture) for every picture of the data set. The model's mode is kept.
 
     batch: at most so many pictures at once, of one size (`evaluation_batches`): it changes the speed, and no detection.
     rank, size: of several processes each takes every `size`-th batch, so that together they see each picture once.
-    padded: instead, batches in the data set's order, padded as in training: with pictures learned by heart padding is, too.
+    padded: instead, batches in the data set's order, padded as in training: a model that has learned a few pictures by heart
+    has learned their padding as well.
     """
+    was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     batches = evaluation_batches(dataset, batch, padded)[rank::size]
-    for loaded in tqdm(loader(dataset, batches, workers, device), "evaluating", disable=hidden(progress), leave=False):
-        sizes = loaded.original_sizes / torch.tensor(loaded.images.sizes)  # (B, 2)
-        scales = sizes.flip(1).repeat(1, 2)  # (B, 4)
-        for image_id, scale, found in zip(loaded.image_ids.tolist(), scales, model(loaded.images), strict=True):
-            result = {k: v.cpu() for k, v in found.items()}
-            yield image_id, {**result, "boxes": result["boxes"] * scale}
+    shown = tqdm(loader(dataset, batches, workers, device), "evaluating", disable=hidden(progress), leave=False)
+    try:
+        for loaded in shown:
+            sizes = loaded.original_sizes / torch.tensor(loaded.images.sizes)  # (B, 2)
+            scales = sizes.flip(1).repeat(1, 2)  # (B, 4)
+            for image_id, scale, found in zip(loaded.image_ids.tolist(), scales, model(loaded.images), strict=True):
+                result = {k: v.cpu() for k, v in found.items()}
+                yield image_id, {**result, "boxes": result["boxes"] * scale}
+    finally:  # also where nobody asks for the rest
+        model.train(was_training)
 
 
 def evaluate(
@@ -76,9 +82,7 @@ def evaluate(
             f"{dataset.folder.annotations} has {len(dataset.classes)} classes, the model {model.classes}: give the data set "
             "the model's (CocoDetection(..., classes=loaded.classes), or validation_set(loaded, folder))"
         )
-    was_training = model.training
     detections = dict(detect(model, dataset, batch, workers, progress, padded=padded))
-    model.train(was_training)
     if nms is not None:
         detections = {image_id: without_repeats(found, nms) for image_id, found in detections.items()}
     return ap_of(detections, dataset, size_bands)
