@@ -87,8 +87,8 @@ def data_check(words: list[str]) -> None:
 def _start(path: Path) -> "Start":
     """What is advised about fine-tuning depends on this much of the checkpoint."""
     from ddetr_lite.engine.advice import Start
-    from ddetr_lite.engine.checkpoint import load_model
-    from ddetr_lite.engine.fine_tuning import recipe_of, sizes_of
+    from ddetr_lite.engine.checkpoint import load_model, sizes_of
+    from ddetr_lite.engine.fine_tuning import recipe_of
 
     loaded = load_model(path)
     return Start(recipe_of(loaded, path), loaded.classes, resized=bool(sizes_of(loaded.about)))

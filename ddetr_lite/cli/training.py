@@ -92,7 +92,7 @@ def _sizes_of(about: dict[str, Any], own: "AugmentConfig", words: list[str]) -> 
 
     words: the user's, which may name other sizes; then the checkpoint's largest side does not hold for them.
     """
-    from ddetr_lite.engine.fine_tuning import sizes_of
+    from ddetr_lite.engine.checkpoint import sizes_of
 
     named = {"--short-sides", "--eval-short-side"} & {option_of(word) for word in words}
     silent = len(named) == 2  # nothing is taken over

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddetr_lite.models.presets import Model, build, config_from_dict, config_to_dict
+from ddetr_lite.datasets.transforms import AugmentConfig
+from ddetr_lite.models.presets import Model, build, config_from_dict, config_to_dict, dataclass_from_dict
 from ddetr_lite.writing import replacing
 
 FORMAT = "ddetr_lite checkpoint 1"
@@ -25,6 +26,33 @@ class LoadedModel:
     model: Model
     classes: list[str]
     about: dict[str, Any]
+
+
+def augment_of(loaded: LoadedModel) -> AugmentConfig:
+    """How the model's validation pictures were resized, as its checkpoint says; the paper's rule where it says nothing."""
+    config: AugmentConfig = dataclass_from_dict(AugmentConfig, _augment_in(loaded.about))
+    return config
+
+
+def sizes_of(about: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint's pictures were resized: fields of `AugmentConfig`; {} where they were not, or it does not say.
+
+    about: what the checkpoint says of itself. At another size a detector would have to learn much anew.
+    """
+    augment = _augment_in(about)
+    if not augment.get("eval_short_side"):
+        return {}
+    sizes: dict[str, Any] = {
+        name: augment[name] for name in ("short_sides", "eval_short_side", "max_side") if name in augment
+    }
+    if "short_sides" in sizes:
+        sizes["short_sides"] = tuple(sizes["short_sides"])
+    return sizes
+
+
+def _augment_in(about: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = about.get("recipe", {}).get("augment", {})
+    return found
 
 
 def write_atomically(content: Any, path: Path) -> None:
@@ -46,7 +74,12 @@ def model_content(model: Model, classes: list[str], about: dict[str, Any]) -> di
 
 
 def save_model(path: str | Path, model: Model, classes: list[str], about: dict[str, Any], half: bool = False) -> None:
-    """Write a model checkpoint. half: weights in float16, half the size; they are float32 again once loaded."""
+    """Write a model checkpoint. half: weights in float16, half the size; they are float32 again once loaded.
+
+    about: what it is to say of itself; for a model that was loaded `{**loaded.about, ...}`. about["recipe"]["augment"], fields
+    of `AugmentConfig`, decides how pictures are resized for it (`augment_of`): without it to 800 pixels, as in the paper.
+    about["threshold"] is the score from which on `predict` shows what it finds.
+    """
     content = model_content(model, classes, about)
     if half:
         content["model"] = {k: v.half() if v.is_floating_point() else v for k, v in content["model"].items()}

@@ -17,9 +17,8 @@ from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
 from ddetr_lite.datasets.loading import evaluation_batches, loader
 from ddetr_lite.datasets.transforms import eval_transform
-from ddetr_lite.engine.checkpoint import LoadedModel
+from ddetr_lite.engine.checkpoint import LoadedModel, augment_of
 from ddetr_lite.engine.errors import check_pictures
-from ddetr_lite.engine.predict import augment_of
 from ddetr_lite.models.presets import Model
 from ddetr_lite.progress import hidden
 from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
