@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import Mistake, at_least, parse, table
+from ddetr_lite.writing import write_bytes
 
 DRAWN = ".boxes.png"  # how the names of pictures with boxes end
 
@@ -144,7 +145,7 @@ def predict(words: list[str]) -> None:
                 print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
     finally:  # what was found before Ctrl-C is kept, and an earlier file where nothing could be read
         if results:
-            (out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            write_bytes(out / "detections.json", (json.dumps(results, indent=2) + "\n").encode())
     if broken:
         more = f", ... and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise Mistake(

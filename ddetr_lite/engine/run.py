@@ -105,7 +105,7 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
 def begin(recipe: Recipe, folder: Path) -> None:
     """Make of the folder a run's."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
+    write_bytes(folder / "recipe.json", (json.dumps(recipe_to_dict(recipe), indent=2) + "\n").encode())
 
 
 def check_data(saved: dict[str, Any], training: CocoDetection) -> None:

@@ -25,6 +25,7 @@ from ddetr_lite.plots.page import (
     tiles,
 )
 from ddetr_lite.plots.report_pictures import errors_section, queries_section
+from ddetr_lite.writing import write_bytes
 
 
 def write_report(
@@ -38,7 +39,7 @@ def write_report(
     """
     found = read_run(run)
     target = found.folder / "report.html"
-    target.write_text(report(found, folder, threshold, worst), encoding="utf-8")
+    write_bytes(target, report(found, folder, threshold, worst).encode())
     return target
 
 
