@@ -18,7 +18,7 @@ from test_engine import TINY, tiny_recipe
 from torchvision import tv_tensors
 
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, batch_images
-from ddetr_lite.cli.training import _followed, _now_and_then
+from ddetr_lite.cli.training import _followed, _now_and_then, _with_options
 from ddetr_lite.datasets import picture_cache
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler, evaluation_batches
@@ -40,7 +40,7 @@ from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.predict import predict, threshold_for
 from ddetr_lite.engine.profile import profile
-from ddetr_lite.engine.recipes import DataConfig, recipe, recipe_from_dict, recipe_to_dict
+from ddetr_lite.engine.recipes import DataConfig, check, recipe, recipe_from_dict, recipe_to_dict
 from ddetr_lite.engine.run import NUMBERS, State, differing
 from ddetr_lite.engine.run_results import read_run
 from ddetr_lite.engine.scaling import follow, oddities
@@ -395,6 +395,39 @@ def test_overfitting_says_nothing_of_a_drop() -> None:
                                 recipe("coco"), ["--overfit", "8", "--epochs", "20"])  # fmt: skip
     assert chosen.train.schedule == "constant"
     assert not any("drops" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "words", "said"),
+    [
+        ("shapes", None, "--drop-epoch 3", ["--drop-epoch is looked at only with --schedule step."]),
+        ("shapes", None, "--drop-epoch 3 --schedule step", []),
+        ("coco", None, "--drop_epoch=3 --muon-lr 0.01", ["--muon-lr is looked at only with --optimizer muon."]),
+        ("shapes", None, "--muon-lr 0.01 --muon-weight-decay 0.1", []),
+        (
+            "shapes",
+            None,
+            "--crop --one-size --max-side 200",
+            [
+                "--crop is looked at only where pictures are resized in training (--short-sides).",
+                "--one-size is looked at only where pictures are resized in training (--short-sides).",
+                "--max-side is looked at only where pictures are resized (--short-sides, --eval-short-side).",
+            ],
+        ),
+        ("shapes", None, "--no-crop --eval-short-side 96 --max-side 200", []),
+        ("coco", None, "--crop --one-size --max-side 1000", []),
+        ("coco", None, "--anchor-size 0.1", ["--anchor-size is looked at only in a model with --two-stage."]),
+        ("coco", None, "--anchor-size 0.1 --two-stage", []),
+        ("shapes", "detr", "--sampling-lr 0.5", ["--sampling-lr is looked at only in Deformable DETR."]),
+        ("shapes", None, "--sampling-lr 0.5", []),
+        ("shapes", None, "", []),
+    ],
+)
+def test_options_that_change_nothing_are_said(name: str, row: str | None, words: str, said: list[str]) -> None:
+    base = recipe(name, row)
+    chosen, reasons = _followed(_with_options(base, words.split()), base, words.split())
+    assert reasons == said
+    check(chosen)
 
 
 def test_what_is_seldom_meant_is_said() -> None:

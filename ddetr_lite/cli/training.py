@@ -22,6 +22,24 @@ RECIPES = {
 }
 """What the recipes are for, without reading them, which takes seconds."""
 
+_IDLE: "tuple[tuple[tuple[str, ...], Callable[[Recipe], bool], str], ...]" = (
+    (("drop_epoch",), lambda recipe: recipe.train.schedule != "step", "with --schedule step"),
+    (("muon_lr", "muon_weight_decay"), lambda recipe: recipe.train.optimizer != "muon", "with --optimizer muon"),
+    (
+        ("crop", "one_size"),
+        lambda recipe: not recipe.augment.short_sides,
+        "where pictures are resized in training (--short-sides)",
+    ),
+    (
+        ("max_side",),
+        lambda recipe: not (recipe.augment.short_sides or recipe.augment.eval_short_side),
+        "where pictures are resized (--short-sides, --eval-short-side)",
+    ),
+    (("anchor_size",), lambda recipe: not getattr(recipe.model, "two_stage", True), "in a model with --two-stage"),
+    (("sampling_lr",), lambda recipe: not hasattr(recipe.model, "points"), "in Deformable DETR"),
+)
+"""Options, when a recipe does not look at them, and where it would: given all the same, they change nothing."""
+
 
 def train(words: list[str]) -> None:
     """Train a recipe, or go on with a run.
@@ -165,6 +183,12 @@ def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Reci
             f"Overfitting {few} picture{'s' * (few != 1)}: no augmentation, a constant learning rate, evaluated on what it was "
             "trained on."
         )
+    for options, idle, where in _IDLE:
+        reasons += [
+            f"--{option.replace('_', '-')} is looked at only {where}."
+            for option in options
+            if option in named and idle(chosen)
+        ]
     return chosen, reasons
 
 
