@@ -9,6 +9,7 @@ import torch
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.transforms import eval_transform
 from ddetr_lite.engine.checkpoint import LoadedModel, load_model
+from ddetr_lite.engine.data import Part, parts
 from ddetr_lite.engine.distributed import pick_device
 from ddetr_lite.engine.errors import detections_from_results
 from ddetr_lite.engine.evaluate import detect
@@ -138,25 +139,24 @@ def _read_recipe(evidence: Evidence) -> None:
 
 
 def _read_data(evidence: Evidence, chosen: Recipe, folder: Path) -> None:
-    data, few = chosen.data, int(chosen.data.overfit)
     loaded = evidence.loaded
     classes = loaded.classes if loaded else evidence.run.start.get("classes")
     as_it_is = eval_transform(chosen.augment)
 
-    def read(split: str, most: int) -> CocoDetection | None:
-        limit = data.limit or None if split == data.train_split else None
+    def read(part: Part, most: int) -> CocoDetection | None:
         try:
-            whole = CocoDetection(CocoFolder.find(folder, split), as_it_is, classes, limit=limit)
-            return whole.with_objects(min(few, most)) if few else whole.first(most)
+            return part.of(
+                CocoDetection(CocoFolder.find(folder, part.split), as_it_is, classes, limit=part.limit)
+            ).first(most)
         except (ValueError, OSError) as error:
             # What is wrong with the files themselves is named by `datasets.check`; here: what does not fit the run.
             remedy = "give the data that the model was trained on (--folder), or correct the file"
             _problem(evidence, "data and model", "cause", str(error), remedy)
             return None
 
-    val_split = data.train_split if few else data.val_split
-    evidence.training = read(data.train_split, evidence.pictures)
-    evidence.judged = read(val_split, JUDGED * evidence.pictures)
+    trained, evaluated = parts(vars(chosen.data))
+    evidence.training = read(trained, evidence.pictures)
+    evidence.judged = read(evaluated, JUDGED * evidence.pictures)
     if evidence.judged is not None:
         evidence.validation = evidence.judged.first(evidence.pictures)
 
