@@ -271,7 +271,8 @@ def test_configurations_survive_a_checkpoint_and_reject_other_versions() -> None
         ("train", {"epochs": 0}, "epochs=0"),
         ("train", {"lr": 3.0}, "lr=3.0"),
         ("train", {"workers": -1}, "workers=-1"),
-        ("data", {"size_bands": (5.0, 2.0)}, "size_bands"),
+        ("data", {"size_bands": (5.0, 2.0)}, r"size_bands=\(5.0, 2.0\) must be positive and rising"),
+        ("data", {"size_bands": (0.2, 1.0)}, r"size_bands=\(0.2, 1.0\): give both in pixels, or both below 1"),
         ("model", {"queries": 0}, "queries=0"),
     ],
 )

@@ -14,7 +14,7 @@ from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
-from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
+from ddetr_lite.datasets.fields import area_of, check_size_bands, is_crowd, size_of
 from ddetr_lite.datasets.loading import evaluation_batches, loader
 from ddetr_lite.datasets.transforms import eval_transform
 from ddetr_lite.engine.checkpoint import LoadedModel, augment_of
@@ -181,13 +181,8 @@ def in_words(score: float) -> str:
 
 def area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
     """Areas in square pixels, from and to, of all, small, medium and large objects. Raises as `ap_of`."""
+    check_size_bands(size_bands)
     small, large = size_bands
-    if not 0 < small < large:
-        raise ValueError(f"size_bands={size_bands} must be positive and rising, for example --size-bands 32 96")
-    if small < 1 < large:
-        raise ValueError(
-            f"size_bands={size_bands}: give both in pixels, or both below 1, as shares of the picture's side"
-        )
     if large < 1:
         sizes = {size_of(image) for image in dataset.images}
         if len(sizes) > 1 or None in sizes:

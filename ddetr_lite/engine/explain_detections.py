@@ -39,13 +39,7 @@ def check_scores(evidence: Evidence) -> Observation:
         return Observation(name, "skipped", "there are no detections to look at")
     tops = torch.tensor([float(d["scores"].max()) if len(d["scores"]) else 0.0 for d in found.values()])
     bins = torch.histc(tops, 5, 0, 1).int().tolist()
-    errors = find_errors({i: d for i, d in found.items() if len(d["scores"])}, data)
-    judged = [
-        (score, kind == "correct")
-        for picture in errors.pictures
-        for score, kind in zip(picture.scores.tolist(), picture.kinds, strict=True)
-        if kind != "ignored"
-    ]
+    judged = find_errors({i: d for i, d in found.items() if len(d["scores"])}, data).judged
     right = []
     for threshold in (0.3, 0.5, 0.7):
         above = [correct for score, correct in judged if score > threshold]

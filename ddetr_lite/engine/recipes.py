@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from ddetr_lite.datasets.fields import check_size_bands
 from ddetr_lite.datasets.transforms import AugmentConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
@@ -233,10 +234,7 @@ def check(recipe: Recipe) -> None:
         raise ValueError(f"overfit={data.overfit} must be a number of pictures, or 0")
     if data.limit < 0:
         raise ValueError(f"limit={data.limit} must be a number of pictures, or 0 for all")
-    if not 0 < data.size_bands[0] < data.size_bands[1] or data.size_bands[0] < 1 < data.size_bands[1]:
-        raise ValueError(
-            f"size_bands={data.size_bands} must rise and be positive: both in pixels, or both below 1, as shares"
-        )
+    check_size_bands(data.size_bands)
     for name in ("queries", "dim", "heads", "hidden", "decoder_layers", "anchor_strides", "proposals", "sampled"):
         if getattr(model, name, 1) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
