@@ -66,7 +66,7 @@ def size_of(image: Record) -> tuple[float, float] | None:
 
 
 def check_size_bands(bands: tuple[float, float]) -> None:
-    """Raise ValueError for limits of small and large, as √area, that cannot be meant: both in pixels, or both shares below 1."""
+    """Raise ValueError for limits of small and large, as √area, that cannot be meant: two of pixels, or two shares below 1."""
     small, large = bands
     if not 0 < small < large:
         raise ValueError(f"size_bands={bands} must be positive and rising, for example --size-bands 32 96")
