@@ -126,15 +126,15 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
         torch.cuda.reset_peak_memory_stats(place.device)  # the log is about the run
     evaluations = -(-config.epochs // config.evaluate_every) if config.evaluate_every else 1
     return Forecast(
-        order.steps_per_epoch * config.epochs,
-        seconds,
-        loading,
-        config.workers,
-        max(evaluations, 1),
-        looking,
-        peak,
-        torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
-        note,
+        steps=order.steps_per_epoch * config.epochs,
+        step_seconds=seconds,
+        loading_seconds=loading,
+        workers=config.workers,
+        evaluations=max(evaluations, 1),
+        evaluation_seconds=looking,
+        peak_bytes=peak,
+        device_bytes=torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
+        note=note,
     )
 
 
