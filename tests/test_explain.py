@@ -129,6 +129,13 @@ def test_a_healthy_run_is_left_in_peace(shapes: Path, tmp_path: Path, source: st
     assert measured >= {"one batch", "query collapse", "matching", "boxes", "classes", "scores", "kinds of error"}
 
 
+def test_a_picture_that_cannot_be_read_comes_before_what_follows_from_it() -> None:
+    found = [Observation(name, "cause", "") for name in ("gradient", "pictures", "data and model", "data")]
+    assert [o.name for o in Explanation(found).likely()] == ["data", "pictures", "data and model", "gradient"]
+    with pytest.raises(ValueError, match="not in tuple"):  # a new check needs a place in ORDER
+        Explanation([*found, Observation("moon", "cause", "")]).likely()
+
+
 def test_learning_one_batch_does_not_change_what_is_looked_at_later(shapes: Path, tmp_path: Path) -> None:
     run = with_model(run_of(tmp_path / "run", shapes))
     (run / "best.pt").unlink()
