@@ -33,7 +33,7 @@ from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.errors import best_threshold, find_errors, threshold_of
 from ddetr_lite.engine.evaluate import ap_of, detect, evaluate, validation_set
 from ddetr_lite.engine.fine_tuning import recipe_for, start_from
-from ddetr_lite.engine.forecast import Forecast, duration, forecast, largest
+from ddetr_lite.engine.forecast import Forecast, forecast, largest
 from ddetr_lite.engine.guard import Guard
 from ddetr_lite.engine.log import RunLog, read_log
 from ddetr_lite.engine.optimization import make_optimizers
@@ -48,6 +48,7 @@ from ddetr_lite.engine.step import Step, compile_layers, use_bf16
 from ddetr_lite.engine.train import Run, train
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.presets import build, model_config
+from ddetr_lite.wording import duration
 
 ALONE = World(torch.device("cpu"))
 

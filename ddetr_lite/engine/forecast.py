@@ -20,6 +20,7 @@ from ddetr_lite.datasets.transforms import AugmentConfig, resized_size
 from ddetr_lite.engine.recipes import Recipe
 from ddetr_lite.engine.step import Step
 from ddetr_lite.memory import free_bytes, taken_by
+from ddetr_lite.wording import duration
 
 STEPS = 3  # measured, behind one that is not
 SIDE = 400
@@ -66,14 +67,6 @@ class Forecast:
         if self.loading_seconds > (1.0 if self.workers else 0.2) * self.step_seconds:
             text += f". Loading pictures takes {self.loading_seconds * 1e3:.0f} ms a step: more --workers, or --cache memory"
         return f"{text}." + (f" {self.note}" if self.note else "")
-
-
-def duration(seconds: float) -> str:
-    """For people: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: int, order: Order) -> Forecast:

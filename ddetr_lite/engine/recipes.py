@@ -6,7 +6,6 @@ A named recipe says what is trained on; `--model` picks a row of the paper's tab
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from ddetr_lite.models.presets import (
     dataclass_from_dict,
     model_config,
 )
+from ddetr_lite.wording import known_names
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,7 @@ def recipe(name: str, model: str | None = None) -> Recipe:
     Raises ValueError naming the nearest known name.
     """
     if name not in _RECIPES:
-        near = get_close_matches(name, _RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}? Known are " if near else "known are "
-        raise ValueError(f"recipe {name!r} is unknown: {hint}{', '.join(_RECIPES)}")
+        raise ValueError(f"recipe {name!r} is unknown: {known_names(name, _RECIPES)}")
     size, data, augment, deformable, dense = _RECIPES[name]
     row, hints = _DEFAULT_MODEL[name] if model is None else (model, 0)
     config = model_config(row, size)

@@ -26,6 +26,7 @@ from ddetr_lite.plots.page import (
     tiles,
 )
 from ddetr_lite.plots.report_pictures import errors_section, queries_section
+from ddetr_lite.wording import duration
 from ddetr_lite.writing import write_bytes
 
 
@@ -117,17 +118,6 @@ def _numbers(run: RunResults) -> Html:
         values["GPU memory"] = f"{run.memory / 2**30:.2f} GiB"
     note = "The run has not been evaluated yet: AP stands in the log after the first evaluation."
     return tiles(values) if best else tiles(values) + missing(note)
-
-
-def duration(seconds: float) -> str:
-    """In words that suit its length."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes >= 10:
-        return f"{minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _losses(run: RunResults) -> Html:
