@@ -198,7 +198,19 @@ def recipe(name: str, model: str | None = None) -> Recipe:
 
 def check(recipe: Recipe) -> None:
     """Raise ValueError for values that cannot be meant, naming field, value and remedy."""
-    train, data, model = recipe.train, recipe.data, recipe.model
+    _check_train(recipe.train)
+    _check_data(recipe.data)
+    _check_augment(recipe.augment)
+    _check_model(recipe.model)
+    backbone = recipe.model.backbone
+    if backbone.frozen and backbone.weights == "none" and not recipe.train.start_from:
+        raise ValueError(
+            f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
+            "stem; give weights, or train all of it with --backbone.no-frozen"
+        )
+
+
+def _check_train(train: TrainConfig) -> None:
     for name in ("epochs", "batch", "accumulate", "log_every", "checkpoint_every", "max_bad_steps"):
         if getattr(train, name) < 1:
             raise ValueError(f"{name}={getattr(train, name)} must be at least 1")
@@ -223,16 +235,31 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name}={getattr(train, name)} must lie between 0 and 1, usually {usual}")
     if not 0 <= train.ema < 1:
         raise ValueError(f"ema={train.ema} must lie in 0..1, usually 0.999 to 0.9999; 0 keeps no average")
-    for side in (*recipe.augment.short_sides, recipe.augment.eval_short_side):
-        if side > recipe.augment.max_side:
-            raise ValueError(
-                f"a short side of {side} cannot be reached: no side may be above max_side={recipe.augment.max_side}"
-            )
+
+
+def _check_data(data: DataConfig) -> None:
     if data.overfit < 0:
         raise ValueError(f"overfit={data.overfit} must be a number of pictures, or 0")
     if data.limit < 0:
         raise ValueError(f"limit={data.limit} must be a number of pictures, or 0 for all")
     check_size_bands(data.size_bands)
+
+
+def _check_augment(augment: AugmentConfig) -> None:
+    if min(augment.short_sides, default=1) < 1 or augment.max_side < 1:
+        raise ValueError(f"short_sides={augment.short_sides} and max_side={augment.max_side} must be at least 1 pixel")
+    if augment.eval_short_side < 0:
+        raise ValueError(
+            f"eval_short_side={augment.eval_short_side} must be a number of pixels; 0 keeps pictures as they are"
+        )
+    for side in (*augment.short_sides, augment.eval_short_side):
+        if side > augment.max_side:
+            raise ValueError(
+                f"a short side of {side} cannot be reached: no side may be above max_side={augment.max_side}"
+            )
+
+
+def _check_model(model: ModelConfig) -> None:
     for name in ("queries", "dim", "heads", "hidden", "decoder_layers", "anchor_strides", "proposals", "sampled"):
         if getattr(model, name, 1) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
@@ -244,19 +271,6 @@ def check(recipe: Recipe) -> None:
         for name, value in {**weights, **{f"matching.{k}": v for k, v in weights["matching"].items()}}.items():
             if isinstance(value, float) and not 0 <= value < math.inf:
                 raise ValueError(f"loss.{name}={value} must be a number, and not negative")
-    augment = recipe.augment
-    if min(augment.short_sides, default=1) < 1 or augment.max_side < 1:
-        raise ValueError(f"short_sides={augment.short_sides} and max_side={augment.max_side} must be at least 1 pixel")
-    if augment.eval_short_side < 0:
-        raise ValueError(
-            f"eval_short_side={augment.eval_short_side} must be a number of pixels; 0 keeps pictures as they are"
-        )
-    backbone = model.backbone
-    if backbone.frozen and backbone.weights == "none" and not train.start_from:
-        raise ValueError(
-            f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
-            "stem; give weights, or train all of it with --backbone.no-frozen"
-        )
     if isinstance(model, DeformableDetrConfig) and min(model.levels, model.points) < 1:
         raise ValueError(f"levels={model.levels} and points={model.points} must be at least 1")
 
