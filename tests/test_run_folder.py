@@ -50,6 +50,13 @@ def test_what_a_killed_process_left_is_swept(shapes: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.unfinished"))
 
 
+def test_a_model_alone_is_no_run_to_go_on_with(shapes: Path, tmp_path: Path) -> None:
+    chosen = short(shapes)
+    checkpoint.save_model(tmp_path / "last.pt", build(chosen.model, 2), ["circle", "square"], {})
+    with pytest.raises(ValueError, match=r"last\.pt holds no run to go on with.*--start-from .*last\.pt"):
+        train(chosen, tmp_path, resume=True, progress=False)
+
+
 def test_only_the_last_line_of_a_log_can_be_cut_off(tmp_path: Path) -> None:
     """A run that was killed in the middle of a line, and goes on, has no broken line in its middle."""
     log = RunLog(tmp_path / "log.jsonl")
