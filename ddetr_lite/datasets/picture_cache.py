@@ -101,8 +101,8 @@ class PictureCache:
     def _open(self, file: Path, writing: bool = False) -> Tensor:
         """The bytes of a file: nothing is read before it is needed, and all processes see the same pages.
 
-        By NumPy, since torch maps a file either for writing, which a write-protected one forbids, or as pages that each process
-        may change for itself, for which the system must vouch with as much memory as the file is long.
+        By NumPy: torch maps a file either for writing, which a write-protected one forbids, or so that each process may change
+        its own copy of a page, for which the system sets aside as much memory as the file is long.
         """
         mapped = np.memmap(file, np.uint8, "r+" if writing else "r", shape=(self._length,))
         with warnings.catch_warnings():  # torch has no tensors that cannot be written to; nothing here writes to it
