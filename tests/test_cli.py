@@ -501,6 +501,15 @@ def test_mistakes_get_one_line_and_exit_code_2(
     assert not (tmp_path / "out" / "log.jsonl").exists()  # nothing is left that would stand in the way of the next try
 
 
+def test_a_run_whose_recipe_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.json").write_text('{"model": {"architecture": "detr"}}', encoding="utf-8")
+    assert main(["train", "shapes", "--out", str(tmp_path), "--resume"]) == 2
+    assert (
+        f"{tmp_path / 'recipe.json'} cannot be used: the recipe is not whole: it lacks 'data'"
+        in capsys.readouterr().err
+    )
+
+
 def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stopped(words: list[str]) -> None:
         raise KeyboardInterrupt

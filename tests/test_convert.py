@@ -31,6 +31,7 @@ from ddetr_lite.convert import (
 )
 from ddetr_lite.convert.classes import with_class_names
 from ddetr_lite.convert.coco_ids import COCO91_NAMES
+from ddetr_lite.convert.files import write_tensors
 from ddetr_lite.convert.infer import infer
 from ddetr_lite.convert.official import Converted
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
@@ -150,6 +151,21 @@ def test_safetensors_hold_all_official_names(tmp_path: Path) -> None:
     write_official(model, tmp_path / "model.safetensors")
     assert_same_tensors(load_file(tmp_path / "model.safetensors"), to_official(model))
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_a_file_that_cannot_be_written_is_as_it_was(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tensors({"a": torch.ones(2)}, tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ddetr_lite.convert.files.torch.save", full)
+    monkeypatch.setattr("ddetr_lite.convert.files.save", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_tensors({"a": torch.zeros(2)}, tmp_path / name)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(name, before)]
 
 
 @pytest.mark.parametrize(

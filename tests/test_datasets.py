@@ -61,6 +61,15 @@ def test_crowds_are_left_out_and_boxes_are_clipped_to_the_picture(folder: Path) 
     assert int(target["image_id"]) == 42
 
 
+def test_the_truth_is_what_the_file_says(folder: Path) -> None:
+    """Not clipped, and with the box that has no width: what is evaluated is judged against these."""
+    boxes, labels = dataset(folder).truth(0)
+    assert boxes.tolist() == [[50, 30, 70, 50], [5, 5, 25, 15]]
+    assert labels.tolist() == [1, 0], "the crowd is left out"
+    assert dataset(folder).truth(1)[0].shape == (0, 4)
+    assert dataset(folder).truth(2)[0].tolist() == [[8, 8, 8, 12], [-5, -5, 15, 15]]
+
+
 def test_a_picture_without_objects_and_a_box_without_area(folder: Path) -> None:
     data = dataset(folder)
     assert data[1][1]["boxes"].shape == (0, 4)
@@ -477,3 +486,16 @@ def test_pictures_are_read_once_into_the_cache(folder: Path, monkeypatch: pytest
     first = [data[i][0].clone() for i in range(3)]
     monkeypatch.setattr("ddetr_lite.datasets.coco.read_picture", None)  # calling it fails
     assert all(torch.equal(data[i][0], first[i]) for i in range(3))
+
+
+@pytest.mark.parametrize("place", ["cache", "memory", "disk"])
+def test_a_part_of_a_set_finds_its_own_pictures_among_those_that_are_kept(folder: Path, place: str) -> None:
+    whole = dataset(folder, cache=place == "cache")
+    if place != "cache":
+        files = [whole.file_of(i) for i in range(3)]
+        whole.pictures = PictureCache(files, lambda size: size, folder / ".cache" if place == "disk" else None)
+    of_id = {int(target["image_id"]): image for image, target in (whole[i] for i in range(3))}
+    for part in (whole.with_objects(2), whole.first(2), whole.with_objects(2).first(1)):
+        for image, target in (part[i] for i in range(len(part))):
+            assert torch.equal(image, of_id[int(target["image_id"])])
+    assert [image["id"] for image in whole.with_objects(2).images] == [42, 1000], "the second has no object"

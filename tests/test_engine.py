@@ -25,6 +25,7 @@ from ddetr_lite.engine.predict import predict
 from ddetr_lite.engine.recipes import (
     Recipe,
     check,
+    read_recipe,
     recipe,
     recipe_from_dict,
     recipe_names,
@@ -179,6 +180,32 @@ def test_checkpoints_of_half_the_size_and_broken_ones(tmp_path: Path) -> None:
         checkpoint.load_model(tmp_path / "official.pt")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": None}, "'config' does not fit this version: "),
+        ({"config": {"architecture": "yolo"}}, "'config' does not fit this version: architecture 'yolo' is unknown"),
+        (
+            {"config": {"architecture": "detr", "colour": 1}},
+            "DetrConfig has no field 'colour'.*the version that wrote it",
+        ),
+        ({"config": {"architecture": "detr"}}, r"the tensors do not fit .*Missing key\(s\) .{,400} \.\.\.$"),
+        ({"classes": ...}, "lacks 'classes', which each checkpoint has"),
+        ({"config": ...}, "lacks 'config'"),
+        ({"about": ...}, "lacks 'about'"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named_with_its_field(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    """...: the field is not there."""
+    model = build(replace(model_config("detr", "small"), **TINY), 2)
+    content = checkpoint.model_content(model, ["a", "b"], {}) | change
+    checkpoint.write_atomically({k: v for k, v in content.items() if v is not ...}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=rf"other\.pt.*{said}"):
+        checkpoint.load_model(tmp_path / "other.pt")
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.write_atomically({"format": checkpoint.FORMAT, "n": 1}, path)
@@ -194,6 +221,24 @@ def test_recipes_survive_a_file(name: str, row: str) -> None:
     chosen = recipe(name, row)
     check(chosen)
     assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(chosen)))) == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "the recipe is not whole: "),
+        ('{"data": {}}', "the recipe is not whole: it lacks 'model'"),
+        ('{"model": {"architecture": "yolo"}}', "'yolo' is unknown"),
+        ("", "Expecting value"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "recipe.json").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=rf"recipe\.json cannot be used: .*{said}.*; restore it.*--start-from .*best\.pt"
+    ):
+        read_recipe(tmp_path / "recipe.json")
 
 
 def test_the_hard_recipe_has_queries_to_spare_and_bands_of_a_third_each(tmp_path: Path) -> None:
@@ -226,7 +271,8 @@ def test_configurations_survive_a_checkpoint_and_reject_other_versions() -> None
         ("train", {"epochs": 0}, "epochs=0"),
         ("train", {"lr": 3.0}, "lr=3.0"),
         ("train", {"workers": -1}, "workers=-1"),
-        ("data", {"size_bands": (5.0, 2.0)}, "size_bands"),
+        ("data", {"size_bands": (5.0, 2.0)}, r"size_bands=\(5.0, 2.0\) must be positive and rising"),
+        ("data", {"size_bands": (0.2, 1.0)}, r"size_bands=\(0.2, 1.0\): give both in pixels, or both below 1"),
         ("model", {"queries": 0}, "queries=0"),
     ],
 )

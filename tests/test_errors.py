@@ -121,8 +121,6 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     data = dataset(tmp_path, [an_object(*BOX)])
     with pytest.raises(ValueError, match=r"val\.json has no image id 7"):
         find_errors({7: detections((*BOX, 0.9, STAR))}, data)
-    with pytest.raises(ValueError, match=r"background=0\.6 must be below foreground=0\.5"):
-        find_errors({}, data, background=0.6)
     with pytest.raises(ValueError, match="no category id 3"):
         detections_from_results([{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.5}], data)
 

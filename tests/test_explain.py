@@ -21,7 +21,7 @@ from ddetr_lite.engine.evaluate import results_of
 from ddetr_lite.engine.explain import ORDER, Explanation, explain
 from ddetr_lite.engine.explain_boxes import OF_PREDICTIONS, Reading
 from ddetr_lite.engine.explain_evidence import Observation, gather
-from ddetr_lite.engine.explain_healthy import RUNS, check_steps, points_of
+from ddetr_lite.engine.explain_healthy import RUNS, check_steps
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, check, recipe, recipe_from_dict, recipe_to_dict
 from ddetr_lite.engine.train import train
@@ -127,6 +127,13 @@ def test_a_healthy_run_is_left_in_peace(shapes: Path, tmp_path: Path, source: st
     ]
     measured = {o.name for o in explanation.observations if o.verdict == "OK"}
     assert measured >= {"one batch", "query collapse", "matching", "boxes", "classes", "scores", "kinds of error"}
+
+
+def test_a_picture_that_cannot_be_read_comes_before_what_follows_from_it() -> None:
+    found = [Observation(name, "cause", "") for name in ("gradient", "pictures", "data and model", "data")]
+    assert [o.name for o in Explanation(found).likely()] == ["data", "pictures", "data and model", "gradient"]
+    with pytest.raises(ValueError, match="not in tuple"):  # a new check needs a place in ORDER
+        Explanation([*found, Observation("moon", "cause", "")]).likely()
 
 
 def test_learning_one_batch_does_not_change_what_is_looked_at_later(shapes: Path, tmp_path: Path) -> None:
@@ -590,6 +597,19 @@ def test_files_of_another_version_or_damaged(shapes: Path, tmp_path: Path) -> No
     explanation = look(run)
     assert "yolo" in of(explanation, "recipe").text
     assert {o.name for o in explanation.observations if o.verdict == "cause"} == {"checkpoint"}
+
+
+def points_of(lines: list[dict[str, Any]], batch: int) -> dict[int, tuple[float | None, float]]:
+    """The points of a log, {pictures: (AP, loss)}: at each evaluation, and at steps 50, 100 and 200 before the first."""
+    train = [line for line in lines if line["kind"] == "train"]
+    evaluations = {line["step"]: float(line["AP"]) for line in lines if line["kind"] == "evaluate"}
+    early = {step for step in (50, 100, 200) if step < min(evaluations, default=1000)}
+    result = {}
+    for step in sorted(early | set(evaluations)):
+        losses = [line["loss"] for line in train if 0.8 * step < line["step"] <= step]
+        if losses:
+            result[step * batch] = (evaluations.get(step), sum(losses) / len(losses))
+    return result
 
 
 def test_the_table_of_healthy_runs_is_that_of_the_logs() -> None:

@@ -8,7 +8,7 @@ import ddetr_lite
 ROOT = Path(ddetr_lite.__file__).parent
 # From the bottom to the top; packages of one line do not know one another.
 ORDER = (
-    {"writing", "progress", "memory", "batching"},
+    {"wording", "writing", "progress", "memory", "batching"},
     {"kernels"},
     {"layers", "set_prediction"},
     {"models", "datasets"},

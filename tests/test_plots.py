@@ -82,7 +82,7 @@ def test_scatter_has_a_colour_for_each_group_and_its_names_beside_the_data() -> 
 
 def test_query_centres_has_a_map_for_each_query_and_a_dot_for_each_box() -> None:
     boxes = torch.rand(6, 5, 4)
-    figure = detection.query_centres(boxes, rows=2)
+    figure = detection.query_centres(boxes)
     maps = [ax for ax in figure.axes if ax.axison]
     assert len(maps) == 5
     for query, ax in enumerate(maps):

@@ -22,7 +22,7 @@ from ddetr_lite.engine.watch import choose_objects, watched_line
 from ddetr_lite.models.presets import ROWS, build, config_to_dict, model_config
 from ddetr_lite.plots.compare import comparison, comparison_figure, differing, read_runs, text_table
 from ddetr_lite.plots.page import picture
-from ddetr_lite.plots.report import report, validation_set, write_report
+from ddetr_lite.plots.report import evaluated_pictures, report, write_report
 from ddetr_lite.plots.run_pictures import watched_row
 
 NAME = "my & <i> run"
@@ -157,7 +157,7 @@ def test_the_report_has_all_that_the_folder_has(run: Path, data: Path) -> None:
     assert "a & b <i>" in page.text
     assert "x <b>GPU</b>" in page.text
     assert "loss is <nan>" in page.text
-    for told in (f"shapes: {NAME}", "deformable-detr", "1.25 million parameters", "5 min 0 s", "1.00 GiB", "2 of 2"):
+    for told in (f"shapes: {NAME}", "deformable-detr", "1.25 million parameters", "5 min", "1.00 GiB", "2 of 2"):
         assert told in page.text, told
     assert "0.500" in page.text  # the best AP is not the last one
     assert 'class="missing"' not in path.read_text(encoding="utf-8")
@@ -211,7 +211,7 @@ def test_the_pictures_are_those_that_the_run_was_evaluated_on(
     """`overfit` is a number, and was a switch in older recipes, which `limit` belonged to."""
     lines = read_log(run / "log.jsonl")
     lines[0]["recipe"]["data"] |= changes
-    found = validation_set(read_run(write_log(tmp_path / "run", lines)))
+    found = evaluated_pictures(read_run(write_log(tmp_path / "run", lines)))
     assert isinstance(found, CocoDetection)
     assert len(found) == pictures
     assert found.folder.images.name == ("train2017" if changes.get("overfit") else "val2017")

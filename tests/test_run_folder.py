@@ -13,7 +13,7 @@ from test_engine import TINY, tiny_recipe
 from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.fine_tuning import start_from
-from ddetr_lite.engine.log import read_log
+from ddetr_lite.engine.log import RunLog, read_log
 from ddetr_lite.engine.recipes import Recipe, check, recipe
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.backbone import BackboneConfig
@@ -48,6 +48,30 @@ def test_what_a_killed_process_left_is_swept(shapes: Path, tmp_path: Path) -> No
     (tmp_path / ".last.pt-0123abcd.unfinished").write_bytes(b"half a checkpoint")
     train(short(shapes), tmp_path, progress=False)
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_model_alone_is_no_run_to_go_on_with(shapes: Path, tmp_path: Path) -> None:
+    chosen = short(shapes)
+    checkpoint.save_model(tmp_path / "last.pt", build(chosen.model, 2), ["circle", "square"], {})
+    with pytest.raises(ValueError, match=r"last\.pt holds no run to go on with.*--start-from .*last\.pt"):
+        train(chosen, tmp_path, resume=True, progress=False)
+
+
+def test_only_the_last_line_of_a_log_can_be_cut_off(tmp_path: Path) -> None:
+    """A run that was killed in the middle of a line, and goes on, has no broken line in its middle."""
+    log = RunLog(tmp_path / "log.jsonl")
+    for step in (0, 1, 2):
+        log.write("train", step, loss=1.0)
+    whole = log.path.read_text(encoding="utf-8")
+    log.path.write_text(whole + whole[:9], encoding="utf-8")
+    assert [line["step"] for line in read_log(log.path)] == [0, 1, 2]
+    log.rewind(1, evaluated=0)
+    log.write("train", 2, loss=1.0)
+    assert log.path.read_text(encoding="utf-8") == whole
+    first, second, third = whole.splitlines()
+    log.path.write_text("\n".join((first, second[:9], "", third)), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"log\.jsonl: line 2 is no JSON \(.*\): correct or remove it"):
+        read_log(log.path)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(

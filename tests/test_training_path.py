@@ -18,7 +18,7 @@ from test_engine import TINY, tiny_recipe
 from torchvision import tv_tensors
 
 from ddetr_lite.batching import IMAGENET_MEAN, IMAGENET_STD, RawBatch, batch_images
-from ddetr_lite.cli.training import _followed, _now_and_then
+from ddetr_lite.cli.training import _followed, _now_and_then, _with_options
 from ddetr_lite.datasets import picture_cache
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Batch, EpochSampler, Order, RunSampler, evaluation_batches
@@ -33,14 +33,14 @@ from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.errors import best_threshold, find_errors, threshold_of
 from ddetr_lite.engine.evaluate import ap_of, detect, evaluate, validation_set
 from ddetr_lite.engine.fine_tuning import recipe_for, start_from
-from ddetr_lite.engine.forecast import Forecast, duration, forecast, largest
+from ddetr_lite.engine.forecast import Forecast, forecast, largest
 from ddetr_lite.engine.guard import Guard
 from ddetr_lite.engine.log import RunLog, read_log
 from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.predict import predict, threshold_for
 from ddetr_lite.engine.profile import profile
-from ddetr_lite.engine.recipes import DataConfig, recipe, recipe_from_dict, recipe_to_dict
+from ddetr_lite.engine.recipes import DataConfig, check, recipe, recipe_from_dict, recipe_to_dict
 from ddetr_lite.engine.run import NUMBERS, State, differing
 from ddetr_lite.engine.run_results import read_run
 from ddetr_lite.engine.scaling import follow, oddities
@@ -48,6 +48,7 @@ from ddetr_lite.engine.step import Step, compile_layers, use_bf16
 from ddetr_lite.engine.train import Run, train
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.presets import build, model_config
+from ddetr_lite.wording import duration
 
 ALONE = World(torch.device("cpu"))
 
@@ -395,6 +396,39 @@ def test_overfitting_says_nothing_of_a_drop() -> None:
                                 recipe("coco"), ["--overfit", "8", "--epochs", "20"])  # fmt: skip
     assert chosen.train.schedule == "constant"
     assert not any("drops" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "words", "said"),
+    [
+        ("shapes", None, "--drop-epoch 3", ["--drop-epoch is looked at only with --schedule step."]),
+        ("shapes", None, "--drop-epoch 3 --schedule step", []),
+        ("coco", None, "--drop_epoch=3 --muon-lr 0.01", ["--muon-lr is looked at only with --optimizer muon."]),
+        ("shapes", None, "--muon-lr 0.01 --muon-weight-decay 0.1", []),
+        (
+            "shapes",
+            None,
+            "--crop --one-size --max-side 200",
+            [
+                "--crop is looked at only where pictures are resized in training (--short-sides).",
+                "--one-size is looked at only where pictures are resized in training (--short-sides).",
+                "--max-side is looked at only where pictures are resized (--short-sides, --eval-short-side).",
+            ],
+        ),
+        ("shapes", None, "--no-crop --eval-short-side 96 --max-side 200", []),
+        ("coco", None, "--crop --one-size --max-side 1000", []),
+        ("coco", None, "--anchor-size 0.1", ["--anchor-size is looked at only in a model with --two-stage."]),
+        ("coco", None, "--anchor-size 0.1 --two-stage", []),
+        ("shapes", "detr", "--sampling-lr 0.5", ["--sampling-lr is looked at only in Deformable DETR."]),
+        ("shapes", None, "--sampling-lr 0.5", []),
+        ("shapes", None, "", []),
+    ],
+)
+def test_options_that_change_nothing_are_said(name: str, row: str | None, words: str, said: list[str]) -> None:
+    base = recipe(name, row)
+    chosen, reasons = _followed(_with_options(base, words.split()), base, words.split())
+    assert reasons == said
+    check(chosen)
 
 
 def test_what_is_seldom_meant_is_said() -> None:
@@ -899,6 +933,19 @@ def test_processes_share_an_evaluation(shapes: Path) -> None:
     assert [len(share) for share in shares] == [3, 2]
     assert not shares[0].keys() & shares[1].keys()
     assert all(torch.equal(found["boxes"], whole[i]["boxes"]) for share in shares for i, found in share.items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_for_objects_keeps_the_mode(shapes: Path, training: bool) -> None:
+    """Also where only the first picture is asked for; in between the model does not train."""
+    data = CocoDetection(CocoFolder.find(shapes, "val"))
+    model = small_model("detr", len(data.classes)).train(training)
+    for _ in detect(model, data, batch=2):
+        assert not model.training
+        break
+    assert model.training == training
+    dict(detect(model, data, batch=2))
+    assert model.training == training
 
 
 # ---------------------------------------------------------------- what the options do

@@ -1,5 +1,5 @@
-"""What this project claims about speed, for anyone to repeat: `ddetr-lite bench ...`.
+"""What this project claims, for anyone to repeat: `ddetr-lite bench ...`.
 
-Every figure is a ratio against a peer in the same run, all of them taking turns, since clocks of different runs and machines
-cannot be compared.
+Speed (`msda`, `step`, `input`): ratios against a peer in the same run, all of them taking turns, since clocks of different runs
+and machines cannot be compared. Accuracy (`studies`): models that are trained and compared by one method.
 """

@@ -25,8 +25,10 @@ from ddetr_lite.engine.run import State
 from ddetr_lite.engine.step import Step
 from ddetr_lite.models.presets import Model, build
 
+REPEATS = 9
 
-def costs(recipes: Mapping[str, Recipe], device: torch.device, repeats: int = 9) -> dict[str, dict[str, float]]:
+
+def costs(recipes: Mapping[str, Recipe], device: torch.device) -> dict[str, dict[str, float]]:
     """For every recipe by its name:
 
     "parameters"; "multiply_adds" of one validation picture; "activation_bytes" that a training step keeps for its backward
@@ -48,7 +50,7 @@ def costs(recipes: Mapping[str, Recipe], device: torch.device, repeats: int = 9)
             found[name]["peak_bytes"] = float(peak_bytes(model.train_step))
     steps: dict[str, list[float]] = {name: [] for name in models}
     pictures: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(repeats + 2):
+    for repeat in range(REPEATS + 2):
         for name, model in models.items():
             step, picture = seconds(model.train_step, device), seconds(model.find, device)
             if repeat >= 2:  # the first ones allocate

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ddetr_lite.writing import write_bytes
+
 
 def heading(command: str, device: torch.device) -> dict[str, Any]:
     """What has to stand above a result, so that anyone can repeat it."""
@@ -20,7 +22,7 @@ def write_result(result: dict[str, Any], out: Path) -> Path:
     """`out` is a name without an ending. Returns the path of the JSON file."""
     path = out.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
     return path
 
 

@@ -7,7 +7,6 @@ Options are made from dataclasses by tyro. A mistake of the user's is answered w
 import os
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from importlib.metadata import version
 
 from ddetr_lite.cli.benching import bench
@@ -20,6 +19,7 @@ from ddetr_lite.cli.proving import prove_resume
 from ddetr_lite.cli.teaching import course
 from ddetr_lite.cli.training import train
 from ddetr_lite.cli.using import evaluate, predict
+from ddetr_lite.wording import did_you_mean
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
@@ -49,8 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(f"ddetr-lite {version('ddetr-lite')}")
             return 0
         if words[0] not in COMMANDS:
-            near = get_close_matches(words[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(COMMANDS)}"
+            hint = did_you_mean(words[0], COMMANDS) or f"choose {', '.join(COMMANDS)}"
             raise Mistake(f"unknown command {words[0]!r}: {hint}")
         COMMANDS[words[0]](words[1:])
     except BrokenPipeError:  # who reads has seen enough, as in `| head`

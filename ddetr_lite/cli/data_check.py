@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 EXAMPLES = 3
+ROWS = 12  # classes that are printed: the most frequent, and the four rarest
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def data_check(words: list[str]) -> None:
 def _start(path: Path) -> "Start":
     """What is advised about fine-tuning depends on this much of the checkpoint."""
     from ddetr_lite.engine.advice import Start
-    from ddetr_lite.engine.checkpoint import load_model
-    from ddetr_lite.engine.fine_tuning import recipe_of, sizes_of
+    from ddetr_lite.engine.checkpoint import load_model, sizes_of
+    from ddetr_lite.engine.fine_tuning import recipe_of
 
     loaded = load_model(path)
     return Start(recipe_of(loaded, path), loaded.classes, resized=bool(sizes_of(loaded.about)))
@@ -110,7 +111,7 @@ def _print_findings(findings: list["Finding"]) -> None:
             print(f"        ... and {len(members) - EXAMPLES} more, in report.json")
 
 
-def _print_summary(summary: "Summary", rows: int = 12) -> None:
+def _print_summary(summary: "Summary") -> None:
     """The numbers of a split, with the classes as bars."""
     import numpy as np
 
@@ -132,10 +133,10 @@ def _print_summary(summary: "Summary", rows: int = 12) -> None:
     ranked = sorted(summary.classes.items(), key=lambda item: -item[1])
     longest = max((number for _, number in ranked), default=0)
     width = min(24, max((len(name) for name, _ in ranked), default=0))
-    shown = ranked if len(ranked) <= rows else [*ranked[: rows - 4], None, *ranked[-4:]]
+    shown = ranked if len(ranked) <= ROWS else [*ranked[: ROWS - 4], None, *ranked[-4:]]
     for entry in shown:
         if entry is None:
-            print(f"  {'...':<{width}} {len(ranked) - rows} more")
+            print(f"  {'...':<{width}} {len(ranked) - ROWS} more")
             continue
         name, number = entry
         bar = "█" * max(1 if number else 0, round(40 * number / max(longest, 1)))

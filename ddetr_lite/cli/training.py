@@ -1,7 +1,6 @@
 """`ddetr-lite train`."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +21,24 @@ RECIPES = {
     "coco": "short sides of 480 to 800 px, ResNet-50 with ImageNet's weights, the papers' sizes: for GPUs",
 }
 """What the recipes are for, without reading them, which takes seconds."""
+
+_IDLE: "tuple[tuple[tuple[str, ...], Callable[[Recipe], bool], str], ...]" = (
+    (("drop_epoch",), lambda recipe: recipe.train.schedule != "step", "with --schedule step"),
+    (("muon_lr", "muon_weight_decay"), lambda recipe: recipe.train.optimizer != "muon", "with --optimizer muon"),
+    (
+        ("crop", "one_size"),
+        lambda recipe: not recipe.augment.short_sides,
+        "where pictures are resized in training (--short-sides)",
+    ),
+    (
+        ("max_side",),
+        lambda recipe: not (recipe.augment.short_sides or recipe.augment.eval_short_side),
+        "where pictures are resized (--short-sides, --eval-short-side)",
+    ),
+    (("anchor_size",), lambda recipe: not getattr(recipe.model, "two_stage", True), "in a model with --two-stage"),
+    (("sampling_lr",), lambda recipe: not hasattr(recipe.model, "points"), "in Deformable DETR"),
+)
+"""Options, when a recipe does not look at them, and where it would: given all the same, they change nothing."""
 
 
 def train(words: list[str]) -> None:
@@ -57,14 +74,14 @@ def train(words: list[str]) -> None:
 
 def _recipe_to_go_on(name: str, folder: Path, words: list[str]) -> "tuple[Recipe, list[str]]":
     """That of the run in the folder."""
-    from ddetr_lite.engine.recipes import recipe_from_dict
+    from ddetr_lite.engine.recipes import read_recipe
 
     if any(option_of(word) == "--model" for word in words):
         raise Mistake("--model cannot change when a run goes on: leave it out")
     path = folder / "recipe.json"
     if not path.exists():
         raise Mistake(f"nothing to resume: {path} does not exist; name the run's folder with --out")
-    chosen = recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    chosen = read_recipe(path)
     if chosen.name != name:
         raise Mistake(f"{folder} is a run of recipe {chosen.name!r}, not {name!r}")
     return chosen, words
@@ -93,7 +110,7 @@ def _sizes_of(about: dict[str, Any], own: "AugmentConfig", words: list[str]) -> 
 
     words: the user's, which may name other sizes; then the checkpoint's largest side does not hold for them.
     """
-    from ddetr_lite.engine.fine_tuning import sizes_of
+    from ddetr_lite.engine.checkpoint import sizes_of
 
     named = {"--short-sides", "--eval-short-side"} & {option_of(word) for word in words}
     silent = len(named) == 2  # nothing is taken over
@@ -166,6 +183,12 @@ def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Reci
             f"Overfitting {few} picture{'s' * (few != 1)}: no augmentation, a constant learning rate, evaluated on what it was "
             "trained on."
         )
+    for options, idle, where in _IDLE:
+        reasons += [
+            f"--{option.replace('_', '-')} is looked at only {where}."
+            for option in options
+            if option in named and idle(chosen)
+        ]
     return chosen, reasons
 
 

@@ -5,12 +5,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import Mistake, at_least, parse, table
+from ddetr_lite.writing import write_bytes
+
+if TYPE_CHECKING:
+    from ddetr_lite.engine.predict import Found
 
 DRAWN = ".boxes.png"  # how the names of pictures with boxes end
 
@@ -132,24 +136,32 @@ def predict(words: list[str]) -> None:
             named = [f.box for f in found], [f.label for f in found], [f.score for f in found]
             (out / drawn).write_bytes(png(drawn_over(pixels, *named, classes=loaded.classes)))
             height, width = pixels.shape[1:]
-            objects = [
-                {**dataclasses.asdict(f), "box": [round(x, 2) for x in f.box], "score": round(f.score, 4)}
-                for f in found
-            ]
+            objects = [_as_record(f) for f in found]
             results.append({"file": str(path), "height": height, "width": width, "objects": objects})
-            print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {out / drawn}")
-            if all_found and not found:
-                print(f"  the best score is {all_found[0].score:.2f}: a lower --threshold shows more")
-            for f in found:
-                print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
+            _print_found(path, out / drawn, found, best=all_found[0].score if all_found else None)
     finally:  # what was found before Ctrl-C is kept, and an earlier file where nothing could be read
         if results:
-            (out / "detections.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            write_bytes(out / "detections.json", (json.dumps(results, indent=2) + "\n").encode())
     if broken:
         more = f", ... and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise Mistake(
             f"{len(broken)} of {len(pictures)} pictures were left out: " + "; ".join(map(str, broken[:5])) + more
         )
+
+
+def _as_record(found: "Found") -> dict[str, Any]:
+    """An object in detections.json."""
+    rounded = {"box": [round(x, 2) for x in found.box], "score": round(found.score, 4)}
+    return {**dataclasses.asdict(found), **rounded}
+
+
+def _print_found(path: Path, drawn: Path, found: "Sequence[Found]", best: float | None) -> None:
+    """What was found in a picture, and where it is drawn. best: the highest score, of what is not shown too."""
+    print(f"{path}: {len(found)} object{'' if len(found) == 1 else 's'} → {drawn}")
+    if best is not None and not found:
+        print(f"  the best score is {best:.2f}: a lower --threshold shows more")
+    for f in found:
+        print(f"  {f.label:<16} {f.score:.2f}  " + " ".join(f"{x:7.1f}" for x in f.box))
 
 
 def _predictions_of(checkpoint: Path) -> Path:

@@ -1,7 +1,6 @@
 """Files of tensors: `.safetensors`, and PyTorch's `.pth` without running the code that a pickle can hold."""
 
 import argparse
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +8,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from ddetr_lite.writing import replacing
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     # A file that is something else fails in torch in a dozen ways, down to KeyError and EOFError.
-    except (SafetensorError, Exception) as error:
+    except Exception as error:
         raise ValueError(f"{path} cannot be read as tensors: {_reason_and_remedy(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors, or one with 'model'")
@@ -61,10 +61,9 @@ def write_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mappi
     if path.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{path} must end in .safetensors or .pth")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    if path.suffix == ".safetensors":
-        save_file(tensors, partial, metadata=dict(metadata or {}))
-    else:
-        torch.save({"model": tensors}, partial)
-    os.replace(partial, path)  # noqa: PTH105 (replaces an older file on every system)
+    with replacing(path) as file:
+        if path.suffix == ".safetensors":
+            file.write(save(tensors, metadata=dict(metadata or {})))
+        else:
+            torch.save({"model": tensors}, file)

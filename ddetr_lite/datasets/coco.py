@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.fields import crowd_problem, four_numbers, is_crowd, is_id, is_whole, leads_outside, size_of
@@ -154,16 +155,18 @@ class CocoDetection(Dataset):
 
     def first(self, count: int) -> "CocoDetection":
         """The same set with its first pictures only."""
-        part = copy.copy(self)
-        part.images, part.annotations = self.images[:count], self.annotations[:count]
-        return part
+        return self._part(range(len(self))[:count])
 
     def with_objects(self, count: int) -> "CocoDetection":
         """The same set with the first pictures that have an object, at most `count`: without one there is nothing to learn."""
-        kept = [index for index in range(len(self)) if self.objects(index)][:count]
+        return self._part([index for index in range(len(self)) if self.objects(index)][:count])
+
+    def _part(self, kept: Sequence[int]) -> "CocoDetection":
+        """The same set with the pictures at these positions only. What is kept of pictures goes by positions, the new ones."""
         part = copy.copy(self)
         part.images, part.annotations = [self.images[i] for i in kept], [self.annotations[i] for i in kept]
-        part._cache = None if self._cache is None else {}  # it goes by positions
+        part._cache = None if self._cache is None else {}
+        part.pictures = None if self.pictures is None else self.pictures.part(kept)
         return part
 
     def __len__(self) -> int:
@@ -177,6 +180,15 @@ class CocoDetection(Dataset):
     def objects(self, index: int) -> list[dict[str, Any]]:
         """The annotations of a picture that are single objects, not crowds."""
         return [a for a in self.annotations[index] if not is_crowd(a)]
+
+    def truth(self, index: int) -> tuple[Tensor, Tensor]:
+        """What is true of a picture: its objects' corners (T, 4) in pixels of the file, as they stand there, beyond the border
+        too; and their labels (T,).
+        """
+        own = self.objects(index)
+        xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor([self.label_of_category[a["category_id"]] for a in own], dtype=torch.int64)
+        return box_convert(xywh, "xywh", "xyxy"), labels
 
     def file_of(self, index: int) -> Path:
         """Where a picture lies."""
@@ -217,15 +229,12 @@ class CocoDetection(Dataset):
             raise IndexError(f"picture {index} of {len(self)}: {self.folder.annotations} has them from 0 on")
         pixels = self.read_image(index)
         height, width = pixels.shape[1:]
-        objects = self.objects(index)
-        corners = np.array([a["bbox"] for a in objects], dtype=np.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
+        corners, labels = self.truth(index)
         on_disk = (height, width) if self.pictures is None else self.pictures.on_disk[index]
         self._check_size(index, on_disk)
-        labels = np.array([self.label_of_category[a["category_id"]] for a in objects], dtype=np.int64)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=on_disk),
-            "labels": torch.from_numpy(labels),
+            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=on_disk),
+            "labels": labels,
             "image_id": torch.tensor(self.images[index]["id"]),
             "original_size": torch.tensor(on_disk),
         }

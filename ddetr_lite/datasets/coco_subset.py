@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ddetr_lite.datasets.fields import Record, crowd_problem, four_numbers, is_crowd, is_id
+from ddetr_lite.wording import did_you_mean
 from ddetr_lite.writing import write_bytes
 
 SPLITS: tuple[str, ...] = ("train", "val")
@@ -109,8 +109,7 @@ def check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
     """Raises ValueError with the nearest known names for one that is not among them."""
     for name in classes:
         if name not in known:
-            near = get_close_matches(name.lower(), known, n=3)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(known)}"
+            hint = did_you_mean(name.lower(), known, most=3) or f"choose from {', '.join(known)}"
             raise ValueError(f"--classes: {name!r} is unknown: {hint}")
 
 

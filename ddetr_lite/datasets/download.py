@@ -85,9 +85,7 @@ def fetch(client: Client, job: Job) -> None:
     write_bytes(job.path, client.persist(job.url, attempt))
 
 
-def fetch_many(
-    client: Client, jobs: Sequence[Job], connections: int, label: str = "pictures", progress: bool = True
-) -> Outcome:
+def fetch_many(client: Client, jobs: Sequence[Job], connections: int, progress: bool = True) -> Outcome:
     """Fetch files in parallel, but for those already there that pass their check. Their folders must exist.
 
     A file that does not come leaves the others alone; an error of the disk, or Ctrl-C, ends all. In no case is a file
@@ -105,7 +103,7 @@ def fetch_many(
     pool = ThreadPoolExecutor(connections)
     try:
         names = {pool.submit(work, job): job.name for job in jobs}
-        with tqdm(total=len(jobs), desc=label, unit="picture", disable=hidden(progress)) as bar:
+        with tqdm(total=len(jobs), desc="pictures", unit="picture", disable=hidden(progress)) as bar:
             for future in as_completed(names):
                 try:
                     future.result()

@@ -65,6 +65,15 @@ def size_of(image: Record) -> tuple[float, float] | None:
     return None
 
 
+def check_size_bands(bands: tuple[float, float]) -> None:
+    """Raise ValueError for limits of small and large, as √area, that cannot be meant: two of pixels, or two shares below 1."""
+    small, large = bands
+    if not 0 < small < large:
+        raise ValueError(f"size_bands={bands} must be positive and rising, for example --size-bands 32 96")
+    if small < 1 <= large:
+        raise ValueError(f"size_bands={bands}: give both in pixels, or both below 1, as shares of the picture's side")
+
+
 def leads_outside(file_name: str) -> bool:
     """Whether a path that should lie in a folder leaves it: absolute, or by way of "..". Links are not followed."""
     flat = os.path.normpath(file_name.replace("\\", "/"))

@@ -3,6 +3,7 @@
 In memory, or in a file that later runs find again.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -45,7 +46,7 @@ class PictureCache:
         with ThreadPoolExecutor() as threads:
             self.on_disk: list[Size] = list(threads.map(picture_size, files))
             self.sizes = [target(size) for size in self.on_disk]
-            self.starts = np.cumsum([0, *(3 * h * w for h, w in self.sizes)]).tolist()
+            *self.starts, self._length = np.cumsum([0, *(3 * h * w for h, w in self.sizes)]).tolist()
             self._bytes, filled = self._place(files, folder)
             if not filled:
                 try:
@@ -60,7 +61,7 @@ class PictureCache:
 
     def _place(self, files: Sequence[Path], folder: Path | None) -> tuple[Tensor, bool]:
         """The array of bytes, and whether an earlier run has filled it."""
-        count = self.starts[-1]
+        count = self._length
         self._file: Path | None = None
         self._part: Path | None = None
         if folder is None:
@@ -100,10 +101,10 @@ class PictureCache:
     def _open(self, file: Path, writing: bool = False) -> Tensor:
         """The bytes of a file: nothing is read before it is needed, and all processes see the same pages.
 
-        By NumPy, since torch maps a file either for writing, which a write-protected one forbids, or as pages that each process
-        may change for itself, for which the system must vouch with as much memory as the file is long.
+        By NumPy: torch maps a file either for writing, which a write-protected one forbids, or so that each process may change
+        its own copy of a page, for which the system sets aside as much memory as the file is long.
         """
-        mapped = np.memmap(file, np.uint8, "r+" if writing else "r", shape=(self.starts[-1],))
+        mapped = np.memmap(file, np.uint8, "r+" if writing else "r", shape=(self._length,))
         with warnings.catch_warnings():  # torch has no tensors that cannot be written to; nothing here writes to it
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(mapped)
@@ -138,7 +139,15 @@ class PictureCache:
             self._part.unlink(missing_ok=True)
 
     def _view(self, index: int) -> Tensor:
-        return self._bytes[self.starts[index] : self.starts[index + 1]].view(3, *self.sizes[index])
+        (height, width), start = self.sizes[index], self.starts[index]
+        return self._bytes[start : start + 3 * height * width].view(3, height, width)
+
+    def part(self, kept: Sequence[int]) -> "PictureCache":
+        """A cache of the pictures at these positions only. The bytes are the same ones: none is copied."""
+        part = copy.copy(self)
+        part.on_disk, part.sizes = [self.on_disk[i] for i in kept], [self.sizes[i] for i in kept]
+        part.starts = [self.starts[i] for i in kept]
+        return part
 
     def __getitem__(self, index: int) -> Tensor:
         return self._view(index).clone()

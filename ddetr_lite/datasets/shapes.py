@@ -6,7 +6,6 @@ of a split is a pure function of the seed, the split, i, and the configuration's
 counts): a set can grow, and its first pictures stay as they are.
 """
 
-import difflib
 import hashlib
 import json
 import multiprocessing
@@ -36,6 +35,7 @@ from ddetr_lite.datasets.shapes_outlines import (
 )
 from ddetr_lite.datasets.shapes_render import finish, paint_background, paint_object
 from ddetr_lite.progress import hidden
+from ddetr_lite.wording import known_names
 
 VERSION = 1  # of the generator: another number means other pictures
 ALL_KINDS: tuple[str, ...] = tuple(SILHOUETTES)
@@ -95,9 +95,7 @@ class ShapesConfig:
             raise ValueError(f"ShapesConfig.classes is {self.classes!r}: give a tuple of names from {_KNOWN}.")
         for name in self.classes:
             if name not in ALL_KINDS:
-                close = difflib.get_close_matches(str(name), ALL_KINDS, n=1)
-                hint = f"did you mean {close[0]!r}? Known" if close else "known"
-                raise ValueError(f"ShapesConfig.classes has {name!r}: {hint} are {_KNOWN}.")
+                raise ValueError(f"ShapesConfig.classes has {name!r}: {known_names(str(name), ALL_KINDS)}.")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"ShapesConfig.classes is {self.classes!r}: name each class once.")
 

@@ -102,43 +102,28 @@ def advise(
     train_split, val_split = facts.splits
     if facts.splits != ("train", "val"):
         options |= {"train-split": shlex.quote(train_split), "val-split": shlex.quote(val_split)}
-    if start is not None:
-        options["start-from"] = shlex.quote(base.train.start_from)
-        reasons.append(("start", f"from {base.train.start_from}, {start.row}: {_known(facts, start)}"))
-    else:
+    if start is None:
         options = {"model": row, **options}
-    if start is None and few:
-        options["start-from"] = "FILE.pt"
-        why = f"{facts.pictures} pictures are fewer than the {FEW_PICTURES:,} below which DETR's authors advise to fine-tune"
-        asked = "this check with --start-from and any checkpoint makes the command for it"
-        reasons.append(("start", f"from a trained detector: {why}; FILE.pt: any checkpoint of this model; {asked}"))
+    if few:
+        options["start-from"] = shlex.quote(base.train.start_from) if start else "FILE.pt"
+        reasons.append(("start", _why_start(facts, start)))
 
     side, sides = (base.augment.eval_short_side, {}) if start and start.resized else _sides(base, facts)
     options |= sides
     size = batch or _batch(facts, base, usual / side)
     options["batch"] = str(size)
-    area = f"{side} px are {usual} px / {usual / side:.2g}"
-    why = f"the recipe has {base.train.batch} at {usual} px; {area}, so that more fit into memory"
-    if batch is not None:
-        why = "as you asked"
-    elif side == usual or size <= base.train.batch:
-        why = f"the recipe has {base.train.batch}"
-        if size < base.train.batch:
-            why += f"; of {facts.pictures:,} pictures fewer make more steps in an epoch"
-        why += "; --accumulate takes a step in pieces where memory does not allow as many"
+    why = "as you asked" if batch is not None else _why_batch(facts, base, size, side, usual)
     reasons.append(("batch", f"{size} picture{'' if size == 1 else 's'} in a step: {why}"))
 
     lr, why = _learning_rate(base, size, few)
     options["lr"] = _plain(lr)
     reasons.append(("lr", f"{_plain(lr)}: {why}"))
 
-    schedule, lines = _schedule(base, facts.pictures, size, few)
+    schedule, (epochs, *lines) = _schedule(base, facts.pictures, size, few)
     options |= {name: str(value) for name, value in schedule.items()}
+    reasons.append(epochs)
     if few and start is None:
-        alone, _ = _schedule(base, facts.pictures, size, few=False)
-        rate, _ = _learning_rate(base, size, few=False)
-        otherwise = f"--epochs {alone['epochs']} --drop-epoch {alone['drop-epoch']} --lr {_plain(rate)}"
-        lines.insert(1, ("without FILE.pt", f"{otherwise}: from ImageNet's backbone alone it takes longer"))
+        reasons.append(("without FILE.pt", _without_start(facts, base, size)))
     reasons += lines
     extra, lines = _objects(base, facts, side, start is not None)
     options |= extra
@@ -163,6 +148,24 @@ def _known(facts: DataFacts, start: Start) -> str:
     return (
         f"it knows {len(names)} of your {len(facts.classes)} classes by name{some}; the heads of others are made anew"
     )
+
+
+def _why_start(facts: DataFacts, start: Start | None) -> str:
+    if start is not None:
+        return f"from {start.recipe.train.start_from}, {start.row}: {_known(facts, start)}"
+    why = (
+        f"{facts.pictures} pictures are fewer than the {FEW_PICTURES:,} below which DETR's authors advise to fine-tune"
+    )
+    asked = "this check with --start-from and any checkpoint makes the command for it"
+    return f"from a trained detector: {why}; FILE.pt: any checkpoint of this model; {asked}"
+
+
+def _without_start(facts: DataFacts, base: Recipe, batch: int) -> str:
+    """What to change where there is no trained detector to start from."""
+    schedule, _ = _schedule(base, facts.pictures, batch, few=False)
+    rate, _ = _learning_rate(base, batch, few=False)
+    options = f"--epochs {schedule['epochs']} --drop-epoch {schedule['drop-epoch']} --lr {_plain(rate)}"
+    return f"{options}: from ImageNet's backbone alone it takes longer"
 
 
 def _sides(base: Recipe, facts: DataFacts) -> tuple[int, dict[str, str]]:
@@ -205,6 +208,16 @@ def _batch(facts: DataFacts, base: Recipe, smaller: float) -> int:
     fitting = base.train.batch * smaller**2
     most = min(fitting, LARGEST_BATCH, max(LEAST_BATCH, facts.pictures // LEAST_STEPS))
     return min(2 ** int(math.log2(most)), facts.pictures)
+
+
+def _why_batch(facts: DataFacts, base: Recipe, size: int, side: int, usual: int) -> str:
+    """side: of the pictures, in pixels; usual: the recipe's."""
+    own = base.train.batch
+    if side != usual and size > own:
+        smaller = f"{side} px are {usual} px / {usual / side:.2g}"
+        return f"the recipe has {own} at {usual} px; {smaller}, so that more fit into memory"
+    fewer = f"; of {facts.pictures:,} pictures fewer make more steps in an epoch" if size < own else ""
+    return f"the recipe has {own}{fewer}; --accumulate takes a step in pieces where memory does not allow as many"
 
 
 def _learning_rate(base: Recipe, batch: int, few: bool) -> tuple[float, str]:

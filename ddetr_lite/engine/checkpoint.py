@@ -6,12 +6,14 @@ Two kinds: a *model* (weights, configuration, class names, what it was trained o
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddetr_lite.models.presets import Model, build, config_from_dict, config_to_dict
+from ddetr_lite.datasets.transforms import AugmentConfig
+from ddetr_lite.models.presets import Model, build, config_from_dict, config_to_dict, dataclass_from_dict
 from ddetr_lite.writing import replacing
 
 FORMAT = "ddetr_lite checkpoint 1"
@@ -24,6 +26,33 @@ class LoadedModel:
     model: Model
     classes: list[str]
     about: dict[str, Any]
+
+
+def augment_of(loaded: LoadedModel) -> AugmentConfig:
+    """How the model's validation pictures were resized, as its checkpoint says; the paper's rule where it says nothing."""
+    config: AugmentConfig = dataclass_from_dict(AugmentConfig, _augment_in(loaded.about))
+    return config
+
+
+def sizes_of(about: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint's pictures were resized: fields of `AugmentConfig`; {} where they were not, or it does not say.
+
+    about: what the checkpoint says of itself. At another size a detector would have to learn much anew.
+    """
+    augment = _augment_in(about)
+    if not augment.get("eval_short_side"):
+        return {}
+    sizes: dict[str, Any] = {
+        name: augment[name] for name in ("short_sides", "eval_short_side", "max_side") if name in augment
+    }
+    if "short_sides" in sizes:
+        sizes["short_sides"] = tuple(sizes["short_sides"])
+    return sizes
+
+
+def _augment_in(about: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = about.get("recipe", {}).get("augment", {})
+    return found
 
 
 def write_atomically(content: Any, path: Path) -> None:
@@ -45,7 +74,12 @@ def model_content(model: Model, classes: list[str], about: dict[str, Any]) -> di
 
 
 def save_model(path: str | Path, model: Model, classes: list[str], about: dict[str, Any], half: bool = False) -> None:
-    """Write a model checkpoint. half: weights in float16, half the size; they are float32 again once loaded."""
+    """Write a model checkpoint. half: weights in float16, half the size; they are float32 again once loaded.
+
+    about: what it is to say of itself; for a model that was loaded `{**loaded.about, ...}`. about["recipe"]["augment"], fields
+    of `AugmentConfig`, decides how pictures are resized for it (`augment_of`): without it to 800 pixels, as in the paper.
+    about["threshold"] is the score from which on `predict` shows what it finds.
+    """
     content = model_content(model, classes, about)
     if half:
         content["model"] = {k: v.half() if v.is_floating_point() else v for k, v in content["model"].items()}
@@ -82,13 +116,23 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """The model of a checkpoint of either kind, ready for use. Raises ValueError when its tensors do not fit."""
+    """The model of a checkpoint of either kind, ready for use.
+
+    Raises ValueError, naming file and field, where one is missing, is of another version, or its tensors do not fit.
+    """
     content = read(path)
-    config = config_from_dict(content["config"])
-    model = build(config, len(content["classes"]), load_backbone=False)
+    if missing := [name for name in ("config", "classes", "about", "model") if name not in content]:
+        raise ValueError(f"{path} lacks {missing[0]!r}, which each checkpoint has: write it with `save_model`")
+    try:
+        model = build(config_from_dict(content["config"]), len(content["classes"]), load_backbone=False)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: 'config' does not fit this version: {error}; load it with the version that wrote it, or train anew"
+        ) from error
     state: dict[str, Tensor] = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the tensors do not fit the configuration in the same file: {error}") from error
+        said = shorten(str(error), 400, placeholder=" ...")  # torch names them all
+        raise ValueError(f"{path}: the tensors do not fit the configuration in the same file: {said}") from error
     return LoadedModel(model.eval(), list(content["classes"]), dict(content["about"]))

@@ -1,7 +1,8 @@
 """The data sets of a recipe: read, checked against the model, and decoded beforehand where that is wanted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.loading import Order
@@ -9,8 +10,33 @@ from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.transforms import eval_transform, resized_size, train_transform
 from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.evaluate import area_ranges
-from ddetr_lite.engine.recipes import Recipe, TrainConfig
+from ddetr_lite.engine.recipes import DataConfig, Recipe, TrainConfig
 from ddetr_lite.models.faster_rcnn import FasterRcnnConfig
+
+
+class Part(NamedTuple):
+    """Which pictures of a folder: of a split the first `limit`, all where it is None; of these the first `few` that have an
+    object, all where it is 0.
+    """
+
+    split: str
+    limit: int | None = None
+    few: int = 0
+
+    def of(self, whole: CocoDetection) -> CocoDetection:
+        """These few of a split that was read with `limit`."""
+        return whole.with_objects(self.few) if self.few else whole
+
+
+def parts(data: Mapping[str, Any]) -> tuple[Part, Part]:
+    """What a run with these fields of `DataConfig` trains on, and what it is evaluated on: under `overfit` the same.
+
+    Of an older version too: there `overfit` was a switch, for all pictures of `limit`.
+    """
+    values = {**vars(DataConfig()), **data}
+    few = values["overfit"]
+    training = Part(values["train_split"], values["limit"] or None, 0 if few is True else few)
+    return training, training if few else Part(values["val_split"])
 
 
 def datasets(recipe: Recipe, place: World, progress: bool = False) -> tuple[CocoDetection, CocoDetection]:
@@ -19,34 +45,31 @@ def datasets(recipe: Recipe, place: World, progress: bool = False) -> tuple[Coco
     Under `overfit` both are the same few pictures, as they are. Raises ValueError where model and data do not fit.
     """
     data, few = recipe.data, recipe.data.overfit
+    trained, evaluated = parts(vars(data))
     as_it_is = eval_transform(recipe.augment)
     training = CocoDetection(
-        CocoFolder.find(data.folder, data.train_split),
+        CocoFolder.find(data.folder, trained.split),
         as_it_is if few else train_transform(recipe.augment),
         seed=recipe.train.seed,
-        limit=data.limit or None,
+        limit=trained.limit,
     )
     validation = CocoDetection(
-        CocoFolder.find(data.folder, data.train_split if few else data.val_split),
-        as_it_is,
-        training.classes,
-        limit=data.limit or None if few else None,
+        CocoFolder.find(data.folder, evaluated.split), as_it_is, training.classes, limit=evaluated.limit
     )
     for part, remedy in ((training, "train on others"), (validation, "validate on others, or AP cannot be measured")):
         if not any(part.objects(index) for index in range(len(part))):
             among = f"the {len(part)} pictures" if len(part) else "the file"
             raise ValueError(f"{part.folder.annotations}: {among} hold no object (crowds do not count): {remedy}")
-    if few:
-        training, validation = training.with_objects(few), validation.with_objects(few)
+    training, validation = trained.of(training), evaluated.of(validation)
     _check_queries(recipe, training)
     for part in (training, validation):
         part.check_files()  # a validation picture that is missing would be noticed an epoch later
     area_ranges(validation, data.size_bands)  # raises now what an evaluation would raise an epoch later
     if data.cache != "none":
-        evaluated = (recipe.augment.eval_short_side,)
+        as_evaluated = (recipe.augment.eval_short_side,)
         for part, short_sides in (
-            (training, evaluated if few else recipe.augment.short_sides),
-            (validation, evaluated),
+            (training, as_evaluated if few else recipe.augment.short_sides),
+            (validation, as_evaluated),
         ):
             _decode(part, recipe, short_sides, place, progress)
     return training, validation

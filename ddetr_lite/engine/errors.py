@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.fields import is_crowd
@@ -33,7 +34,7 @@ ERRORS = ("class", "place", "both", "duplicate", "background")
 KINDS = ("correct", *ERRORS, "missed")
 """What is counted: the kinds of judged detections, and missed objects."""
 
-FOREGROUND, BACKGROUND = 0.5, 0.1
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU, as above
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,16 @@ class SetErrors:
         counts = [picture.counts for picture in self.pictures]
         return {kind: sum(c[kind] for c in counts) for kind in KINDS}
 
+    @property
+    def judged(self) -> list[tuple[float, bool]]:
+        """(score, whether it is correct) of each detection that COCO judges."""
+        return [
+            (score, kind == "correct")
+            for picture in self.pictures
+            for score, kind in zip(picture.scores.tolist(), picture.kinds, strict=True)
+            if kind != "ignored"
+        ]
+
     def worst(self, count: int) -> list[PictureErrors]:
         """The pictures with the highest badness, worst first; those without any error are not among them."""
         bad = [picture for picture in self.pictures if picture.badness > 0]
@@ -91,20 +102,16 @@ def find_errors(
     detections: Mapping[int, Detections],
     dataset: CocoDetection,
     threshold: float = 0.0,
-    foreground: float = FOREGROUND,
-    background: float = BACKGROUND,
 ) -> SetErrors:
     """The kind of every detection, {image id: boxes in pixels, scores, labels} as `engine.evaluate.detect` yields them.
 
     threshold: detections that score less are left out before anything else. A picture that `detections` does not name has
-    none. Raises ValueError for thresholds out of order, and for an image id that the data set does not have.
+    none. Raises ValueError for an image id that the data set does not have.
     """
-    if not 0 <= background < foreground <= 1:
-        raise ValueError(f"background={background} must be below foreground={foreground}, both in 0..1")
     check_pictures(detections, dataset)
     none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
     pictures = [
-        _of_picture(detections.get(image["id"], none), dataset, index, threshold, foreground, background)
+        _of_picture(detections.get(image["id"], none), dataset, index, threshold)
         for index, image in enumerate(dataset.images)
     ]
     return SetErrors(pictures, threshold)
@@ -126,12 +133,7 @@ def best_threshold(errors: SetErrors) -> float:
     nothing for the others, so one look gives F1 at every threshold.
     """
     objects = sum(len(picture.true_labels) for picture in errors.pictures)
-    judged = [
-        (score, kind == "correct")
-        for picture in errors.pictures
-        for score, kind in zip(picture.scores.tolist(), picture.kinds, strict=True)
-        if kind != "ignored"
-    ]
+    judged = errors.judged
     if not any(correct for _, correct in judged):
         return 0.0
     scores, correct = (np.array(column) for column in zip(*sorted(judged, reverse=True), strict=True))
@@ -169,21 +171,17 @@ def detections_from_results(results: list[dict[str, Any]], dataset: CocoDetectio
     }
 
 
-def _of_picture(
-    found: Detections, dataset: CocoDetection, index: int, threshold: float, foreground: float, background: float
-) -> PictureErrors:
+def _of_picture(found: Detections, dataset: CocoDetection, index: int, threshold: float) -> PictureErrors:
     keep = found["scores"] >= threshold
     order = found["scores"][keep].sort(descending=True, stable=True).indices
     boxes, scores, labels = (found[name][keep][order].cpu() for name in ("boxes", "scores", "labels"))
-    own = dataset.objects(index)
-    true_boxes = _corners(own)
-    true_labels = torch.tensor([dataset.label_of_category[a["category_id"]] for a in own], dtype=torch.int64)
-    ignored = _ignored(boxes, labels, dataset, index, foreground)
+    true_boxes, true_labels = dataset.truth(index)
+    ignored = _ignored(boxes, labels, dataset, index)
 
     iou = box_iou(boxes.double()[:, None], true_boxes.double()).numpy()  # (n, T)
     same = (labels[:, None] == true_labels).numpy()
     in_class, in_other = (np.where(fits, iou, 0.0) for fits in (same, ~same))
-    owner = _match(in_class, foreground)
+    owner = _match(in_class)
     taken = set(owner.values())
     kinds: list[str] = []
     nearly: set[int] = set()  # objects that a detection would find if its class or its place were put right
@@ -192,49 +190,43 @@ def _of_picture(
             kinds.append("correct")
         elif ignored[i]:
             kinds.append("ignored")
-        elif not own:
+        elif not len(true_labels):
             kinds.append("background")
-        elif background <= in_class[i].max() < foreground:
+        elif BACKGROUND <= in_class[i].max() < FOREGROUND:
             kinds.append("place")
             nearly.add(int(in_class[i].argmax()))
-        elif in_other[i].max() >= foreground:
+        elif in_other[i].max() >= FOREGROUND:
             kinds.append("class")
             nearly.add(int(in_other[i].argmax()))
-        elif in_class[i].max() >= foreground:
+        elif in_class[i].max() >= FOREGROUND:
             kinds.append("duplicate")
         else:
-            kinds.append("background" if iou[i].max() <= background else "both")
-    missed = [t for t in range(len(own)) if t not in taken and t not in nearly]
+            kinds.append("background" if iou[i].max() <= BACKGROUND else "both")
+    missed = [t for t in range(len(true_labels)) if t not in taken and t not in nearly]
     image_id = int(dataset.images[index]["id"])
     return PictureErrors(image_id, boxes, scores, labels, kinds, true_boxes, true_labels, missed)
 
 
-def _match(in_class: np.ndarray, foreground: float) -> dict[int, int]:
+def _match(in_class: np.ndarray) -> dict[int, int]:
     """Detection → object: the surest detection chooses first, and takes the best object that is left."""
     left, owner = in_class.copy(), {}
-    for i in np.flatnonzero((in_class >= foreground).any(1)):
+    for i in np.flatnonzero((in_class >= FOREGROUND).any(1)):
         best = int(left[i].argmax())
-        if left[i, best] >= foreground:
+        if left[i, best] >= FOREGROUND:
             owner[int(i)] = best
             left[:, best] = 0
     return owner
 
 
-def _ignored(boxes: Tensor, labels: Tensor, dataset: CocoDetection, index: int, foreground: float) -> list[bool]:
+def _ignored(boxes: Tensor, labels: Tensor, dataset: CocoDetection, index: int) -> list[bool]:
     """Which detections are not judged. In a crowd counts how much of the *detection* lies in it, as pycocotools does it."""
     known = torch.tensor(sorted(dataset.label_of_category.values()))
     ignored = ~torch.isin(labels, known)
     crowds = [a for a in dataset.annotations[index] if is_crowd(a)]
     if crowds and len(boxes):
-        found = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1).double().numpy()
+        found = box_convert(boxes, "xyxy", "xywh").double().numpy()
         regions = np.array([a["bbox"] for a in crowds], dtype=np.float64)
         inside = torch.from_numpy(coco_mask.iou(found, regions, [1] * len(crowds)))  # (n, crowds)
         of_crowd = torch.tensor([dataset.label_of_category[a["category_id"]] for a in crowds])
-        ignored |= ((inside >= foreground) & (labels[:, None] == of_crowd)).any(1)
+        ignored |= ((inside >= FOREGROUND) & (labels[:, None] == of_crowd)).any(1)
     return list(ignored.tolist())
-
-
-def _corners(annotations: list[dict[str, Any]]) -> Tensor:
-    """(T, 4) corners from [x, y, width, height]."""
-    xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-    return torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1)

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
-from ddetr_lite.datasets.fields import area_of, is_crowd, size_of
+from ddetr_lite.datasets.fields import area_of, check_size_bands, is_crowd, size_of
 from ddetr_lite.datasets.loading import evaluation_batches, loader
 from ddetr_lite.datasets.transforms import eval_transform
-from ddetr_lite.engine.checkpoint import LoadedModel
+from ddetr_lite.engine.checkpoint import LoadedModel, augment_of
 from ddetr_lite.engine.errors import check_pictures
-from ddetr_lite.engine.predict import augment_of
 from ddetr_lite.models.presets import Model
 from ddetr_lite.progress import hidden
 from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
@@ -38,21 +38,27 @@ def detect(
     size: int = 1,
     padded: bool = False,
 ) -> Iterator[tuple[int, Detections]]:
-    """(image id, detections in pixels of the original picture) for every picture of the data set.
+    """(image id, detections in pixels of the original picture) for every picture of the data set. The model's mode is kept.
 
     batch: at most so many pictures at once, of one size (`evaluation_batches`): it changes the speed, and no detection.
     rank, size: of several processes each takes every `size`-th batch, so that together they see each picture once.
-    padded: instead, batches in the data set's order, padded as in training: with pictures learned by heart padding is, too.
+    padded: instead, batches in the data set's order, padded as in training: a model that has learned a few pictures by heart
+    has learned their padding as well.
     """
+    was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     batches = evaluation_batches(dataset, batch, padded)[rank::size]
-    for loaded in tqdm(loader(dataset, batches, workers, device), "evaluating", disable=hidden(progress), leave=False):
-        sizes = loaded.original_sizes / torch.tensor(loaded.images.sizes)  # (B, 2)
-        scales = sizes.flip(1).repeat(1, 2)  # (B, 4)
-        for image_id, scale, found in zip(loaded.image_ids.tolist(), scales, model(loaded.images), strict=True):
-            result = {k: v.cpu() for k, v in found.items()}
-            yield image_id, {**result, "boxes": result["boxes"] * scale}
+    shown = tqdm(loader(dataset, batches, workers, device), "evaluating", disable=hidden(progress), leave=False)
+    try:
+        for loaded in shown:
+            sizes = loaded.original_sizes / torch.tensor(loaded.images.sizes)  # (B, 2)
+            scales = sizes.flip(1).repeat(1, 2)  # (B, 4)
+            for image_id, scale, found in zip(loaded.image_ids.tolist(), scales, model(loaded.images), strict=True):
+                result = {k: v.cpu() for k, v in found.items()}
+                yield image_id, {**result, "boxes": result["boxes"] * scale}
+    finally:  # also where nobody asks for the rest
+        model.train(was_training)
 
 
 def evaluate(
@@ -75,9 +81,7 @@ def evaluate(
             f"{dataset.folder.annotations} has {len(dataset.classes)} classes, the model {model.classes}: give the data set "
             "the model's (CocoDetection(..., classes=loaded.classes), or validation_set(loaded, folder))"
         )
-    was_training = model.training
     detections = dict(detect(model, dataset, batch, workers, progress, padded=padded))
-    model.train(was_training)
     if nms is not None:
         detections = {image_id: without_repeats(found, nms) for image_id, found in detections.items()}
     return ap_of(detections, dataset, size_bands)
@@ -161,7 +165,7 @@ def results_of(detections: dict[int, Detections], dataset: CocoDetection) -> lis
     category_of_label = {label: category for category, label in dataset.label_of_category.items()}
     results = []
     for image_id, found in detections.items():
-        xywh = torch.cat((found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]), dim=1)
+        xywh = box_convert(found["boxes"], "xyxy", "xywh")
         for box, score, label in zip(xywh.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True):
             if label in category_of_label:  # a class of the model that this data set does not have cannot be judged
                 results.append(
@@ -177,13 +181,8 @@ def in_words(score: float) -> str:
 
 def area_ranges(dataset: CocoDetection, size_bands: tuple[float, float]) -> list[list[float]]:
     """Areas in square pixels, from and to, of all, small, medium and large objects. Raises as `ap_of`."""
+    check_size_bands(size_bands)
     small, large = size_bands
-    if not 0 < small < large:
-        raise ValueError(f"size_bands={size_bands} must be positive and rising, for example --size-bands 32 96")
-    if small < 1 < large:
-        raise ValueError(
-            f"size_bands={size_bands}: give both in pixels, or both below 1, as shares of the picture's side"
-        )
     if large < 1:
         sizes = {size_of(image) for image in dataset.images}
         if len(sizes) > 1 or None in sizes:

@@ -25,9 +25,10 @@ from ddetr_lite.engine.explain_log import (
 from ddetr_lite.engine.explain_model import check_generalisation, check_one_batch, check_weights
 from ddetr_lite.engine.explain_queries import check_queries
 
-# The likeliest reason first: what is wrong with data or options explains what the model does, and not the reverse.
+# The likeliest reason first: what is wrong with data or options explains what the model does, and not the reverse. Each check
+# that can find something has its place here.
 ORDER = (
-    "checkpoint", "data", "data and model", "number of queries", "classes", "boxes", "detections", "weight decay",
+    "checkpoint", "data", "pictures", "data and model", "number of queries", "classes", "boxes", "detections", "weight decay",
     "skipped steps", "learning rate", "backbone", "weight of no object", "picture size", "weights", "number of steps",
     "one batch", "query collapse", "gradient", "loss", "training and validation", "scores", "matching", "kinds of error",
     "healthy run", "progress",
@@ -73,7 +74,7 @@ def _rank(observation: Observation) -> int:
     name = observation.name
     if observation.verdict != "cause" and name in MEASURED:
         name = "scores"
-    return ORDER.index(name) if name in ORDER else len(ORDER)
+    return ORDER.index(name)
 
 
 def explain(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.fields import size_of
-from ddetr_lite.engine.explain_detections import true_objects
 from ddetr_lite.engine.explain_evidence import Evidence, Observation
 from ddetr_lite.set_prediction.boxes import box_iou, clip_to_picture, cxcywh_to_xyxy, xyxy_to_cxcywh
 from ddetr_lite.set_prediction.postprocess import Detections
@@ -94,7 +93,7 @@ def mean_best_iou(
     values: list[Tensor] = []
     for index, image in enumerate(data.images):
         own, size = found.get(image["id"]), size_of(image)
-        boxes, _ = true_objects(data, index)
+        boxes, _ = data.truth(index)
         if own is None or not len(own["scores"]) or size is None or not len(boxes):
             continue
         read = (predicted.read if predicted else _as_it_is)(own["boxes"], size)

@@ -21,19 +21,11 @@ FEWEST = 8  # covered objects below which nothing is said about classes
 GAIN = 0.25  # by how much another numbering of classes must be right more often
 
 
-def true_objects(dataset: CocoDetection, index: int) -> tuple[Tensor, Tensor]:
-    """A picture's objects: corners (T, 4) in pixels and labels (T,), crowds left out."""
-    own = dataset.objects(index)
-    xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
-    labels = torch.tensor([dataset.label_of_category[a["category_id"]] for a in own], dtype=torch.int64)
-    return torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1), labels
-
-
 def pairs(found: dict[int, Detections], dataset: CocoDetection) -> list[tuple[Detections, Tensor, Tensor]]:
     """(detections, true corners, true labels) of every picture that has any detection and object."""
     result = []
     for index, image in enumerate(dataset.images):
-        boxes, labels = true_objects(dataset, index)
+        boxes, labels = dataset.truth(index)
         own = found.get(image["id"])
         if own is not None and len(own["scores"]) and len(boxes):
             result.append((own, boxes, labels))
@@ -47,13 +39,7 @@ def check_scores(evidence: Evidence) -> Observation:
         return Observation(name, "skipped", "there are no detections to look at")
     tops = torch.tensor([float(d["scores"].max()) if len(d["scores"]) else 0.0 for d in found.values()])
     bins = torch.histc(tops, 5, 0, 1).int().tolist()
-    errors = find_errors({i: d for i, d in found.items() if len(d["scores"])}, data)
-    judged = [
-        (score, kind == "correct")
-        for picture in errors.pictures
-        for score, kind in zip(picture.scores.tolist(), picture.kinds, strict=True)
-        if kind != "ignored"
-    ]
+    judged = find_errors({i: d for i, d in found.items() if len(d["scores"])}, data).judged
     right = []
     for threshold in (0.3, 0.5, 0.7):
         above = [correct for score, correct in judged if score > threshold]

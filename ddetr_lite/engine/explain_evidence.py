@@ -1,19 +1,19 @@
 """What `engine.explain` looks at: a run's folder and its data, read as far as they are there, and never written to."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.datasets.transforms import eval_transform
 from ddetr_lite.engine.checkpoint import LoadedModel, load_model
+from ddetr_lite.engine.data import Part, parts
 from ddetr_lite.engine.distributed import pick_device
 from ddetr_lite.engine.errors import detections_from_results
 from ddetr_lite.engine.evaluate import detect
-from ddetr_lite.engine.recipes import Recipe, recipe, recipe_from_dict, recipe_names
+from ddetr_lite.engine.recipes import Recipe, read_recipe, recipe, recipe_from_dict, recipe_names
 from ddetr_lite.engine.run_results import RunResults, read_run
 from ddetr_lite.models.presets import Model
 from ddetr_lite.set_prediction.postprocess import Detections
@@ -124,40 +124,39 @@ def _problem(evidence: Evidence, name: str, verdict: Verdict, text: str, remedy:
 
 def _read_recipe(evidence: Evidence) -> None:
     """From recipe.json, or where that is missing from the log's first line."""
-    path = evidence.run.folder / "recipe.json"
+    path, logged = evidence.run.folder / "recipe.json", evidence.run.start.get("recipe")
     try:
-        values: Any = (
-            json.loads(path.read_text(encoding="utf-8")) if path.exists() else evidence.run.start.get("recipe")
-        )
-        if values is not None:
-            evidence.recipe = recipe_from_dict(values)
+        if path.exists():
+            evidence.recipe = read_recipe(path)
+        elif logged is not None:
+            evidence.recipe = recipe_from_dict(logged)
+        if evidence.recipe is not None:
             return
         problem = "neither recipe.json nor the log names a recipe"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{path.name} cannot be used ({error})"
-    _problem(evidence, "recipe", "skipped", f"{problem}: only the log is looked at")
+    except ValueError as error:
+        problem = str(error) if path.exists() else f"of the log's first line {error}"
+    _problem(evidence, "recipe", "skipped", f"only the log is looked at: {problem}")
 
 
 def _read_data(evidence: Evidence, chosen: Recipe, folder: Path) -> None:
-    data, few = chosen.data, int(chosen.data.overfit)
     loaded = evidence.loaded
     classes = loaded.classes if loaded else evidence.run.start.get("classes")
     as_it_is = eval_transform(chosen.augment)
 
-    def read(split: str, most: int) -> CocoDetection | None:
-        limit = data.limit or None if split == data.train_split else None
+    def read(part: Part, most: int) -> CocoDetection | None:
         try:
-            whole = CocoDetection(CocoFolder.find(folder, split), as_it_is, classes, limit=limit)
-            return whole.with_objects(min(few, most)) if few else whole.first(most)
+            return part.of(
+                CocoDetection(CocoFolder.find(folder, part.split), as_it_is, classes, limit=part.limit)
+            ).first(most)
         except (ValueError, OSError) as error:
             # What is wrong with the files themselves is named by `datasets.check`; here: what does not fit the run.
             remedy = "give the data that the model was trained on (--folder), or correct the file"
             _problem(evidence, "data and model", "cause", str(error), remedy)
             return None
 
-    val_split = data.train_split if few else data.val_split
-    evidence.training = read(data.train_split, evidence.pictures)
-    evidence.judged = read(val_split, JUDGED * evidence.pictures)
+    trained, evaluated = parts(vars(chosen.data))
+    evidence.training = read(trained, evidence.pictures)
+    evidence.judged = read(evaluated, JUDGED * evidence.pictures)
     if evidence.judged is not None:
         evidence.validation = evidence.judged.first(evidence.pictures)
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from ddetr_lite.engine.explain_evidence import Evidence, Observation, Verdict
 
@@ -69,19 +68,6 @@ RUNS = (
         (21312, 0.0339, 14.13), (28416, 0.0386, 13.24), (35520, 0.0433, 12.63), (39072, 0.0468, 12.35),
     )),
 )  # fmt: skip
-
-
-def points_of(lines: list[dict[str, Any]], batch: int) -> dict[int, tuple[float | None, float]]:
-    """The points of a log, {pictures: (AP, loss)}: at each evaluation, and at steps 50, 100 and 200 before the first."""
-    train = [line for line in lines if line["kind"] == "train"]
-    evaluations = {line["step"]: float(line["AP"]) for line in lines if line["kind"] == "evaluate"}
-    early = {step for step in (50, 100, 200) if step < min(evaluations, default=1000)}
-    result = {}
-    for step in sorted(early | set(evaluations)):
-        losses = [line["loss"] for line in train if 0.8 * step < line["step"] <= step]
-        if losses:
-            result[step * batch] = (evaluations.get(step), sum(losses) / len(losses))
-    return result
 
 
 def healthy_run(evidence: Evidence) -> HealthyRun | None:

@@ -13,6 +13,7 @@ SILENT = 1e-3  # norm of a gradient that teaches nothing; healthy runs have 2 to
 DECAYS = 0.01  # of every weight in one step; Muon takes 0.001, AdamW much less
 FAR = 10.0  # times the usual learning rate, or a tenth of it
 FALLS, STAYS, RISES = 0.8, 0.97, 1.05  # the last losses over the first
+FEWEST = 4  # lines of the log below which nothing is said about where the loss goes
 
 
 def check_progress(evidence: Evidence) -> Observation:
@@ -49,15 +50,14 @@ def check_skips(evidence: Evidence) -> Observation:
 
 def check_loss(evidence: Evidence) -> Observation:
     """Whether the loss falls, and how evenly."""
-    losses = [float(line["loss"]) for line in evidence.run.train]
-    if len(losses) < 4:
+    losses = _losses(evidence)
+    if len(losses) < FEWEST:
         return Observation("loss", "skipped", f"{len(losses)} log lines with a loss: too few to see where it goes")
-    part = max(2, len(losses) // 10)
-    first, last = median(losses[:part]), median(losses[-part:])
+    first, last, part = _ends(losses)
     before = [median(losses[max(0, i - 10) : i]) for i in range(1, len(losses))]
     spikes = sum(loss > 2 * usual for loss, usual in zip(losses[1:], before, strict=True))
     text = f"from {first:.3g} (median of the first {part} lines) to {last:.3g} (of the last), {spikes} spikes"
-    fall = last / max(first, 1e-9)
+    fall = _fall(evidence)
     if fall <= FALLS and spikes <= len(losses) / 20:
         return Observation("loss", "OK", f"{text}: it falls")
     if fall <= FALLS:
@@ -153,9 +153,21 @@ def _against_usual(evidence: Evidence, chosen: Recipe) -> tuple[str, float]:
 
 def _fall(evidence: Evidence) -> float:
     """The last losses over the first; 1 where there are too few."""
-    losses = [float(line["loss"]) for line in evidence.run.train]
+    losses = _losses(evidence)
+    if len(losses) < FEWEST:
+        return 1.0
+    first, last, _ = _ends(losses)
+    return last / max(first, 1e-9)
+
+
+def _losses(evidence: Evidence) -> list[float]:
+    return [float(line["loss"]) for line in evidence.run.train]
+
+
+def _ends(losses: list[float]) -> tuple[float, float, int]:
+    """The median of the first losses, that of the last, and how many are taken for each."""
     part = max(2, len(losses) // 10)
-    return median(losses[-part:]) / max(median(losses[:part]), 1e-9) if len(losses) >= 4 else 1.0
+    return median(losses[:part]), median(losses[-part:]), part
 
 
 def check_decay(evidence: Evidence) -> Observation:

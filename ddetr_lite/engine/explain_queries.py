@@ -20,6 +20,7 @@ from ddetr_lite.set_prediction.matching import Target, match
 COLLAPSED, NARROW = 0.005, 0.02  # standard deviation of box coordinates, as a share of the picture
 SAME = 0.9  # IoU from which two boxes are one
 UNSTABLE = 0.5  # share of objects that change their query in the last layer
+AT_ONCE = 8  # pictures
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class Said:
 
 
 @torch.no_grad()
-def listen(model: SetModel, dataset: CocoDetection, size: int = 8) -> list[Said]:
-    """All layers' predictions for every picture of a data set, batch by batch."""
+def listen(model: SetModel, dataset: CocoDetection) -> list[Said]:
+    """All layers' predictions for every picture of a data set, `AT_ONCE` by `AT_ONCE`."""
     model.eval()
     said = []
-    for first in range(0, len(dataset), size):
-        batch = Batch.of([dataset[i] for i in range(first, min(first + size, len(dataset)))])
+    for first in range(0, len(dataset), AT_ONCE):
+        batch = Batch.of([dataset[i] for i in range(first, min(first + AT_ONCE, len(dataset)))])
         normed = model.batch(batch.images)
         outputs = model.outputs(normed)
         targets = model.normalise_targets(batch.targets(), normed.sizes)

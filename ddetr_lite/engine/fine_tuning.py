@@ -7,11 +7,10 @@ the checkpoint does not know starts as in a new model.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ddetr_lite.engine.checkpoint import LoadedModel, load_model
+from ddetr_lite.engine.checkpoint import LoadedModel, load_model, sizes_of
 from ddetr_lite.engine.recipes import Recipe, recipe
 from ddetr_lite.engine.run_results import row_of
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
@@ -70,20 +69,6 @@ def with_model_of(loaded: LoadedModel, name: str) -> Recipe:
     """The recipe `name` as it is for models of this kind, with this one."""
     config = loaded.model.config
     return replace(recipe(name, row_of(config_to_dict(config))), model=config)
-
-
-def sizes_of(about: dict[str, Any]) -> dict[str, Any]:
-    """How a checkpoint's pictures were resized: fields of `AugmentConfig`; {} where they were not, or it does not say.
-
-    about: what the checkpoint says of itself. At another size a detector would have to learn much anew.
-    """
-    augment = about.get("recipe", {}).get("augment", {})
-    if not augment.get("eval_short_side"):
-        return {}
-    sizes = {name: augment[name] for name in ("short_sides", "eval_short_side", "max_side") if name in augment}
-    if "short_sides" in sizes:
-        sizes["short_sides"] = tuple(sizes["short_sides"])
-    return sizes
 
 
 def _carry_rows(

@@ -4,9 +4,11 @@ The steps that are measured change nothing: parameters and buffers are put back,
 anew in every step anyway.
 """
 
+import contextlib
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +19,11 @@ from ddetr_lite.batching import RawBatch
 from ddetr_lite.datasets.coco import CocoDetection
 from ddetr_lite.datasets.loading import Batch, Order
 from ddetr_lite.datasets.transforms import AugmentConfig, resized_size
+from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.recipes import Recipe
 from ddetr_lite.engine.step import Step
 from ddetr_lite.memory import free_bytes, taken_by
+from ddetr_lite.wording import duration
 
 STEPS = 3  # measured, behind one that is not
 SIDE = 400
@@ -68,14 +72,6 @@ class Forecast:
         return f"{text}." + (f" {self.note}" if self.note else "")
 
 
-def duration(seconds: float) -> str:
-    """For people: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: int, order: Order) -> Forecast:
     """Measure the first batch of the run, and on a GPU the largest batch that can come.
 
@@ -83,8 +79,6 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     machine, with the remedy.
     """
     config, place, model = recipe.train, step.place, step.state.model
-    model.train()
-    buffers = [b.clone() for b in model.buffers()]
     part = min(order.batch, order.length) // place.size // config.accumulate
     keys = order.epoch(0).batches[0][: part * config.accumulate]
     start = time.perf_counter()
@@ -92,7 +86,7 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
     loading = (time.perf_counter() - start) / max(config.workers, 1)
     pieces = [Batch.of(samples[i * part : (i + 1) * part]) for i in range(config.accumulate)]
     on_gpu = place.device.type == "cuda"
-    try:
+    with _nothing_changed(step), _memory_is_enough(config.accumulate, place):
         note = "" if on_gpu else _check_memory(recipe, step, samples[:part])
         step.gradient(pieces)
         seconds = _update(step)
@@ -108,11 +102,30 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
             start = place.now()
             model(pieces[0].images)
             looking = (place.now() - start) / part * validation / place.size
-    except torch.cuda.OutOfMemoryError as error:
-        raise ValueError(
-            f"the largest batch does not fit into the memory of {torch.cuda.get_device_name(place.device)}: take each step in "
-            f"pieces with --accumulate {config.accumulate * 2}, or lower --batch or --max-side"
-        ) from error
+    peak = torch.cuda.max_memory_allocated(place.device) if on_gpu else 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(place.device)  # the log is about the run
+    evaluations = -(-config.epochs // config.evaluate_every) if config.evaluate_every else 1
+    return Forecast(
+        steps=order.steps_per_epoch * config.epochs,
+        step_seconds=seconds,
+        loading_seconds=loading,
+        workers=config.workers,
+        evaluations=max(evaluations, 1),
+        evaluation_seconds=looking,
+        peak_bytes=peak,
+        device_bytes=torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
+        note=note,
+    )
+
+
+@contextlib.contextmanager
+def _nothing_changed(step: Step) -> Iterator[None]:
+    """Steps that are tried within leave no trace: buffers are put back, optimizers forget. (Parameters: `_update`.)"""
+    model = step.state.model.train()
+    buffers = [b.clone() for b in model.buffers()]
+    try:
+        yield
     finally:
         model.train()
         model.zero_grad(set_to_none=True)
@@ -121,21 +134,18 @@ def forecast(recipe: Recipe, step: Step, training: CocoDetection, validation: in
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-    peak = torch.cuda.max_memory_allocated(place.device) if on_gpu else 0
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(place.device)  # the log is about the run
-    evaluations = -(-config.epochs // config.evaluate_every) if config.evaluate_every else 1
-    return Forecast(
-        order.steps_per_epoch * config.epochs,
-        seconds,
-        loading,
-        config.workers,
-        max(evaluations, 1),
-        looking,
-        peak,
-        torch.cuda.get_device_properties(place.device).total_memory if on_gpu else 0,
-        note,
-    )
+
+
+@contextlib.contextmanager
+def _memory_is_enough(accumulate: int, place: World) -> Iterator[None]:
+    """Turn torch's error of a GPU whose memory is too small into one that says what to do."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(
+            f"the largest batch does not fit into the memory of {torch.cuda.get_device_name(place.device)}: take each step in "
+            f"pieces with --accumulate {accumulate * 2}, or lower --batch or --max-side"
+        ) from error
 
 
 def _check_memory(recipe: Recipe, step: Step, samples: list[Any]) -> str:

@@ -33,11 +33,18 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """All whole lines of a log."""
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8").splitlines():
+    """All whole lines of a log: a crash can have cut off the last one, which is left out.
+
+    Raises ValueError for another one that is no JSON: a run that goes on drops what was cut off before it writes (`rewind`), so
+    somebody has changed the file.
+    """
+    texts, lines = Path(path).read_text(encoding="utf-8").splitlines(), []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue  # cut off by a crash
+        except json.JSONDecodeError as error:
+            if number < len(texts):
+                raise ValueError(f"{path}: line {number} is no JSON ({error}): correct or remove it") from error
     return lines

@@ -7,9 +7,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ddetr_lite.batching import check_images
-from ddetr_lite.datasets.transforms import AugmentConfig, eval_transform
-from ddetr_lite.engine.checkpoint import LoadedModel
-from ddetr_lite.models.presets import dataclass_from_dict
+from ddetr_lite.datasets.transforms import eval_transform
+from ddetr_lite.engine.checkpoint import LoadedModel, augment_of
 from ddetr_lite.set_prediction.postprocess import Detections, without_repeats
 
 
@@ -20,12 +19,6 @@ class Found:
     label: str
     score: float
     box: tuple[float, float, float, float]
-
-
-def augment_of(loaded: LoadedModel) -> AugmentConfig:
-    """How the model's validation pictures were resized, as its checkpoint says; the paper's rule where it says nothing."""
-    config: AugmentConfig = dataclass_from_dict(AugmentConfig, loaded.about.get("recipe", {}).get("augment", {}))
-    return config
 
 
 def threshold_for(loaded: LoadedModel) -> float:

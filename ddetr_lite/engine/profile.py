@@ -154,9 +154,9 @@ def profile(recipe: Recipe, steps: int = 10) -> Profile:
         for hook in hooks:
             hook.remove()
         return Profile(
-            whole * 1e3,
-            {name: clock.parts[name] / steps * 1e3 for name in PARTS if name in clock.parts},
-            min(run.order.batch, run.order.length),
-            torch.cuda.max_memory_allocated(place.device) if place.device.type == "cuda" else 0,
-            run.config.workers,
+            step=whole * 1e3,
+            parts={name: clock.parts[name] / steps * 1e3 for name in PARTS if name in clock.parts},
+            pictures=min(run.order.batch, run.order.length),
+            peak_bytes=torch.cuda.max_memory_allocated(place.device) if place.device.type == "cuda" else 0,
+            workers=run.config.workers,
         )

@@ -3,11 +3,13 @@
 A named recipe says what is trained on; `--model` picks a row of the paper's table at the size that suits the data.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
+from ddetr_lite.datasets.fields import check_size_bands
 from ddetr_lite.datasets.transforms import AugmentConfig
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
@@ -20,6 +22,7 @@ from ddetr_lite.models.presets import (
     dataclass_from_dict,
     model_config,
 )
+from ddetr_lite.wording import known_names
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,7 @@ def recipe(name: str, model: str | None = None) -> Recipe:
     Raises ValueError naming the nearest known name.
     """
     if name not in _RECIPES:
-        near = get_close_matches(name, _RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}? Known are " if near else "known are "
-        raise ValueError(f"recipe {name!r} is unknown: {hint}{', '.join(_RECIPES)}")
+        raise ValueError(f"recipe {name!r} is unknown: {known_names(name, _RECIPES)}")
     size, data, augment, deformable, dense = _RECIPES[name]
     row, hints = _DEFAULT_MODEL[name] if model is None else (model, 0)
     config = model_config(row, size)
@@ -197,7 +198,19 @@ def recipe(name: str, model: str | None = None) -> Recipe:
 
 def check(recipe: Recipe) -> None:
     """Raise ValueError for values that cannot be meant, naming field, value and remedy."""
-    train, data, model = recipe.train, recipe.data, recipe.model
+    _check_train(recipe.train)
+    _check_data(recipe.data)
+    _check_augment(recipe.augment)
+    _check_model(recipe.model)
+    backbone = recipe.model.backbone
+    if backbone.frozen and backbone.weights == "none" and not recipe.train.start_from:
+        raise ValueError(
+            f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
+            "stem; give weights, or train all of it with --backbone.no-frozen"
+        )
+
+
+def _check_train(train: TrainConfig) -> None:
     for name in ("epochs", "batch", "accumulate", "log_every", "checkpoint_every", "max_bad_steps"):
         if getattr(train, name) < 1:
             raise ValueError(f"{name}={getattr(train, name)} must be at least 1")
@@ -222,19 +235,31 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name}={getattr(train, name)} must lie between 0 and 1, usually {usual}")
     if not 0 <= train.ema < 1:
         raise ValueError(f"ema={train.ema} must lie in 0..1, usually 0.999 to 0.9999; 0 keeps no average")
-    for side in (*recipe.augment.short_sides, recipe.augment.eval_short_side):
-        if side > recipe.augment.max_side:
-            raise ValueError(
-                f"a short side of {side} cannot be reached: no side may be above max_side={recipe.augment.max_side}"
-            )
+
+
+def _check_data(data: DataConfig) -> None:
     if data.overfit < 0:
         raise ValueError(f"overfit={data.overfit} must be a number of pictures, or 0")
     if data.limit < 0:
         raise ValueError(f"limit={data.limit} must be a number of pictures, or 0 for all")
-    if not 0 < data.size_bands[0] < data.size_bands[1] or data.size_bands[0] < 1 < data.size_bands[1]:
+    check_size_bands(data.size_bands)
+
+
+def _check_augment(augment: AugmentConfig) -> None:
+    if min(augment.short_sides, default=1) < 1 or augment.max_side < 1:
+        raise ValueError(f"short_sides={augment.short_sides} and max_side={augment.max_side} must be at least 1 pixel")
+    if augment.eval_short_side < 0:
         raise ValueError(
-            f"size_bands={data.size_bands} must rise and be positive: both in pixels, or both below 1, as shares"
+            f"eval_short_side={augment.eval_short_side} must be a number of pixels; 0 keeps pictures as they are"
         )
+    for side in (*augment.short_sides, augment.eval_short_side):
+        if side > augment.max_side:
+            raise ValueError(
+                f"a short side of {side} cannot be reached: no side may be above max_side={augment.max_side}"
+            )
+
+
+def _check_model(model: ModelConfig) -> None:
     for name in ("queries", "dim", "heads", "hidden", "decoder_layers", "anchor_strides", "proposals", "sampled"):
         if getattr(model, name, 1) < 1:
             raise ValueError(f"{name}={getattr(model, name)} must be at least 1")
@@ -246,19 +271,6 @@ def check(recipe: Recipe) -> None:
         for name, value in {**weights, **{f"matching.{k}": v for k, v in weights["matching"].items()}}.items():
             if isinstance(value, float) and not 0 <= value < math.inf:
                 raise ValueError(f"loss.{name}={value} must be a number, and not negative")
-    augment = recipe.augment
-    if min(augment.short_sides, default=1) < 1 or augment.max_side < 1:
-        raise ValueError(f"short_sides={augment.short_sides} and max_side={augment.max_side} must be at least 1 pixel")
-    if augment.eval_short_side < 0:
-        raise ValueError(
-            f"eval_short_side={augment.eval_short_side} must be a number of pixels; 0 keeps pictures as they are"
-        )
-    backbone = model.backbone
-    if backbone.frozen and backbone.weights == "none" and not train.start_from:
-        raise ValueError(
-            f"backbone.weights='none' with backbone.frozen=True: {backbone.name} would keep random batch norms and a random "
-            "stem; give weights, or train all of it with --backbone.no-frozen"
-        )
     if isinstance(model, DeformableDetrConfig) and min(model.levels, model.points) < 1:
         raise ValueError(f"levels={model.levels} and points={model.points} must be at least 1")
 
@@ -275,17 +287,32 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         return recipe_to_dict(recipe_from_dict(values))
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return values
 
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
-    """The way back. Raises ValueError for fields of another version."""
+    """The way back. Raises ValueError for fields of another version, and for what is missing."""
     parts = {"data": DataConfig, "augment": AugmentConfig, "train": TrainConfig}
-    model = config_from_dict(values["model"])
-    values = {**values, "data": _of_today(values["data"])}
-    named = {key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()}
-    return Recipe(name=values["name"], model=model, **named)
+    try:
+        model = config_from_dict(values["model"])
+        values = {**values, "data": _of_today(values["data"])}
+        named = {key: dataclass_from_dict(kind, values[key]) for key, kind in parts.items()}
+        return Recipe(name=values["name"], model=model, **named)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the recipe is not whole: {what}") from error
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run's `recipe.json` holds. Raises ValueError naming file, field and remedy."""
+    try:
+        return recipe_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be used: {error}; restore it, or go on with the version that wrote it, or start a new run with "
+            f"--start-from {path.parent / 'best.pt'}"
+        ) from error
 
 
 def _of_today(data: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,7 @@ def command(values: dict[str, Any], row: str, out: str = "runs/again") -> str:
     row: the model's row. out: the new run's folder. Raises ValueError where no command line gives this recipe: its name is
     not known, or it was made by another version.
     """
-    try:
-        wanted = recipe_from_dict(values)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the recipe is not whole: {error}") from error
+    wanted = recipe_from_dict(values)
     if wanted.name not in recipe_names():
         raise ValueError(f"recipe {wanted.name!r} has no name on the command line: it was made in Python")
     starts = [([], recipe(wanted.name)), *((["--model", r], recipe(wanted.name, r)) for r in ROWS if r == row)]

@@ -85,14 +85,16 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
         if not last.exists():
             raise ValueError(f"nothing to resume: {last} does not exist; start without --resume")
         saved = read(last)
+        if "evaluated" not in saved:
+            raise ValueError(
+                f"{last} holds no run to go on with, or one of an older version: start a new run with --start-from {last}"
+            )
         if other := differing(saved["about"]["recipe"], recipe_to_dict(recipe)):
             raise ValueError(
                 f"{last} was made with another recipe: {other}; resume with the options of {folder / 'recipe.json'}. (Another "
                 f"{', '.join(sorted(FREE))} may be given: they do not change what is learned.) To learn more under others, "
                 f"start a new run with --start-from {folder / 'best.pt'}"
             )
-        if "evaluated" not in saved:
-            raise ValueError(f"{last} was written by an older version: start a new run with --start-from {last}")
         return saved
     if place.main:
         if log.exists() and not last.exists() and not any(line["step"] for line in read_log(log)):
@@ -105,7 +107,7 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
 def begin(recipe: Recipe, folder: Path) -> None:
     """Make of the folder a run's."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(json.dumps(recipe_to_dict(recipe), indent=2) + "\n", encoding="utf-8")
+    write_bytes(folder / "recipe.json", (json.dumps(recipe_to_dict(recipe), indent=2) + "\n").encode())
 
 
 def check_data(saved: dict[str, Any], training: CocoDetection) -> None:

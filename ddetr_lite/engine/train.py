@@ -60,6 +60,24 @@ def train(
         return Run(recipe, folder, resume, progress and place.main, place).train(after_epoch)
 
 
+class _Stopwatch:
+    """Adds the time of training to a run's, lap by lap; what lies between a lap and the next start is not counted."""
+
+    def __init__(self, state: State):
+        self.state, self.began, self.pictures = state, 0.0, 0
+
+    def start(self) -> None:
+        self.began, self.pictures = time.perf_counter(), 0
+
+    def lap(self) -> float:
+        """Add the time since the last start or lap. Returns the pictures a second in it."""
+        now = time.perf_counter()
+        seconds, pictures = now - self.began, self.pictures
+        self.state.seconds += seconds
+        self.began, self.pictures = now, 0
+        return pictures / max(seconds, 1e-9)
+
+
 class Run:
     """A run between its first line and its last: what `train` does, in methods that can be read one by one."""
 
@@ -137,15 +155,16 @@ class Run:
             total=self.steps, initial=state.step, desc=self.recipe.name, unit="step", disable=hidden(self.progress),
             dynamic_ncols=True,
         )  # fmt: skip
+        clock = _Stopwatch(state)
         while state.step < self.steps:
             epoch = state.step // per_epoch
             state.model.train()
-            clock, seen = time.perf_counter(), 0
+            clock.start()
             while state.step < (epoch + 1) * per_epoch:
                 pieces = [next(batches) for _ in range(config.accumulate)]
                 rate = learning_rate(state.step, config, per_epoch)
                 losses, norm = self.step(pieces, rate)
-                seen += place.size * sum(len(piece.counts) for piece in pieces)
+                clock.pictures += place.size * sum(len(piece.counts) for piece in pieces)
                 bar.update()
                 at_end = state.step % per_epoch == 0
                 to_save = state.step % config.checkpoint_every == 0 and not at_end
@@ -154,16 +173,14 @@ class Run:
                     continue
                 self._look_at_skipped(epoch)
                 if to_log and state.bad_steps == 0:
-                    now = time.perf_counter()
-                    state.seconds, speed = state.seconds + now - clock, seen / (now - clock)
-                    clock, seen = now, 0
+                    speed = clock.lap()
                     loss = self._log_step(epoch, losses, norm, rate, speed)
                     bar.set_postfix_str(f"loss {loss:.2f}, {speed:.0f} pictures/s", refresh=False)
                 if to_save:
-                    state.seconds, seen = state.seconds + time.perf_counter() - clock, 0
+                    clock.lap()
                     self._save()
-                    clock = time.perf_counter()
-            state.seconds += time.perf_counter() - clock
+                    clock.start()  # what was saved took time, and was no training
+            clock.lap()
             self._save()  # an evaluation that fails loses nothing
             metrics = self._evaluate_if_due() or metrics
             if after_epoch is not None and place.main:

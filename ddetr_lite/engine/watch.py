@@ -89,10 +89,9 @@ def watch(model: Model, dataset: CocoDetection, objects: list[WatchedObject]) ->
 def _watch_one(model: Model, dataset: CocoDetection, index: int, which: int) -> dict[str, Any]:
     image, target = dataset[0, index]
     height, width = target["original_size"].tolist()
-    x, y, w, h = dataset.objects(index)[which]["bbox"]
-    corners = clip_to_picture(torch.tensor([x, y, x + w, y + h], dtype=torch.float32), height, width)
+    boxes, labels = dataset.truth(index)
+    corners, label = clip_to_picture(boxes[which], height, width), int(labels[which])
     true_box = corners / corners.new_tensor((width, height, width, height))
-    label = dataset.label_of_category[dataset.objects(index)[which]["category_id"]]
     if isinstance(model, Detr | DeformableDetr):
         seen: Seen | None = _ask(model, image, true_box, label)
     else:

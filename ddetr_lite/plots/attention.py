@@ -76,43 +76,25 @@ def matrices(
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     height: float = 2.9,
-    signed: bool = False,
-    limit: float | None = None,
     xlabel: str = "",
     ylabel: str = "",
 ) -> Figure:
     """Several matrices side by side, with one colour scale; the row labels stand at the first one only."""
     drawn, axes = panels(len(tables), height=height)
-    top = limit or max(float(table.float().abs().max()) for table in tables)
+    top = max(float(table.float().abs().max()) for table in tables)
     for i, (table, title, ax) in enumerate(zip(tables, titles, axes, strict=True)):
         first = i == 0
-        matrix(
-            table,
-            rows if first else None,
-            columns,
-            title,
-            xlabel,
-            ylabel if first else "",
-            signed,
-            top,
-            ax=ax,
-        )
+        matrix(table, rows if first else None, columns, title, xlabel, ylabel if first else "", limit=top, ax=ax)
     return drawn
 
 
-def vectors(
-    table: Tensor,
-    labels: Sequence[str],
-    title: str = "",
-    columns: Sequence[str] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def vectors(table: Tensor, labels: Sequence[str], title: str = "", ax: Axes | None = None) -> Axes:
     """Vectors (N, d) as rows of colour, one below the other: what goes through the model, seen from above."""
     ax = axes_or_new(ax, height=0.8 + 0.3 * len(table))
     top = float(table.detach().abs().max())
     with mpl.rc_context(STYLE):
         ax.imshow(table.detach().cpu(), cmap=SIGNED, vmin=-top, vmax=top, aspect="auto")
-        _label(ax, labels, columns)
+        _label(ax, labels, None)
         for i in range(1, len(table)):
             ax.axhline(i - 0.5, color=PAPER, linewidth=3)
         ax.set(title=title)

@@ -25,6 +25,7 @@ COLUMNS = 4
 CELL = 3.4  # inches, a picture's width on the sheet
 SHOWN = 512  # pixels, the longer side at which a picture is drawn: no more can be seen
 CROWDED = 6  # objects with which a picture is half as welcome on the sheet
+MOST = 100  # classes that have a bar
 
 
 def contact_sheet(split: Split, pictures: int = 12, most: int = 48, seed: int = 0) -> Figure:
@@ -137,11 +138,11 @@ def histograms(summary: Summary, queries: int | None = None) -> Figure:
     return made
 
 
-def _classes(ax: Axes, summary: Summary, most: int = 100) -> None:
+def _classes(ax: Axes, summary: Summary) -> None:
     ranked = sorted(summary.classes.items(), key=lambda item: -item[1])
     title = f"{summary.name}: objects of each class"
-    if len(ranked) > most:
-        ranked, title = ranked[:most], f"{title}, the {most} most frequent of {len(ranked)}"
+    if len(ranked) > MOST:
+        ranked, title = ranked[:MOST], f"{title}, the {MOST} most frequent of {len(ranked)}"
     names, counts = [plain(name) for name, _ in ranked], [number for _, number in ranked]
     if len(names) <= 16:
         bars(counts, names, title, "objects", "{:.0f}", ax=ax)

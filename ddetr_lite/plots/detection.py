@@ -16,6 +16,8 @@ from torch import Tensor
 from ddetr_lite.plots.labels import Label, add_labels
 from ddetr_lite.plots.style import COLOURS, DPI, INK, PAPER, STYLE, axes_or_new, colours_of, panels
 
+LARGE = 0.2  # area of a box, as a share of the picture's
+
 
 def boxes(
     picture: Tensor,
@@ -137,14 +139,14 @@ def sampling_points(
     return ax
 
 
-def query_centres(boxes: Tensor, shown: Tensor | None = None, rows: int = 2, large: float = 0.2) -> Figure:
+def query_centres(boxes: Tensor, shown: Tensor | None = None) -> Figure:
     """Where the boxes of each query lie, as in figure 7 of the DETR paper: a map for each, a dot for each box.
 
-    boxes: (B, N_q, 4), (cx, cy, w, h) in 0..1; those with an area of more than `large` are orange. shown: (B, N_q),
+    boxes: (B, N_q, 4), (cx, cy, w, h) in 0..1; those with an area of more than `LARGE` are orange. shown: (B, N_q),
     boolean, which of them to draw; all by default.
     """
     queries = boxes.shape[1]
-    drawn, axes = panels(-(-queries // rows), rows, height=1.7 * rows)
+    drawn, axes = panels(-(-queries // 2), 2, height=3.4)
     with mpl.rc_context(STYLE):
         for query, ax in enumerate(axes):
             if query >= queries:
@@ -152,7 +154,7 @@ def query_centres(boxes: Tensor, shown: Tensor | None = None, rows: int = 2, lar
                 continue
             chosen = boxes[:, query] if shown is None else boxes[shown[:, query], query]
             cx, cy, w, h = chosen.detach().unbind(-1)
-            for which, colour in ((w * h <= large, COLOURS[0]), (w * h > large, COLOURS[1])):
+            for which, colour in ((w * h <= LARGE, COLOURS[0]), (w * h > LARGE, COLOURS[1])):
                 ax.plot(cx[which], cy[which], ".", markersize=3, color=colour)
             ax.set_title(f"query {query}", fontsize=9)
             ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")

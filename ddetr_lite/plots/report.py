@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
+from ddetr_lite.engine.data import parts
 from ddetr_lite.engine.repeat import command
 from ddetr_lite.engine.run_results import RunResults, read_run
 from ddetr_lite.plots import run_curves
@@ -25,6 +26,8 @@ from ddetr_lite.plots.page import (
     tiles,
 )
 from ddetr_lite.plots.report_pictures import errors_section, queries_section
+from ddetr_lite.wording import duration
+from ddetr_lite.writing import write_bytes
 
 
 def write_report(
@@ -38,13 +41,13 @@ def write_report(
     """
     found = read_run(run)
     target = found.folder / "report.html"
-    target.write_text(report(found, folder, threshold, worst), encoding="utf-8")
+    write_bytes(target, report(found, folder, threshold, worst).encode())
     return target
 
 
 def report(run: RunResults, folder: str | Path | None = None, threshold: float | None = None, worst: int = 20) -> str:
     """The page's text; arguments as in `write_report`."""
-    data = validation_set(run, folder)
+    data = evaluated_pictures(run, folder)
     sections = [
         ("numbers", "Key numbers", _numbers(run)),
         ("loss", "Loss", _losses(run)),
@@ -60,19 +63,16 @@ def report(run: RunResults, folder: str | Path | None = None, threshold: float |
     return page(f"{run.recipe.get('name', 'unknown')}: {run.name}", about, sections, "Made by ddetr-lite report.")
 
 
-def validation_set(run: RunResults, folder: str | Path | None = None) -> CocoDetection | str:
+def evaluated_pictures(run: RunResults, folder: str | Path | None = None) -> CocoDetection | str:
     """The pictures that the run was evaluated on, unresized; or a sentence why they cannot be had."""
     data = run.recipe.get("data", {})
     root = folder or data.get("folder")
     if root is None:
         return "The log does not say which data the run was made with; name the folder with --folder."
-    few = data.get("overfit", 0)
-    split = data.get("train_split", "train") if few else data.get("val_split", "val")
-    # Older recipes had a switch there, and no number.
-    limit = data.get("limit") or None if few else None
+    _, part = parts(data)
+    classes = run.start.get("classes")
     try:
-        whole = CocoDetection(CocoFolder.find(root, split), classes=run.start.get("classes"), limit=limit)
-        return whole.with_objects(few) if few and few is not True else whole
+        return part.of(CocoDetection(CocoFolder.find(root, part.split), classes=classes, limit=part.limit))
     except (OSError, ValueError) as error:
         return f"The run's pictures cannot be read ({error}); name the folder where they are now with --folder."
 
@@ -118,17 +118,6 @@ def _numbers(run: RunResults) -> Html:
         values["GPU memory"] = f"{run.memory / 2**30:.2f} GiB"
     note = "The run has not been evaluated yet: AP stands in the log after the first evaluation."
     return tiles(values) if best else tiles(values) + missing(note)
-
-
-def duration(seconds: float) -> str:
-    """In words that suit its length."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes >= 10:
-        return f"{minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _losses(run: RunResults) -> Html:

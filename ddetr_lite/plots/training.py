@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.run_results import RunResults
 from ddetr_lite.plots.style import COLOURS, STYLE, panels, png
+from ddetr_lite.writing import write_bytes
 
 
 def training_curves(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
@@ -46,4 +47,4 @@ def smooth(values: list[float], share: float = 0.9) -> list[float]:
 def save_curves(folder: Path) -> None:
     """Draw a run folder's log into `curves.png` in the same folder."""
     lines = read_log(folder / "log.jsonl")
-    (folder / "curves.png").write_bytes(png(training_curves({folder.name: lines})))
+    write_bytes(folder / "curves.png", png(training_curves({folder.name: lines})))
