@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set"),
 ]
 
-MATCHING = "set_prediction/matching.py: numbers = torch.cat(parts).cpu().numpy()"
+MATCHING = "set_prediction/matching.py: numbers = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()"
 
 
 @pytest.fixture(autouse=True)
