@@ -448,7 +448,10 @@ def test_weights_go_out_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
             ["train", "shapes", "--device", "cuda:7", "--folder", "COCO", "--out", "OUT"],
             "device 'cuda:7' cannot be used",
         ),
-        (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.name", "resnet5"], "did you mean resnet50"),
+        (
+            ["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.name", "resnet5"],
+            "did you mean 'resnet50'",
+        ),
         (["train", "coco", "--folder", "COCO", "--out", "OUT", "--backbone.weights", "w.pth"], "w.pth is no file"),
         (["train", "shapes", "--resume", "--out", "OUT"], "nothing to resume"),
         (["train", "shapes", "--resume", "--model=detr"], "--model cannot change when a run goes on"),

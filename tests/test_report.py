@@ -17,9 +17,9 @@ from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, recipe, recipe_names, recipe_to_dict
 from ddetr_lite.engine.repeat import command
-from ddetr_lite.engine.run_results import read_run, row_of
+from ddetr_lite.engine.run_results import read_run
 from ddetr_lite.engine.watch import choose_objects, watched_line
-from ddetr_lite.models.presets import ROWS, build, config_to_dict, model_config
+from ddetr_lite.models.presets import ROWS, build, config_to_dict, model_config, row_of
 from ddetr_lite.plots.compare import comparison, comparison_figure, differing, read_runs, text_table
 from ddetr_lite.plots.page import picture
 from ddetr_lite.plots.report import evaluated_pictures, report, write_report

@@ -150,10 +150,8 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
     """
     device = pick_device(options.device)
     make, losses = steps(options, device)
-    rounded = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = (
-        False  # or convolutions with other weights, folded or not, would differ by their rounding
-    )
+    # In TF32 convolutions with other weights, folded or not, would differ by their rounding.
+    rounded, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     check = {name: loss().item() for name, loss in losses.items()}
     torch.backends.cudnn.allow_tf32 = rounded
     gap = max(abs(loss / check["ddetr_lite"] - 1) for loss in check.values())

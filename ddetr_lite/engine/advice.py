@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddetr_lite.engine.recipes import Recipe, recipe
-from ddetr_lite.engine.run_results import row_of
 from ddetr_lite.engine.scaling import rate_factor
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.detr import DetrConfig
-from ddetr_lite.models.presets import config_to_dict
+from ddetr_lite.models.presets import config_to_dict, row_of
 
 COCO_PICTURES = 118_287  # train2017, which the papers' epochs are meant for
 FEW_PICTURES = 10_000  # below this DETR's authors advise to start from a trained detector

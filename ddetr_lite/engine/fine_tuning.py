@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ddetr_lite.engine.checkpoint import LoadedModel, load_model, sizes_of
 from ddetr_lite.engine.recipes import Recipe, recipe
-from ddetr_lite.engine.run_results import row_of
 from ddetr_lite.models.deformable_detr import DeformableDetrConfig
 from ddetr_lite.models.faster_rcnn import FasterRcnn
-from ddetr_lite.models.presets import Model, config_to_dict
+from ddetr_lite.models.presets import Model, config_to_dict, row_of
 
 BOX_PREDICTOR = "roi_heads.box_predictor."
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from ddetr_lite.engine.log import read_log
-from ddetr_lite.models.presets import ROWS
+from ddetr_lite.models.presets import row_of
 
 Line = dict[str, Any]
 
@@ -145,15 +145,3 @@ def read_run(path: str | Path) -> RunResults:
     if not lines:
         raise ValueError(f"{log} has no line of a run: it was stopped before its first step, or this is another file")
     return RunResults(log, lines)
-
-
-def row_of(model: Line) -> str:
-    """The row whose changes a model's plain configuration has all made: of several the one with the most."""
-    architecture = str(model.get("architecture", "unknown"))
-    values = {**model, "dilation": model.get("backbone", {}).get("dilation", False)}
-    fitting = [
-        (len(changes), row)
-        for row, (kind, changes) in ROWS.items()
-        if kind == architecture and all(values.get(name) == value for name, value in changes.items())
-    ]
-    return max(fitting)[1] if fitting else architecture

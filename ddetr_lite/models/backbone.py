@@ -7,7 +7,6 @@ A backbone turns pixels into feature maps at strides 8, 16 and 32 (C3, C4, C5 in
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from ddetr_lite.models.frozen_norms import freeze_batch_norms, watch_norms
+from ddetr_lite.wording import did_you_mean
 
 OWN = {"small": (32, 64, 128, 128), "tiny": (16, 32, 64, 64)}
 """Our own networks for training from scratch: channels of the stages at strides 4, 8, 16 and 32."""
@@ -144,8 +144,7 @@ def _network(name: str) -> nn.Module:
         return small_network(OWN[name])
     known = list_models(module=torchvision.models)
     if name not in known:
-        near = get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()"
+        hint = did_you_mean(name, known, most=3) or "see torchvision.models.list_models()"
         raise ValueError(
             f"backbone {name!r} is neither 'small' nor 'tiny' nor one of torchvision's classification models: {hint}"
         )

@@ -4,14 +4,15 @@ A row says what is special about a model (dilated, how many levels, refinement, 
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
 
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from ddetr_lite.models.detr import Detr, DetrConfig
 from ddetr_lite.models.faster_rcnn import FasterRcnn, FasterRcnnConfig
+from ddetr_lite.wording import known_names
 
 SetModelConfig = DetrConfig | DeformableDetrConfig
 ModelConfig = SetModelConfig | FasterRcnnConfig
@@ -81,9 +82,7 @@ SIZES: dict[str, dict[str, ModelConfig]] = {
 def model_config(row: str, size: Size = "paper") -> ModelConfig:
     """The configuration of a row of `ROWS` at a size of `SIZES`. An unknown name raises ValueError with the nearest."""
     if row not in ROWS:
-        near = get_close_matches(row, ROWS, n=1)
-        hint = f"did you mean {near[0]!r}? Known are " if near else "known are "
-        raise ValueError(f"model {row!r} is unknown: {hint}{', '.join(ROWS)}")
+        raise ValueError(f"model {row!r} is unknown: {known_names(row, ROWS)}")
     if size not in SIZES:
         raise ValueError(f"size {size!r} is unknown: choose {', '.join(SIZES)}")
     architecture, changes = ROWS[row]
@@ -92,6 +91,18 @@ def model_config(row: str, size: Size = "paper") -> ModelConfig:
     if changes.pop("dilation", False):
         config = replace(config, backbone=replace(config.backbone, dilation=True))
     return replace(config, **changes)
+
+
+def row_of(model: Mapping[str, Any]) -> str:
+    """The row of `ROWS` whose changes a configuration, as plain values, has all made: of several the one with the most."""
+    architecture = str(model.get("architecture", "unknown"))
+    values = {**model, "dilation": model.get("backbone", {}).get("dilation", False)}
+    fitting = [
+        (len(changes), row)
+        for row, (kind, changes) in ROWS.items()
+        if kind == architecture and all(values.get(name) == value for name, value in changes.items())
+    ]
+    return max(fitting)[1] if fitting else architecture
 
 
 def build(config: ModelConfig, classes: int, load_backbone: bool = True) -> Model:

@@ -103,23 +103,17 @@ def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
 
 
 def png(drawn: Figure | Axes) -> bytes:
-    """The figure (of these Axes) as PNG, cut to what is drawn: a small picture stays as small, and no title touches the edge.
+    """The figure (of these Axes) as PNG. Where it is laid out by itself it is cut to what is drawn, so that a small picture
+    stays as small as it is, and no title touches the edge.
 
     No version and no date is written into it, so that equal figures are equal files.
     """
     target = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(target, Figure), "an Axes of a SubFigure: give its Figure"
+    cut: Any = {"bbox_inches": "tight", "pad_inches": 0.06} if target.get_layout_engine() else {}
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        target.savefig(
-            buffer,
-            format="png",
-            dpi=DPI,
-            facecolor=PAPER,
-            metadata={"Software": None},
-            bbox_inches="tight",
-            pad_inches=0.06,
-        )
+        target.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None}, **cut)
     return buffer.getvalue()
 
 

@@ -18,7 +18,7 @@ from ddetr_lite.datasets.shapes import write_shapes
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import recipe_to_dict
 from ddetr_lite.engine.repeat import command
-from ddetr_lite.engine.run_results import row_of
+from ddetr_lite.models.presets import row_of
 from ddetr_lite.plots.run_curves import score
 from ddetr_lite.writing import alone_in
 
