@@ -135,7 +135,11 @@ def grouped_bars(
             places = [at + i for i in range(len(group))]
             drawn = ax.barh(places, list(group.values()), height=0.8, color=[known[name] for name in group])
             ax.bar_label(
-                drawn, [f"{form.format(value)} {name}" for name, value in group.items()], padding=3, fontsize=7, color=INK
+                drawn,
+                [f"{form.format(value)} {name}" for name, value in group.items()],
+                padding=3,
+                fontsize=7,
+                color=INK,
             )
             middles.append(sum(places) / len(places))
             at += len(group) + 1
