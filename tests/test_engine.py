@@ -22,9 +22,9 @@ from ddetr_lite.engine.data import order_of
 from ddetr_lite.engine.evaluate import METRICS, ap_of, area_ranges, evaluate
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.predict import predict
+from ddetr_lite.engine.recipe_checks import check
 from ddetr_lite.engine.recipes import (
     Recipe,
-    check,
     read_recipe,
     recipe,
     recipe_from_dict,

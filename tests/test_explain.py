@@ -23,7 +23,8 @@ from ddetr_lite.engine.explain_boxes import OF_PREDICTIONS, Reading
 from ddetr_lite.engine.explain_evidence import Observation, gather
 from ddetr_lite.engine.explain_healthy import RUNS, check_steps
 from ddetr_lite.engine.log import read_log
-from ddetr_lite.engine.recipes import Recipe, check, recipe, recipe_from_dict, recipe_to_dict
+from ddetr_lite.engine.recipe_checks import check
+from ddetr_lite.engine.recipes import Recipe, recipe, recipe_from_dict, recipe_to_dict
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.presets import ROWS, build
 from ddetr_lite.set_prediction.postprocess import Detections

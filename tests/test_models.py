@@ -803,6 +803,9 @@ def test_boxes_and_references_are_not_rounded_to_bfloat16(name: str) -> None:
         outputs = model.outputs(model.batch(pictures()))
     assert outputs.boxes.dtype == torch.float32
     assert all(r.dtype == torch.float32 for r in references)
+    if isinstance(model, DeformableDetr) and not model.config.two_stage:
+        positions = model.query_embed.weight[:, : model.config.dim]
+        torch.testing.assert_close(references[0][0], model.transformer.reference_points(positions).sigmoid())
     assert changes
     assert all((change != change.bfloat16()).any() for change in changes)  # nor were the changes before
 

@@ -226,3 +226,13 @@ def test_words_stand_out_from_the_ground_of_their_label() -> None:
         ax = detection.boxes(torch.zeros(3, 9, 9), [[1, 1, 5, 5]], ["cat"], one_colour=k)
         dark, light = sorted((luminance(ax.texts[0].get_color()), luminance(COLOURS[k])))
         assert (light + 0.05) / (dark + 0.05) > 3  # what WCAG asks of large words
+
+
+def test_a_title_set_outside_of_the_style_becomes_as_the_others() -> None:
+    drawn, (one, other) = plots.panels(2)
+    one.set(title="set in a notebook")
+    plots.matrix(torch.ones(2, 2), title="set in the style", ax=other)
+    plots.style.png(drawn)
+    titles = [ax.get_title("left") for ax in (one, other)]
+    assert titles == ["set in a notebook", "set in the style"]
+    assert one.title.get_text() == ""

@@ -14,7 +14,8 @@ from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.engine import checkpoint
 from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.log import RunLog, read_log
-from ddetr_lite.engine.recipes import Recipe, check, recipe
+from ddetr_lite.engine.recipe_checks import check
+from ddetr_lite.engine.recipes import Recipe, recipe
 from ddetr_lite.engine.train import train
 from ddetr_lite.models.backbone import BackboneConfig
 from ddetr_lite.models.presets import build, model_config

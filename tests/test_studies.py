@@ -54,7 +54,8 @@ from ddetr_lite.cli import main
 from ddetr_lite.cli.benching import STUDIES as NAMES
 from ddetr_lite.datasets.shapes import ShapesConfig
 from ddetr_lite.engine.errors import KINDS
-from ddetr_lite.engine.recipes import check, recipe, recipe_to_dict
+from ddetr_lite.engine.recipe_checks import check
+from ddetr_lite.engine.recipes import recipe, recipe_to_dict
 from ddetr_lite.layers.attention import MultiHeadAttention
 from ddetr_lite.layers.deformable_attention import MultiScaleDeformableAttention
 from ddetr_lite.models.presets import ROWS, build

@@ -40,7 +40,8 @@ from ddetr_lite.engine.optimization import make_optimizers
 from ddetr_lite.engine.overfitting import as_overfitting, verdict
 from ddetr_lite.engine.predict import predict, threshold_for
 from ddetr_lite.engine.profile import profile
-from ddetr_lite.engine.recipes import DataConfig, check, recipe, recipe_from_dict, recipe_to_dict
+from ddetr_lite.engine.recipe_checks import check
+from ddetr_lite.engine.recipes import DataConfig, recipe, recipe_from_dict, recipe_to_dict
 from ddetr_lite.engine.run import NUMBERS, State, differing
 from ddetr_lite.engine.run_results import read_run
 from ddetr_lite.engine.scaling import follow, oddities

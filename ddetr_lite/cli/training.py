@@ -50,7 +50,7 @@ def train(words: list[str]) -> None:
     torchrun --nproc-per-node 4 -m ddetr_lite train coco --folder data/coco
     """
     name, words = take_positional(words, "RECIPE", f"one of {', '.join(RECIPES)}", "train shapes", RECIPES)
-    from ddetr_lite.engine.recipes import check
+    from ddetr_lite.engine.recipe_checks import check
 
     out, words = take_option(words, "--out")
     resume, words = take_flag(words, "--resume")
@@ -168,7 +168,7 @@ def _options_of_other_models() -> dict[str, str]:
 def _followed(chosen: "Recipe", base: "Recipe", words: list[str]) -> "tuple[Recipe, list[str]]":
     """What follows from the options that the user gave, and why."""
     from ddetr_lite.engine.overfitting import as_overfitting
-    from ddetr_lite.engine.recipes import check
+    from ddetr_lite.engine.recipe_checks import check
     from ddetr_lite.engine.scaling import follow
 
     named = {option_of(word).lstrip("-").replace("-", "_") for word in words if word.startswith("--")}

@@ -24,7 +24,8 @@ from ddetr_lite.engine.fine_tuning import start_from
 from ddetr_lite.engine.forecast import forecast
 from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
-from ddetr_lite.engine.recipes import Recipe, check
+from ddetr_lite.engine.recipe_checks import check
+from ddetr_lite.engine.recipes import Recipe
 from ddetr_lite.engine.run import State, begin, check_data, circumstances, open_run, write_json
 from ddetr_lite.engine.scaling import oddities
 from ddetr_lite.engine.step import Step, compile_layers, counted_of

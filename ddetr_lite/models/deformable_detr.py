@@ -24,7 +24,7 @@ from ddetr_lite.layers.deformable_transformer import (
 )
 from ddetr_lite.layers.positional_encoding import sine_encoding_2d, sine_encoding_of
 from ddetr_lite.models.backbone import Backbone, BackboneConfig
-from ddetr_lite.models.detector import MLP, Detector, widened
+from ddetr_lite.models.detector import MLP, Detector, in_full_precision, widened
 from ddetr_lite.models.hints import add_hints
 from ddetr_lite.set_prediction.losses import DEFORMABLE_DETR_LOSS, Outputs, SetLoss
 from ddetr_lite.set_prediction.matching import Target
@@ -192,7 +192,8 @@ class DeformableDetr(Detector):
             content, query_position = self.queries_from(reference)
         else:
             query_position, content = self.query_embed.weight.expand(memory.shape[0], -1, -1).chunk(2, dim=-1)
-            reference = widened(self.transformer.reference_points(query_position)).sigmoid()  # (B, N_q, 2)
+            points = in_full_precision(self.transformer.reference_points, query_position)
+            reference = widened(points).sigmoid()  # (B, N_q, 2)
 
         refined: list[Tensor] = []
 

@@ -146,6 +146,14 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def in_full_precision(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), which keeps out of autocast: a box or a point in bfloat16 is off by pixels."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return layer(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
+
+
 class MLP(nn.Module):
     """A few linear layers with ReLU between: the box head. Parameters `layers.0.weight`, ..."""
 
@@ -155,10 +163,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) → (..., outputs). The last layer keeps out of autocast: a box in bfloat16 is off by pixels."""
+        """(..., inputs) → (..., outputs), the last layer as in `in_full_precision`."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        if not torch.is_autocast_enabled(x.device.type):
-            return self.layers[-1](x)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.layers[-1](x.float())
+        return in_full_precision(self.layers[-1], x)

@@ -120,10 +120,12 @@ def bars(
     return ax
 
 
-def grouped_bars(groups: Mapping[str, Mapping[str, float]], title: str = "", line: float | None = None) -> Axes:
+def grouped_bars(
+    groups: Mapping[str, Mapping[str, float]], title: str = "", line: float | None = None, form: str = "{:.2f}"
+) -> Axes:
     """Horizontal bars, for each group (a name) one for each of its entries (name → value), with the value at its end.
 
-    An entry has one colour in all groups. line: a value to compare with, drawn upright through all groups.
+    An entry has one colour in all groups. line: a value to compare with, drawn upright through all groups; form: of a value.
     """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     ax = axes_or_new(None, height=0.6 + 0.2 * sum(len(group) + 1 for group in groups.values()))
@@ -133,7 +135,11 @@ def grouped_bars(groups: Mapping[str, Mapping[str, float]], title: str = "", lin
             places = [at + i for i in range(len(group))]
             drawn = ax.barh(places, list(group.values()), height=0.8, color=[known[name] for name in group])
             ax.bar_label(
-                drawn, [f"{value:.2f} {name}" for name, value in group.items()], padding=3, fontsize=7, color=INK
+                drawn,
+                [f"{form.format(value)} {name}" for name, value in group.items()],
+                padding=3,
+                fontsize=7,
+                color=INK,
             )
             middles.append(sum(places) / len(places))
             at += len(group) + 1

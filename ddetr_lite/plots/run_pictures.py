@@ -88,16 +88,21 @@ def error_counts(counts: dict[str, int]) -> Figure:
 
 
 def picture_with_errors(picture: Tensor, errors: PictureErrors, classes: Sequence[str], width: float = 3.4) -> Figure:
-    """A picture (3, H, W), uint8, edge to edge: true boxes dashed and green, detections in the colour of their kind.
+    """`draw_errors` in a figure of its own, edge to edge."""
+    across, down = picture.shape[2], picture.shape[1]
+    made = figure(height=width * min(max(down / across, 0.4), 1.6), width=width)
+    made.set_layout_engine("none")
+    draw_errors(picture, errors, classes, made.add_axes((0.0, 0.0, 1.0, 1.0)))
+    return made
+
+
+def draw_errors(picture: Tensor, errors: PictureErrors, classes: Sequence[str], ax: Axes) -> None:
+    """A picture (3, H, W), uint8: true boxes dashed and green, detections in the colour of their kind.
 
     Wrong detections and missed objects bear their classes: the surest and the largest `LABELS`, for more would hide the
     picture. Correct detections are thin and bear none.
     """
-    across, down = picture.shape[2], picture.shape[1]
-    made = figure(height=width * min(max(down / across, 0.4), 1.6), width=width)
-    made.set_layout_engine("none")
     with mpl.rc_context(STYLE):
-        ax = made.add_axes((0.0, 0.0, 1.0, 1.0))
         _show(ax, picture)
         ax.set_axis_off()
         for i, box in enumerate(errors.true_boxes.tolist()):
@@ -105,8 +110,7 @@ def picture_with_errors(picture: Tensor, errors: PictureErrors, classes: Sequenc
         wrong = [i for i, kind in enumerate(errors.kinds) if kind not in ("correct", "ignored")]
         right = [i for i in range(len(errors.kinds)) if i not in wrong]
         for i in [*right, *reversed(wrong)]:  # the surest wrong one lies on top
-            colour, width = KIND_COLOURS[errors.kinds[i]], 1.8 if i in wrong else 1.2
-            _frame(ax, errors.boxes[i].tolist(), colour, linewidth=width)
+            _frame(ax, errors.boxes[i].tolist(), KIND_COLOURS[errors.kinds[i]], linewidth=1.8 if i in wrong else 1.2)
         labels = []
         for i in wrong[:LABELS]:
             words = f"{classes[int(errors.labels[i])]} {float(errors.scores[i]):.2f}"
@@ -116,7 +120,6 @@ def picture_with_errors(picture: Tensor, errors: PictureErrors, classes: Sequenc
             words = f"missed {classes[int(errors.true_labels[i])]}"
             labels.append(Label(words, errors.true_boxes[i].tolist(), TRUE, at_foot=True))
         add_labels(ax, labels, fontsize=8)
-    return made
 
 
 def _show(ax: Axes, picture: Tensor, dim: float = 0.0) -> None:

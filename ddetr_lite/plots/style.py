@@ -110,11 +110,21 @@ def png(drawn: Figure | Axes) -> bytes:
     """
     target = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(target, Figure), "an Axes of a SubFigure: give its Figure"
+    _put_titles_left(target)
     cut: Any = {"bbox_inches": "tight", "pad_inches": 0.06} if target.get_layout_engine() else {}
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         target.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None}, **cut)
     return buffer.getvalue()
+
+
+def _put_titles_left(drawn: Figure) -> None:
+    """A title that was set outside of the style, as in a notebook's cell, becomes as the others are."""
+    for ax in drawn.axes:
+        if title := ax.get_title("center"):
+            with mpl.rc_context(STYLE):
+                ax.set_title("", loc="center")
+                ax.set_title(title, loc="left", color=INK)
 
 
 def show(drawn: Figure | Axes, alt: str) -> None:

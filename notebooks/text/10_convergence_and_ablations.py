@@ -421,6 +421,7 @@ with mpl.rc_context(STYLE):
     ax.plot(ends, ends, "--", color=plots.INK, linewidth=1)
     ax.plot(drawn["DETR"], drawn["Deformable DETR"], ".", color=plots.COLOURS[0])
     ax.set(xlabel="AP of DETR", ylabel="AP of Deformable DETR", title="100 draws", aspect="equal")
+    ax.locator_params(nbins=5)
 plots.show(
     ax,
     alt="A cloud of 100 dots, one for each draw, above the dashed line where both APs are equal; it stretches along "
@@ -437,7 +438,7 @@ plots.show(
 
 # %%
 from ddetr_lite.course.tables import Table
-from ddetr_lite.plots.run_pictures import KIND_MEANINGS, picture_with_errors
+from ddetr_lite.plots.run_pictures import KIND_MEANINGS, draw_errors
 
 Table(("kind", "meaning"), [(kind, KIND_MEANINGS[kind]) for kind in KINDS])
 
@@ -465,11 +466,8 @@ plots.show(
 # %%
 drawn, axes = plots.panels(3, height=2.9)
 for ax, one in zip(axes, surest["Deformable DETR"].worst(3)):
-    picture = picture_with_errors(validation.read_image(one.image_id), one, validation.classes, width=2.3)
-    picture.canvas.draw()
-    pixels = torch.from_numpy(np.array(picture.canvas.buffer_rgba())[..., :3])  # (H, W, 3)
-    told = ", ".join(f"{n} {kind}" for kind, n in one.counts.items() if n and kind != "correct")
-    plots.picture(pixels.permute(2, 0, 1), told, ax=ax)
+    draw_errors(validation.read_image(one.image_id), one, validation.classes, ax)
+    ax.set(title=", ".join(f"{n} {kind}" for kind, n in one.counts.items() if n and kind != "correct"))
 plots.show(
     drawn,
     alt="Three pictures with dashed true boxes, of which some bear the word missed, and wrong detections in the colours of "
@@ -539,6 +537,7 @@ gained = {name: gains(one) for name, one in errors.items()}  # of all detections
 ax = plots.grouped_bars(
     {kind: {name: gain[kind] for name, gain in gained.items()} for kind in ("missed", *ERRORS)},
     "AP50 gained by mending one kind (all detections)",
+    form="{:.3f}",
 )
 plots.show(
     ax,
