@@ -49,7 +49,7 @@ class Proof:
         disturbed = " and ".join(
             f"at step {k} (went on from {r})" for k, r in zip(self.killed, self.resumed, strict=True)
         )
-        text = f"{self.workers} workers: killed {disturbed}; bit-identical to step {self.identical} of {self.steps}"
+        text = f"{self.workers} workers: killed {disturbed};\n  bit-identical to step {self.identical} of {self.steps}"
         if self.holds:
             return text + ": weights, optimizers, running average, best model, detections and log"
         return text + f"; differing in the end: {', '.join(self.differing[:5]) or 'nothing but the log'}"
