@@ -55,7 +55,10 @@ def contact_sheet(split: Split, pictures: int = 12, most: int = 48, seed: int = 
     seen = len({a["category_id"] for _, _, own in chosen for a in own if not is_crowd(a)})
     made.suptitle(
         f"{split.name}: {len(chosen)} of {len(split.images)} pictures, {seen} of {len(names)} classes",
-        fontsize=15,
+        x=0.01,
+        ha="left",
+        fontsize=14,
+        fontweight="bold",
         color=INK,
     )
     return made

@@ -541,8 +541,8 @@ ax = plots.grouped_bars(
 )
 plots.show(
     ax,
-    alt="Horizontal bars of the AP50 that each detector would gain, kind by kind. Wrong classes cost most, then wrong places and "
-    "duplicates; missed objects and background next to nothing.",
+    alt="Horizontal bars of the AP50 that each detector would gain, kind by kind. Wrong classes cost most, then wrong places "
+    "and duplicates; missed objects and background next to nothing.",
 )
 for name, gain in gained.items():
     print(
