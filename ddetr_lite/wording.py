@@ -12,9 +12,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
-    """ "did you mean 'circle' or 'cross'?" with the nearest known names, at most so many; "" where none is near."""
-    near = get_close_matches(name, known, n=most)
+def did_you_mean(name: str, known: Iterable[str], most: int = 1, likeness: float = 0.6) -> str:
+    """ "did you mean 'circle' or 'cross'?" with the nearest known names, at most so many; "" where none is near.
+
+    likeness: of two names, in 0..1, from which on they are near.
+    """
+    near = get_close_matches(name, known, n=most, cutoff=likeness)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

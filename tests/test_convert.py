@@ -310,7 +310,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, capsys) -> None:
     torch.save({"model": {"a": torch.zeros(1)}}, path)
     contents = {
         b"": "cut short, or something else .*again$",
-        b"no tensors at all": r"torch\.save has not written it",
+        b"no tensors at all": r"torch\.save has not written it, or with a pickle_protocol of its own",
         path.read_bytes()[:-200]: "cut short, or something else .*again$",
         pickle.dumps({"model": Evil()}, 2): r"code of \S+ would have to run",
         pickle.dumps([1], 2): "",

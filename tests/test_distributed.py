@@ -222,6 +222,16 @@ def test_processes_do_not_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+def test_processes_of_another_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would train by itself, and write into the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ValueError, match="WORLD_SIZE=2, but LOCAL_RANK is not set: start the processes with torchrun"),
+        world("cpu"),
+    ):
+        pass
+
+
 def test_a_process_that_torchrun_started_alone_goes_the_way_of_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Figures: names that make room for one another, lines where a match is, and colours that go by name."""
 
+import io
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -12,10 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from ddetr_lite import plots
 from ddetr_lite.datasets.shapes import KINDS
+from ddetr_lite.engine.errors import PictureErrors
 from ddetr_lite.plots import detection
+from ddetr_lite.plots.run_pictures import picture_with_errors
 from ddetr_lite.plots.style import COLOURS, colours_of, panels, png
 
 
@@ -236,3 +240,20 @@ def test_a_title_set_outside_of_the_style_becomes_as_the_others() -> None:
     titles = [ax.get_title("left") for ax in (one, other)]
     assert titles == ["set in a notebook", "set in the style"]
     assert one.title.get_text() == ""
+
+
+def test_titles_of_a_size_of_their_own_stay_and_pictures_have_nothing_around_them() -> None:
+    ax = plots.panels(1)[1][0]
+    ax.set_title("small", loc="center", fontsize=8, fontweight="normal")
+    plots.style.png(ax)
+    assert (ax.get_title("center"), ax.get_title("left")) == ("small", "")
+    errors = PictureErrors(
+        1, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), [], torch.tensor([[8.0, 8, 40, 40]]),
+        torch.tensor([0]), [0],
+    )  # fmt: skip
+    picture = picture_with_errors(torch.zeros(3, 64, 96, dtype=torch.uint8), errors, ["a class with a long name"], 2.0)
+    width, height = (round(side * plots.style.DPI) for side in picture.get_size_inches())
+    drawn = Image.open(io.BytesIO(plots.style.png(picture)))
+    assert abs(drawn.width - width) <= 1
+    assert abs(drawn.height - height) <= 1
+    assert drawn.convert("RGB").getpixel((0, 0)) == (0, 0, 0)

@@ -1,5 +1,6 @@
 """What this project claims, for anyone to repeat: `ddetr-lite bench ...`.
 
-Speed (`msda`, `step`, `input`): ratios against a peer in the same run, all of them taking turns, since clocks of different runs
-and machines cannot be compared. Accuracy (`studies`): models that are trained and compared by one method.
+Speed: ratios within one run, since clocks of different runs and machines cannot be compared; peers take turns in `msda` and
+`step`, while `input` times loading without a pause, in which batches would be made for later. Accuracy (`studies`): models that
+are trained and compared by one method.
 """

@@ -152,8 +152,10 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
     make, losses = steps(options, device)
     # In TF32 convolutions with other weights, folded or not, would differ by their rounding.
     rounded, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    check = {name: loss().item() for name, loss in losses.items()}
-    torch.backends.cudnn.allow_tf32 = rounded
+    try:
+        check = {name: loss().item() for name, loss in losses.items()}
+    finally:
+        torch.backends.cudnn.allow_tf32 = rounded
     gap = max(abs(loss / check["ddetr_lite"] - 1) for loss in check.values())
     if not gap < 1e-3:
         raise ValueError(f"the models do not do the same: losses {check}")

@@ -29,6 +29,8 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     # A file that is something else fails in torch in a dozen ways, down to KeyError and EOFError.
     except Exception as error:
         raise ValueError(f"{path} cannot be read as tensors: {_reason_and_remedy(error)}") from error
@@ -45,9 +47,9 @@ def _reason_and_remedy(error: Exception) -> str:
             f"more than tensors is in it: to read it, code of {forbidden[1]} would have to run. Expected are tensors, numbers "
             "and an argparse.Namespace: save the model's state_dict() alone"
         )
-    if isinstance(error, UnpicklingError):
-        return "torch.save has not written it. Expected is .safetensors, or a .pth of torch.save"
-    first = re.split(r"\. |\n", str(error).strip())[0] or "no reason given"
+    if isinstance(error, UnpicklingError) and "Unsupported operand" in str(error):
+        return "torch.save has not written it, or with a pickle_protocol of its own. Save it again with torch.save, without one"
+    first = re.split(r"\. |\n", str(error).rpartition("WeightsUnpickler error:")[2].strip())[0] or "no reason given"
     return f"it is cut short, or something else ({type(error).__name__}: {first}). Fetch or save it again"
 
 

@@ -1,6 +1,5 @@
 """All exercises of the course, by name."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from ddetr_lite.course import (
     checks_13,
 )
 from ddetr_lite.course.exercises import Exercise
+from ddetr_lite.wording import did_you_mean
 
 NOTEBOOKS = (
     checks_00.EXERCISES,
@@ -52,8 +52,8 @@ def find(name: str) -> Exercise:
     """The exercise of that name. Raises NoExerciseError, a ValueError, with the nearest known name, when there is none."""
     if name in EXERCISES:
         return EXERCISES[name]
-    close = difflib.get_close_matches(name, EXERCISES, n=1, cutoff=0.7)
-    advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(EXERCISES)}"
+    # Names are short: with the usual likeness "nope" would be near "slope".
+    advice = did_you_mean(name, EXERCISES, likeness=0.7) or f"known are {', '.join(EXERCISES)}"
     raise NoExerciseError(f"there is no exercise {name!r}: {advice}")
 
 

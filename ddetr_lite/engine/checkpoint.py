@@ -123,6 +123,9 @@ def load_model(path: str | Path) -> LoadedModel:
     content = read(path)
     if missing := [name for name in ("config", "classes", "about", "model") if name not in content]:
         raise ValueError(f"{path} lacks {missing[0]!r}, which each checkpoint has: write it with `save_model`")
+    for name, kind in (("classes", (list, tuple)), ("model", dict)):
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{path}: {name!r} is a {type(content[name]).__name__}: write it with `save_model`")
     try:
         model = build(config_from_dict(content["config"]), len(content["classes"]), load_backbone=False)
     except (ValueError, TypeError, AttributeError) as error:

@@ -77,9 +77,12 @@ class World:
 def world(device: str) -> Iterator[World]:
     """Take this process's place among those that torchrun started; alone, where it did not.
 
-    device: "auto" or a device's name. Raises ValueError for a device that is not there, or too few GPUs.
+    device: "auto" or a device's name. Raises ValueError for a device that is not there, too few GPUs, or processes that
+    something else than torchrun has started.
     """
     if "LOCAL_RANK" not in os.environ:
+        if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ValueError(f"WORLD_SIZE={size}, but LOCAL_RANK is not set: start the processes with torchrun")
         yield World(pick_device(device), restarts=_restarts())
         return
     place = _own_device(device, int(os.environ["LOCAL_RANK"]))
@@ -101,7 +104,7 @@ def world(device: str) -> Iterator[World]:
 
 def _own_device(device: str, local: int) -> torch.device:
     """A GPU of its own for each process of a machine; the CPU for all."""
-    if device.startswith("cuda:"):
+    if device.startswith("cuda:") and os.environ.get("LOCAL_WORLD_SIZE") != "1":
         raise ValueError(
             f"device={device!r} would be one GPU for all processes: leave --device out, so that each takes its own, and choose "
             "among the machine's GPUs with CUDA_VISIBLE_DEVICES"

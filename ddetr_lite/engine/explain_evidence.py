@@ -134,7 +134,7 @@ def _read_recipe(evidence: Evidence) -> None:
             return
         problem = "neither recipe.json nor the log names a recipe"
     except ValueError as error:
-        problem = str(error) if path.exists() else f"of the log's first line {error}"
+        problem = str(error) if path.exists() else f"the log's first line: {error}"
     _problem(evidence, "recipe", "skipped", f"only the log is looked at: {problem}")
 
 

@@ -2,7 +2,7 @@
 
 A program computes BLOCK queries of one head of one picture. It works out each sample's place once, and reads rows of D
 neighbouring channels in two pieces of WIDTH. (In one piece a thread would have four channels of two queries, and work out two
-places, instead of eight channels of one: half as many instructions more, and so many registers that fewer warps fit.) In the
+places, instead of eight channels of one: 1.5 times the instructions, and so many registers that fewer warps fit.) In the
 fused form it makes places and weights from what the layer has in hand (reference points, offsets, scores before the softmax).
 Sizes of levels come as floats: of whole numbers Triton would translate a kernel anew for every pattern of divisibility, and
 training at several scales meets many. M and D are constants, since only of those it knows that a row of 24 channels begins at

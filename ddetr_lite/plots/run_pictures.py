@@ -71,7 +71,7 @@ def watched_row(picture: Tensor, seen: Sequence[tuple[str, dict[str, Any]]]) -> 
 
 
 def error_counts(counts: dict[str, int]) -> Figure:
-    """A lying bar for each kind of error, with its number."""
+    """A horizontal bar for each kind of error, with its number."""
     kinds = [kind for kind in KINDS if kind in counts]
     ax = axes_or_new(None, height=2.3)
     with mpl.rc_context(STYLE):

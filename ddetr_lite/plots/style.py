@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK = "#22304A"  # text and axes
 MUTED = "#7C8798"  # what stands behind: grids, notes
@@ -111,7 +112,8 @@ def png(drawn: Figure | Axes) -> bytes:
     target = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(target, Figure), "an Axes of a SubFigure: give its Figure"
     _put_titles_left(target)
-    cut: Any = {"bbox_inches": "tight", "pad_inches": 0.06} if target.get_layout_engine() else {}
+    laid_out = isinstance(target.get_layout_engine(), ConstrainedLayoutEngine)
+    cut: Any = {"bbox_inches": "tight", "pad_inches": 0.06} if laid_out else {}
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         target.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None}, **cut)
@@ -119,9 +121,13 @@ def png(drawn: Figure | Axes) -> bytes:
 
 
 def _put_titles_left(drawn: Figure) -> None:
-    """A title that was set outside of the style, as in a notebook's cell, becomes as the others are."""
+    """A title that was set outside of the style, as in a notebook's cell, becomes as the others are.
+
+    It is told by matplotlib's own size and weight; what has a size of its own stays as it is.
+    """
     for ax in drawn.axes:
-        if title := ax.get_title("center"):
+        title = ax.title.get_text()
+        if title and (ax.title.get_fontsize(), ax.title.get_fontweight()) == (12.0, "normal"):
             with mpl.rc_context(STYLE):
                 ax.set_title("", loc="center")
                 ax.set_title(title, loc="left", color=INK)

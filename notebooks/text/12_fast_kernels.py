@@ -561,7 +561,7 @@ def launch(kernel, programs, *arguments, **constants):
 
 
 # %% [markdown]
-# Two vectors are added, four numbers a program. Tensors arrive as *pointers*: `a + place` are the addresses of the block's numbers. A block's places are called *lanes*. The length 10 is no multiple of 4, so the last program has lanes without a number: the **mask** says which exist. Block sizes must be known when the kernel is translated (`tl.constexpr`), and be powers of two; so heads of 24 channels take 32 lanes, and 8 of them are without a channel (`wide` in section 8).
+# Two vectors are added, four numbers a program. Tensors arrive as *pointers*: `a + place` are the addresses of the block's numbers. A block's places are called *lanes*. The length 10 is no multiple of 4, so the last program has lanes without a number: the **mask** says which exist. Block sizes must be known when the kernel is translated (`tl.constexpr`), and be powers of two; so heads of 24 channels take 32 lanes, and 8 of them are without a channel (`in_second` in section 8).
 
 
 # %%

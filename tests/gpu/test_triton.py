@@ -84,6 +84,8 @@ CASES: dict[str, dict] = {
     "width 20, an odd block of queries": {"channels": 20, "queries": 37, "batch": 1},
     "width 32": {"channels": 32, "queries": 17, "batch": 1},
     "width 128": {"channels": 128, "batch": 1},
+    "width 200, a query a program": {"channels": 200, "batch": 1, "queries": 2, "levels": [(3, 5)]},
+    "width 3, without a second piece": {"channels": 3, "batch": 1, "levels": [(3, 5)]},
     "many pictures": {"batch": 40, "queries": 1, "heads": 1, "levels": [(2, 2)], "points": 1},
     "many queries": {"queries": 300, "batch": 1, "heads": 1, "levels": [(2, 2)], "points": 1},
 }
