@@ -33,8 +33,8 @@ place = $(subst ",\",$(CURDIR)) $(if $(PYTHON),$$("$(PYTHON)" --version 2>/dev/n
 NBVAL := --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120
 
 # Tests share the cores, one thread each, file by file; more than four processes would need more memory than a laptop has.
-# In their own order short notebooks come last, and no core is idle for long; the files with the fewest tests are not the
-# quickest, as pytest-xdist supposes when it puts them there.
+# tests/conftest.py puts the longest files first, so that no core is idle for long; the files with the fewest tests are not
+# the quickest, as pytest-xdist supposes when it puts them there.
 SPREAD := -n auto --maxprocesses=4 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help env lab test notebooks format lock clean

@@ -13,6 +13,27 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+LONGEST = (
+    "06_detr.ipynb",
+    "09_deformable_detr.ipynb",
+    "11_train_on_coco.ipynb",
+    "test_notebooks.py",
+    "test_engine.py",
+    "test_triton_interpreter.py",
+    "test_distributed.py",
+    "test_explain.py",
+    "04_transformer.ipynb",
+    "test_pretend_gpu.py",
+)
+"""Files that take half a minute to two minutes each, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: where several processes share the work, none waits in the end for another's long file."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     random.seed(0)

@@ -235,7 +235,7 @@ def test_words_stand_out_from_the_ground_of_their_label() -> None:
 def test_a_title_set_outside_of_the_style_becomes_as_the_others() -> None:
     drawn, (one, other) = plots.panels(2)
     one.set(title="set in a notebook")
-    plots.matrix(torch.ones(2, 2), title="set in the style", ax=other)
+    plots.bars([1.0], ["a bar"], "set in the style", ax=other)
     plots.style.png(drawn)
     titles = [ax.get_title("left") for ax in (one, other)]
     assert titles == ["set in a notebook", "set in the style"]
