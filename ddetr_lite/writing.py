@@ -1,12 +1,13 @@
 """Files that are there as a whole or not at all, whatever happens meanwhile; folders in which only one process writes."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +31,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step: it is there as a whole, or as it was before."""
     with replacing(path) as file:
         file.write(content)
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """`write_bytes` of what JSON can hold, with a new line at its end."""
+    write_bytes(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
 def sweep(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """What the benchmarks share: the clock, and how a result is written down."""
 
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ddetr_lite.writing import write_bytes
+from ddetr_lite.writing import write_json
 
 
 def heading(command: str, device: torch.device) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def write_result(result: dict[str, Any], out: Path) -> Path:
     """`out` is a name without an ending. Returns the path of the JSON file."""
     path = out.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(path, result, indent=1)
     return path
 
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from ddetr_lite.cli.data import make_shapes
 from ddetr_lite.cli.parsing import Mistake, at_least, parse, table
-from ddetr_lite.writing import write_bytes
+from ddetr_lite.writing import write_json
 
 if TYPE_CHECKING:
     from ddetr_lite.engine.predict import Found
@@ -141,7 +141,7 @@ def predict(words: list[str]) -> None:
             _print_found(path, out / drawn, found, best=all_found[0].score if all_found else None)
     finally:  # what was found before Ctrl-C is kept, and an earlier file where nothing could be read
         if results:
-            write_bytes(out / "detections.json", (json.dumps(results, indent=2) + "\n").encode())
+            write_json(out / "detections.json", results, indent=2)
     if broken:
         more = f", ... and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise Mistake(

@@ -22,7 +22,7 @@ from ddetr_lite.engine.distributed import World
 from ddetr_lite.engine.log import read_log
 from ddetr_lite.engine.recipes import Recipe, recipe_to_dict, with_defaults
 from ddetr_lite.models.presets import Model
-from ddetr_lite.writing import write_bytes
+from ddetr_lite.writing import write_json
 
 NUMBERS = ("step", "best", "seconds", "bad_steps", "evaluated")
 
@@ -107,7 +107,7 @@ def open_run(recipe: Recipe, folder: Path, resume: bool, place: World) -> dict[s
 def begin(recipe: Recipe, folder: Path) -> None:
     """Make of the folder a run's."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "recipe.json", (json.dumps(recipe_to_dict(recipe), indent=2) + "\n").encode())
+    write_json(folder / "recipe.json", recipe_to_dict(recipe), indent=2)
 
 
 def check_data(saved: dict[str, Any], training: CocoDetection) -> None:
@@ -155,11 +155,6 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
             if old != new:
                 return f"{name} was {old} and is now {new}"
     return ""
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write a JSON file, or leave the old one as it was."""
-    write_bytes(path, (json.dumps(content) + "\n").encode())
 
 
 def circumstances(

@@ -26,13 +26,13 @@ from ddetr_lite.engine.log import RunLog
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers, part_of
 from ddetr_lite.engine.recipe_checks import check
 from ddetr_lite.engine.recipes import Recipe
-from ddetr_lite.engine.run import State, begin, check_data, circumstances, open_run, write_json
+from ddetr_lite.engine.run import State, begin, check_data, circumstances, open_run
 from ddetr_lite.engine.scaling import oddities
 from ddetr_lite.engine.step import Step, compile_layers, counted_of
 from ddetr_lite.engine.watch import choose_objects, watched_line
 from ddetr_lite.models.presets import Model, build
 from ddetr_lite.progress import hidden
-from ddetr_lite.writing import alone_in
+from ddetr_lite.writing import alone_in, write_json
 
 
 def train(
@@ -265,9 +265,8 @@ class Run:
             self._write("evaluate", state.step, epoch=epoch, train_seconds=state.seconds, **metrics)
             self.tell(f"epoch {epoch}: " + ", ".join(f"{k} {in_words(metrics[k])}" for k in METRICS))
             heading = {"epoch": epoch, "step": state.step}
-            write_json(
-                {**heading, "detections": results_of(detections, self.validation)}, self.folder / "detections.json"
-            )
+            results = results_of(detections, self.validation)
+            write_json(self.folder / "detections.json", {**heading, "detections": results})
             line = watched_line(model, self.validation, choose_objects(self.validation), epoch, state.step)
             self.watched.write("watch", **line)
             threshold = threshold_of(detections, self.validation)

@@ -1,6 +1,5 @@
 """Where the detections of a study's models go wrong: errors by kind, for each row's longest schedule with seed 0."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from ddetr_lite.datasets.coco import CocoDetection, CocoFolder
 from ddetr_lite.engine.errors import KINDS, best_threshold, detections_from_results, find_errors
 from ddetr_lite.engine.evaluate import ap_of
 from ddetr_lite.set_prediction.postprocess import without_repeats
-from ddetr_lite.writing import write_bytes
+from ddetr_lite.writing import write_json
 
 NMS = 0.5
 """IoU above which, of two detections of a class, the surer one alone is kept: Faster R-CNN's own rule in torchvision."""
@@ -50,7 +49,7 @@ def mistakes(found: Sequence[Outcome], folder: Path) -> dict[str, dict[str, Any]
         elif about.items() <= known.get(run.row.name, {}).items():  # counted where the detections were
             counted[run.row.name] = known[run.row.name]
     if counted:
-        write_bytes(path, (json.dumps(counted, indent=1) + "\n").encode())
+        write_json(path, counted, indent=1)
     return counted
 
 
