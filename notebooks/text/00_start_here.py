@@ -41,7 +41,9 @@ from ddetr_lite import course, plots
 from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.engine.predict import predict
 from ddetr_lite.plots import detection
-from ddetr_lite.set_prediction import boxes as package  # the functions of the package that work on boxes
+from ddetr_lite.set_prediction import (
+    boxes as package,
+)  # the functions of the package that work on boxes
 
 # %% [markdown]
 # ## 1. What a detector says
@@ -123,7 +125,9 @@ plots.show(
 # %%
 def iou(a, b):
     """Intersection over union of two boxes (x0, y0, x1, y1)."""
-    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))  # of what both cover; 0 when they do not touch
+    width = max(
+        0, min(a[2], b[2]) - max(a[0], b[0])
+    )  # of what both cover; 0 when they do not touch
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
     return width * height / (area_a + area_b - width * height)
@@ -183,7 +187,9 @@ print("our picture:", SPLIT)
 
 # %%
 for threshold in (0.9, 0.7, 0.5, 0.3, 0.1, 0.0):
-    print(f"score at least {threshold}: {len(predict(detector, scene.pixels, threshold)):3} detections")
+    print(
+        f"score at least {threshold}: {len(predict(detector, scene.pixels, threshold)):3} detections"
+    )
 
 # %% [markdown]
 # It does not. It always makes a hundred guesses, each with a score, and the **threshold** is ours. Set it
@@ -294,7 +300,9 @@ low = 0.17
 found_in_photo = predict(photo_detector, photo, low)
 names = [f.label for f in found_in_photo]
 corners = [f.box for f in found_in_photo]
-ax = detection.boxes(photo, corners, names, [f.score for f in found_in_photo], f"Score at least {low}")
+ax = detection.boxes(
+    photo, corners, names, [f.score for f in found_in_photo], f"Score at least {low}"
+)
 plots.show(
     ax,
     alt="A portrait of Grace Hopper in uniform before a flag, with the boxes of the detector, best first: "
@@ -314,7 +322,9 @@ plots.show(
 by_eye = (20, 24, 506, 600)
 persons = [iou(f.box, by_eye) for f in found_in_photo if f.label == "person"]
 print("boxes for a person:", len(persons), "  best IoU:", f"{max(persons, default=0.0):.1f}")
-guesses = {f.label: f for f in reversed(predict(photo_detector, photo, 0.05))}  # the surest of each class
+guesses = {
+    f.label: f for f in reversed(predict(photo_detector, photo, 0.05))
+}  # the surest of each class
 for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
     print(f"{f.label:12} {f.score:.2f}")
 
@@ -367,7 +377,9 @@ print("logits", tuple(outputs.logits.shape), " boxes", tuple(outputs.boxes.shape
 # them into corners (and soon you will: exercise 1):
 
 # %%
-corners = package.cxcywh_to_xyxy(outputs.boxes[-1, 0]) * 96  # (N_q, 4), after the last layer, in pixels
+corners = (
+    package.cxcywh_to_xyxy(outputs.boxes[-1, 0]) * 96
+)  # (N_q, 4), after the last layer, in pixels
 scores = outputs.logits[-1, 0].sigmoid()  # (N_q, C)
 sure = scores.amax(dim=-1) >= 0.5  # (N_q,): does it name any class with conviction?
 print("queries:", len(scores), "  that are sure of something:", sure.sum().item())
@@ -376,7 +388,9 @@ print("pairs of a query and a class:", scores.numel())
 # %%
 drawn, axes = plots.panels(2, height=3.2)
 detection.boxes(scene.pixels, corners, title="the boxes of all queries", one_colour=0, ax=axes[0])
-detection.boxes(scene.pixels, corners[sure], title="of those that are sure", one_colour=1, ax=axes[1])
+detection.boxes(
+    scene.pixels, corners[sure], title="of those that are sure", one_colour=1, ax=axes[1]
+)
 plots.show(
     drawn,
     alt=f"Left, {len(corners)} boxes, those of all queries, crowded on the objects. Right, only those that "
@@ -514,7 +528,9 @@ from math import ceil
 M, L, P = query.weights.shape[1:]
 for height, width in ((96, 96), (800, 1066)):
     cells = sum(ceil(height / size) * ceil(width / size) for size in (8, 16, 32))
-    print(f"{height} × {width}: {cells:6,} cells   plain {M * cells:6,} looks   deformable {M * L * P}")
+    print(
+        f"{height} × {width}: {cells:6,} cells   plain {M * cells:6,} looks   deformable {M * L * P}"
+    )
 
 # %% [markdown]
 # A point between cells reads four of them, so multiply the last number by four to be fair. That is still

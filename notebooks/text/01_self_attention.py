@@ -343,9 +343,14 @@ print(tuple(z_real.shape))
 
 # %%
 sizes = [4, 16, 64, 256, 1024]
-raw = {size: torch.stack([torch.randn(size) @ torch.randn(size) for _ in range(4000)]) for size in sizes}
+raw = {
+    size: torch.stack([torch.randn(size) @ torch.randn(size) for _ in range(4000)])
+    for size in sizes
+}
 for size, scores in raw.items():
-    print(f"D = {size:4}   √D = {math.sqrt(size):4.0f}   spread of the scores: about {scores.std():.0f}")
+    print(
+        f"D = {size:4}   √D = {math.sqrt(size):4.0f}   spread of the scores: about {scores.std():.0f}"
+    )
 
 # %% [markdown]
 # With D = 64 the scores spread about 8 wide. Divided by √D they have spread 1, whatever D is. That explains
@@ -394,7 +399,9 @@ with_root = [measure(raw_scores[size] / math.sqrt(size)) for size in sizes]
 
 # %%
 drawn, axes = plots.panels(2, height=2.9)
-for which, title, ax in zip((0, 1), ("Largest of ten weights", "Length of its gradient at the scores"), axes):
+for which, title, ax in zip(
+    (0, 1), ("Largest of ten weights", "Length of its gradient at the scores"), axes
+):
     lines = {"divided": [m[which] for m in with_root], "not divided": [m[which] for m in without]}
     plots.curves(sizes, lines, title, "D, channels of a query", log="x", ax=ax)
     ax.set_ylim(0, 1.05 if which == 0 else 0.32)
@@ -412,9 +419,13 @@ plots.show(
 
 # %%
 i64, i1024 = sizes.index(64), sizes.index(1024)
-print(f"largest weight at D = 64: {with_root[i64][0]:.1f} divided, {without[i64][0]:.1f} not divided")
+print(
+    f"largest weight at D = 64: {with_root[i64][0]:.1f} divided, {without[i64][0]:.1f} not divided"
+)
 print(f"gradient at D = 64: divided, it is {with_root[i64][1] / without[i64][1]:.0f} times as long")
-print(f"gradient at D = 1024: divided, it is {with_root[i1024][1] / without[i1024][1]:.0f} times as long")
+print(
+    f"gradient at D = 1024: divided, it is {with_root[i1024][1] / without[i1024][1]:.0f} times as long"
+)
 
 # %% [markdown]
 # But W^Q does not learn from the scores' gradient as it is. On its way back that gradient goes through step 2,
@@ -520,7 +531,9 @@ print(f"100 words: the matrix form is {loop / matrix:.0f} times as fast as the l
 sentence = "the money bank the river bank".split()
 one = torch.eye(3)
 _, weights = self_attention(embed(" ".join(sentence)), one, one, one)
-ax = plots.matrix(weights, sentence, sentence, "", "… at this one (key)", "this word looks … (query)")
+ax = plots.matrix(
+    weights, sentence, sentence, "", "… at this one (key)", "this word looks … (query)"
+)
 plots.show(
     ax,
     alt="A matrix of weights, six words by six words. Rows of the word the are even; river looks mostly "
@@ -707,7 +720,9 @@ for N in (128, 256, 512, 1024):
     Q = torch.randn(N, D)
     with FlopCounterMode(display=False) as counter:
         _ = (Q @ Q.T).softmax(dim=-1) @ Q
-    print(f"N = {N:4}   operations {counter.get_total_flops():>11,}   4·N²·D = {4 * N * N * D:>11,}")
+    print(
+        f"N = {N:4}   operations {counter.get_total_flops():>11,}   4·N²·D = {4 * N * N * D:>11,}"
+    )
 
 # %% [markdown]
 # Counted and computed agree: there is no product that we forgot. And each line is four times the one above.
@@ -733,7 +748,9 @@ for N in (512, 1024):
 for cell in (32, 16, 8):
     N = math.ceil(800 / cell) * math.ceil(1066 / cell)
     megabytes = N * N * 4 / 1e6  # four bytes for a number
-    print(f"cells of {cell:2} px: N = {N:6,}   N² = {N * N:11,}   the weights take {megabytes:4.0f} MB")
+    print(
+        f"cells of {cell:2} px: N = {N:6,}   N² = {N * N:11,}   the weights take {megabytes:4.0f} MB"
+    )
 
 # %% [markdown]
 # As a curve, with the number of tokens beside it. Both axes are logarithmic: a step to the right doubles N,
@@ -742,7 +759,9 @@ for cell in (32, 16, 8):
 # %%
 N = [2**i for i in range(6, 15)]
 lines = {"weights, N²": [n * n for n in N], "tokens, N": N}
-ax = plots.curves(N, lines, "How many weights there are", "N, tokens", log="xy", dashed=["tokens, N"])
+ax = plots.curves(
+    N, lines, "How many weights there are", "N, tokens", log="xy", dashed=["tokens, N"]
+)
 plots.show(
     ax,
     alt="Two straight lines on logarithmic axes from 64 to 16384 tokens: the number of weights, N "
@@ -789,7 +808,9 @@ by_hand = (Q @ K.T / math.sqrt(D)).masked_fill(mask, -torch.inf).softmax(dim=-1)
 ways = {
     "package, weights written out": package.attention_weights(Q, K, mask) @ V,
     "package, fused": package.scaled_dot_product_attention(Q, K, V, mask),
-    "torch": torch.nn.functional.scaled_dot_product_attention(Q, K, V, attn_mask=~mask),  # True is visible
+    "torch": torch.nn.functional.scaled_dot_product_attention(
+        Q, K, V, attn_mask=~mask
+    ),  # True is visible
 }
 for name, result in ways.items():
     print(f"{name:29} within 1e-6: {(by_hand - result).abs().max().item() < 1e-6}")
@@ -875,9 +896,13 @@ plots.show(
 centres = torch.arange(12) * 8 + 4.0  # of the patches, in pixels
 for name, index in (("large star", 0), ("small star", 1), ("ring", 2)):
     x0, y0, x1, y1 = scene.boxes[index]
-    inside = ((centres > y0) & (centres < y1))[:, None] & ((centres > x0) & (centres < x1))  # (12, 12)
+    inside = ((centres > y0) & (centres < y1))[:, None] & (
+        (centres > x0) & (centres < x1)
+    )  # (12, 12)
     weight = maps[over[name]][inside].sum()
-    print(f"{name:10}  weight inside its box: {weight:.0%}   patches inside: {inside.float().mean():.0%}")
+    print(
+        f"{name:10}  weight inside its box: {weight:.0%}   patches inside: {inside.float().mean():.0%}"
+    )
 
 # %% [markdown]
 # It finds what is *alike*, and here alike means "of the same colour". That is often the object, since objects

@@ -77,7 +77,9 @@ W_same, W_other = random_matrix(d, D), random_matrix(d, D)
 selfish = package.attention_weights(x @ W_same, x @ W_same)  # (N, N)
 open_minded = package.attention_weights(x @ W_same, x @ W_other)
 it = sentence.index("it")
-print(f"weight of 'it' for itself: {selfish[it, it]:.2f} with one matrix, {open_minded[it, it]:.2f} with two")
+print(
+    f"weight of 'it' for itself: {selfish[it, it]:.2f} with one matrix, {open_minded[it, it]:.2f} with two"
+)
 
 # %%
 drawn = plots.matrices(
@@ -154,7 +156,9 @@ plots.show(
 # said has reached every number. Try the second word before you look.
 
 # %%
-said = torch.tensor([[1.0, 0.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0]])  # (N, M·D) = (2, 4): head 0 | head 1
+said = torch.tensor(
+    [[1.0, 0.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0]]
+)  # (N, M·D) = (2, 4): head 0 | head 1
 join = torch.eye(4)
 join[3] = 1.0
 print(said @ join)
@@ -165,7 +169,10 @@ print(said @ join)
 
 # %%
 contributions = [z[h] @ W_O[h * D : (h + 1) * D] for h in range(M)]  # (N, d) each
-print("sum of contributions equals Concat · W^O:", torch.allclose(sum(contributions), output, atol=1e-4))
+print(
+    "sum of contributions equals Concat · W^O:",
+    torch.allclose(sum(contributions), output, atol=1e-4),
+)
 
 # %% [markdown]
 # ## 3. All heads at once
@@ -174,7 +181,9 @@ print("sum of contributions equals Concat · W^O:", torch.allclose(sum(contribut
 # and they become one of 512 × 512; a single product then gives the queries of all heads, side by side.
 
 # %%
-W_Q_all, W_K_all, W_V_all = (torch.cat([head[i] for head in heads], dim=1) for i in range(3))  # (d, M·D)
+W_Q_all, W_K_all, W_V_all = (
+    torch.cat([head[i] for head in heads], dim=1) for i in range(3)
+)  # (d, M·D)
 Q_all = x @ W_Q_all  # (N, M·D)
 print(tuple(Q_all.shape))
 print("head 3 found in it:", torch.allclose(Q_all[:, 3 * D : 4 * D], x @ heads[3][0], atol=1e-4))
@@ -270,7 +279,9 @@ from itertools import product
 sentences, answers = [], []
 for animal, verb, place in product(animals, verbs, places):
     for adjective in of_animals + of_places:
-        sentences.append(f"the {animal} did not {verb} the {place} because it was too {adjective}".split())
+        sentences.append(
+            f"the {animal} did not {verb} the {place} because it was too {adjective}".split()
+        )
         answers.append(1 if adjective in of_animals else 6)
 print(len(sentences), "sentences; the first:", " ".join(sentences[0]))
 print("'it' is word 8, and means word", answers[0], "which is", sentences[0][answers[0]])
@@ -309,7 +320,9 @@ class Pointer(torch.nn.Module):
     def __init__(self, layers, d=64, heads=8):
         super().__init__()
         self.embedding = torch.nn.Embedding(len(vocabulary), d)
-        self.layers = torch.nn.ModuleList(package.MultiHeadAttention(d, heads) for _ in range(layers))
+        self.layers = torch.nn.ModuleList(
+            package.MultiHeadAttention(d, heads) for _ in range(layers)
+        )
 
     def forward(self, numbers):
         """numbers: (B, N). Returns the weights of the last layer's heads, seen from "it": (B, M, N)."""
@@ -375,7 +388,8 @@ with torch.no_grad():
     looks = {layers: model(pair) for layers, model in pointers.items()}  # (2, M, N) each
 ratio = looks[1][:, :, 1] / looks[1][:, :, 6]  # (2, M)
 print(
-    "one layer, animal : street, the same in both sentences:", torch.allclose(ratio[0], ratio[1], rtol=1e-4)
+    "one layer, animal : street, the same in both sentences:",
+    torch.allclose(ratio[0], ratio[1], rtol=1e-4),
 )
 
 # %% [markdown]
@@ -436,7 +450,14 @@ def share_right_without(hidden_from):
 
 
 others = [0, 2, 3, 4, 5, 7, 9, 10]
-cuts = {"no word": [], "“it”": [IT], "all others": others, "animal": [1], "place": [6], "both nouns": [1, 6]}
+cuts = {
+    "no word": [],
+    "“it”": [IT],
+    "all others": others,
+    "animal": [1],
+    "place": [6],
+    "both nouns": [1, 6],
+}
 shares = {name: share_right_without(words_cut) for name, words_cut in cuts.items()}
 for name in ("“it”", "both nouns"):
     print(f"hidden from {name}: {shares[name]:.1f} right")
@@ -523,7 +544,10 @@ print("all animals rise more than any place:", bool(change[:8].min() > change[8:
 
 # %%
 ax = plots.bars(
-    change, animals + places, "Scores of the answers after “tired”, minus those after “wide”", form="{:.0f}"
+    change,
+    animals + places,
+    "Scores of the answers after “tired”, minus those after “wide”",
+    form="{:.0f}",
 )
 ax.tick_params(axis="x", rotation=40)
 plots.show(
@@ -566,7 +590,10 @@ with torch.no_grad():
     )  # (B, N, d); small, so that rounding is too
     q, k, v = (split(tokens[0] @ W) for W in (W_Q_all, W_K_all, W_V_all))  # (M, N, D) each
     by_hand = (package.attention_weights(q, k) @ v).transpose(0, 1).reshape(-1, M * D) @ W_O
-    sdpa = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(-1, M * D) @ W_O
+    sdpa = (
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(-1, M * D)
+        @ W_O
+    )
     ways = {
         "package": ours(tokens, tokens, tokens)[0],
         "torch, the layer": theirs(tokens, tokens, tokens)[0][0],

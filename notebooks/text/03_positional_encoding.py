@@ -60,7 +60,9 @@ dog, bites, man = torch.randn(3, d)
 with torch.no_grad():
     news_1 = read(torch.stack([dog, bites, man]))
     news_2 = read(torch.stack([man, bites, dog]))
-print("'dog' after three layers, the same in both:", torch.allclose(news_1[0], news_2[2], atol=1e-4))
+print(
+    "'dog' after three layers, the same in both:", torch.allclose(news_1[0], news_2[2], atol=1e-4)
+)
 
 # %% [markdown]
 # So we change the words before attention sees them: to each word's vector we **add** a vector that depends on
@@ -215,7 +217,9 @@ plots.show(
 
 # %%
 for length in (20, 200, 1000):
-    first, second = (package.sine_encoding_1d(length, 512, layout) for layout in ("interleaved", "halves"))
+    first, second = (
+        package.sine_encoding_1d(length, 512, layout) for layout in ("interleaved", "halves")
+    )
     ordered = torch.cat([first[:, 0::2], first[:, 1::2]], dim=1)  # (N, d)
     before, after = (first - second).abs().max(), (ordered - second).abs().max()
     print(f"{length:4} places: largest difference {before:.2f}, in the same order {after:.2f}")
@@ -392,7 +396,9 @@ plots.show(
 # %%
 for encoding in ("interleaved", "learned"):
     names = dict(models[encoding].named_parameters())
-    print(f"{encoding:12} parameters in the encoding: {names['places'].numel() if 'places' in names else 0}")
+    print(
+        f"{encoding:12} parameters in the encoding: {names['places'].numel() if 'places' in names else 0}"
+    )
 
 # %% [markdown]
 # In the sines nothing is learned: they are a formula. What is learned is how to *use* them. A table is learned, number by
@@ -411,7 +417,9 @@ for encoding in ("interleaved", "learned"):
 # do with the new values?
 
 # %%
-ends = list(range(7, 48, 4))  # places in groups of four, each named by its last: 4 to 7, 8 to 11, ...
+ends = list(
+    range(7, 48, 4)
+)  # places in groups of four, each named by its last: 4 to 7, 8 to 11, ...
 
 
 def by_groups(model):
@@ -420,7 +428,9 @@ def by_groups(model):
 
 
 lines = {"sines": by_groups(models["interleaved"]), "learned": by_groups(models["learned"])}
-ax = plots.curves(ends, lines, "Trained on 16 words: right answers by place", "place", "share right")
+ax = plots.curves(
+    ends, lines, "Trained on 16 words: right answers by place", "place", "share right"
+)
 ax.axvline(15.5, color=plots.INK, linewidth=1, linestyle=":")
 ax.set_ylim(0, 1.05)
 plots.show(
@@ -519,7 +529,9 @@ def encode(y, x, d):
 H, W, d = 6, 8, 16
 by_hand = torch.stack(
     [
-        torch.stack([encode((i + 1) / H * 2 * math.pi, (j + 1) / W * 2 * math.pi, d) for j in range(W)])
+        torch.stack(
+            [encode((i + 1) / H * 2 * math.pi, (j + 1) / W * 2 * math.pi, d) for j in range(W)]
+        )
         for i in range(H)
     ]
 )  # (H, W, d)
@@ -534,7 +546,10 @@ print(tuple(by_hand.shape), " equal to the package's:", same)
 padded = torch.ones(1, 10, 12, dtype=torch.bool)  # (B, H, W), True is padding
 padded[:, :H, :W] = False
 inside = package.sine_encoding_2d(padded, d)[0, :H, :W]
-print("same as alone:", torch.allclose(inside, package.sine_encoding_2d(nothing_padded, d)[0], atol=1e-5))
+print(
+    "same as alone:",
+    torch.allclose(inside, package.sine_encoding_2d(nothing_padded, d)[0], atol=1e-5),
+)
 
 # %% [markdown]
 # **Two conventions.** DETR puts the first of H rows at 1/H and the last at 1: at the lower edges of its cells. Deformable
@@ -544,8 +559,12 @@ print("same as alone:", torch.allclose(inside, package.sine_encoding_2d(nothing_
 # %%
 for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
     coarse = (1 - shift) / 2  # the first row of 2
-    fine = ((1 - shift) / 4 + (2 - shift) / 4) / 2  # the middle of the first two rows of 4: the same stripe
-    print(f"{convention:10} first of two rows: {coarse:.3f}  middle of the first two of four: {fine:.3f}")
+    fine = (
+        (1 - shift) / 4 + (2 - shift) / 4
+    ) / 2  # the middle of the first two rows of 4: the same stripe
+    print(
+        f"{convention:10} first of two rows: {coarse:.3f}  middle of the first two of four: {fine:.3f}"
+    )
 
 # %% [markdown]
 # The first of two rows covers the same stripe as the first two of four. Deformable DETR gives its middle the same number,
@@ -564,12 +583,16 @@ for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
 
 # %%
 scene = course.picture()
-grid = package.sine_encoding_2d(torch.zeros(1, 12, 12, dtype=torch.bool), 64, "deformable")[0]  # (12, 12, d)
+grid = package.sine_encoding_2d(torch.zeros(1, 12, 12, dtype=torch.bool), 64, "deformable")[
+    0
+]  # (12, 12, d)
 cells = [(2, 3), (6, 6), (10, 8)]
 drawn, axes = plots.panels(3, height=2.7)
 for cell, ax in zip(cells, axes):
     nearness = (grid @ grid[cell]).flatten().softmax(dim=0).reshape(12, 12)
-    plots.attention_over_picture(scene.pixels, nearness, cell, f"row {cell[0]}, column {cell[1]}", ax=ax)
+    plots.attention_over_picture(
+        scene.pixels, nearness, cell, f"row {cell[0]}, column {cell[1]}", ax=ax
+    )
 plots.show(
     drawn,
     alt="The picture three times, with a glow around the framed cell that fades with distance.",
@@ -580,7 +603,9 @@ plots.show(
 # and beside it the encoding. The dot product of two such vectors is the sum of both: alike *and* near.
 
 # %%
-colour = (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-2, -1)).flatten(1).T  # (N, 3)
+colour = (
+    (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-2, -1)).flatten(1).T
+)  # (N, 3)
 centred = (colour - colour.mean(dim=0)) / colour.std(dim=0)
 directions = 3 * torch.nn.functional.normalize(centred, dim=-1)  # (N, 3), as in 01
 place = grid.flatten(0, 1) / 2  # (N, 64), halved so that colour counts for more
@@ -597,7 +622,9 @@ ways = {"colour": look(directions), "place": look(place), "both": look(direction
 cell = (1, 10)  # ground, in the upper right
 drawn, axes = plots.panels(3, height=2.7)
 for (name, weights), ax in zip(ways.items(), axes):
-    plots.attention_over_picture(scene.pixels, weights.reshape(12, 12, 12, 12)[cell], cell, name, ax=ax)
+    plots.attention_over_picture(
+        scene.pixels, weights.reshape(12, 12, 12, 12)[cell], cell, name, ax=ax
+    )
 plots.show(
     drawn,
     alt="Attention of a ground patch in the upper right. By colour it looks at ground far away, most of all on the "

@@ -106,7 +106,11 @@ for keep in (False, True):
     nudge = torch.randn(1, N, d, generator=torch.Generator().manual_seed(2))
     (y * nudge / nudge.norm()).sum().backward()
     size = math.floor(math.log10(x.grad.norm()))
-    print("with the sum:   " if keep else "attention alone:", "gradient of the order of 10 to the", size)
+    print(
+        "with the sum:   " if keep else "attention alone:",
+        "gradient of the order of 10 to the",
+        size,
+    )
 
 # %% [markdown]
 # ## 2. To stay in bounds: layer norm
@@ -246,8 +250,13 @@ theirs.load_state_dict(layer.state_dict())
 memory, written, mask = torch.randn(2, 7, d), torch.randn(2, 4, d), attention.causal_mask(4)
 with torch.no_grad():
     ours = decoder_layer(written, memory, mask, layer)
-    print("package within 1e-6:", (ours - layer(written, memory, mask=mask)).abs().max().item() < 1e-6)
-    print("torch within 2e-6:  ", (ours - theirs(written, memory, tgt_mask=mask)).abs().max().item() < 2e-6)
+    print(
+        "package within 1e-6:", (ours - layer(written, memory, mask=mask)).abs().max().item() < 1e-6
+    )
+    print(
+        "torch within 2e-6:  ",
+        (ours - theirs(written, memory, tgt_mask=mask)).abs().max().item() < 2e-6,
+    )
 
 # %% [markdown]
 # Both layers, and what passes between them:
@@ -447,7 +456,9 @@ print("recorded:", *weights, sep="\n  ")
 
 # %%
 names = [*say(n), "end"]  # what is said at each place
-tables = [weights[f"decoder.layers.{k}.multihead_attn"][0].mean(dim=0) for k in (0, 1)]  # (N_q, 4) each
+tables = [
+    weights[f"decoder.layers.{k}.multihead_attn"][0].mean(dim=0) for k in (0, 1)
+]  # (N_q, 4) each
 drawn = plots.matrices(
     tables, ["layer 1", "layer 2"], names, list(str(n)), height=3.0, xlabel="digit", ylabel="says"
 )
@@ -470,7 +481,12 @@ for place in range(4):
         before, after = reader(digits, asked).softmax(-1), reader(other, asked).softmax(-1)
     changes[place] = (before - after).abs().sum(dim=-1)[0] / 2  # how much probability moves, 0..1
 ax = plots.matrix(
-    changes.T, names, [f"{digit} → 5" for digit in str(n)], "probability moved", "one digit changed", "says"
+    changes.T,
+    names,
+    [f"{digit} → 5" for digit in str(n)],
+    "probability moved",
+    "one digit changed",
+    "says",
 )
 plots.show(
     ax,
@@ -501,7 +517,9 @@ def without(part):
         model.places.zero_()
     if part == "feed-forward":
         for layer in layers:
-            layer.feed_forward = torch.zeros_like  # a function in the module's place: thinks nothing
+            layer.feed_forward = (
+                torch.zeros_like
+            )  # a function in the module's place: thinks nothing
     if part == "encoder":
         model.encoder.layers = nn.ModuleList()
     return model
@@ -514,7 +532,9 @@ for part in ("nothing", "feed-forward", "encoder", "places"):
     shares[part] = share_right(model)
 
 # %%
-ax = plots.bars(list(shares.values()), list(shares), "Unseen numbers read without a mistake, without …")
+ax = plots.bars(
+    list(shares.values()), list(shares), "Unseen numbers read without a mistake, without …"
+)
 plots.show(
     ax,
     alt="Four bars of the share of unseen numbers read without a mistake. With all parts and without feed-forward it "
@@ -538,11 +558,15 @@ print("without feed-forward, still more than nine in ten:", shares["feed-forward
 
 # %%
 scene = course.picture()
-colour = (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-2, -1)).flatten(1).T  # (N, 3)
+colour = (
+    (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-2, -1)).flatten(1).T
+)  # (N, 3)
 mean, spread = colour.mean(dim=0), colour.std(dim=0)
 memory = nn.functional.normalize((colour - mean) / spread, dim=-1)  # (144, 3)
 asked = {"teal": (0.1, 0.6, 0.6), "yellow": (0.85, 0.8, 0.3), "orange": (0.95, 0.65, 0.45)}
-queries = nn.functional.normalize((torch.tensor(list(asked.values())) - mean) / spread, dim=-1)  # (N_q, 3)
+queries = nn.functional.normalize(
+    (torch.tensor(list(asked.values())) - mean) / spread, dim=-1
+)  # (N_q, 3)
 weights = attention.attention_weights(10 * queries, memory)  # (3, 144)
 
 # %%

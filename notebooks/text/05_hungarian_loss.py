@@ -52,7 +52,8 @@ drawn, axes = plots.panels(2, height=3.3)
 plots.picture(scene.pixels, "the question", ax=axes[0])
 draw_boxes(scene.pixels, scene.boxes, scene.names, title="the answer, in any order", ax=axes[1])
 plots.show(
-    drawn, alt="The picture of the course, plain, and with the boxes of two stars, a ring and a triangle."
+    drawn,
+    alt="The picture of the course, plain, and with the boxes of two stars, a ring and a triangle.",
 )
 
 # %% [markdown]
@@ -105,7 +106,10 @@ from torchvision.models.detection.image_list import ImageList
 def anchors_of(sizes, shapes=(0.5, 1.0, 2.0), stride=8, side=96):
     """Anchors (A, 4), corners in pixels, for each cell of a map of this stride; shapes are height : width."""
     generator = AnchorGenerator((tuple(sizes),), (tuple(shapes),))
-    picture, cells = torch.zeros(1, 3, side, side), torch.zeros(1, 1, side // stride, side // stride)
+    picture, cells = (
+        torch.zeros(1, 3, side, side),
+        torch.zeros(1, 1, side // stride, side // stride),
+    )
     return generator(ImageList(picture, [(side, side)]), [cells])[0]
 
 
@@ -119,7 +123,9 @@ drawn, axes = plots.panels(2, height=3.3)
 at = 9 * (6 * 12 + 6)  # the nine anchors of the cell in row 6, column 6
 draw_boxes(scene.pixels, anchors[at : at + 9], title="the nine anchors of one cell", ax=axes[0])
 best = package_boxes.box_iou(scene.boxes[:, None], anchors).argmax(dim=1)
-draw_boxes(scene.pixels, anchors[best], scene.names, title="the best anchor of each object", ax=axes[1])
+draw_boxes(
+    scene.pixels, anchors[best], scene.names, title="the best anchor of each object", ax=axes[1]
+)
 plots.show(
     drawn,
     alt="Nine boxes of three sizes and three shapes around one point; and for each object the anchor that "
@@ -138,7 +144,9 @@ for side in sides:
     centre = side / 2 + (96 - side) * torch.rand(100, 2, generator=generator)
     squares = torch.cat((centre - side / 2, centre + side / 2), dim=1)
     for name, sizes in zip(fits, ((16, 32, 48), (32, 64, 128, 256, 512))):
-        best = package_boxes.box_iou(squares[:, None], anchors_of(sizes)).max(dim=1).values  # (100,)
+        best = (
+            package_boxes.box_iou(squares[:, None], anchors_of(sizes)).max(dim=1).values
+        )  # (100,)
         fits[name].append(best.mean().item())
 
 # %%
@@ -182,7 +190,9 @@ print("the same as torchvision's matcher:", same)
 # %%
 counts = [(rule == t).sum().item() for t in range(4)]
 area = package_boxes.box_area(scene.boxes).tolist()
-labels = [f"{name} {t}\n{pixels:.0f} px²" for t, (name, pixels) in enumerate(zip(scene.names, area))]
+labels = [
+    f"{name} {t}\n{pixels:.0f} px²" for t, (name, pixels) in enumerate(zip(scene.names, area))
+]
 ax = plots.bars(counts, labels, "Anchors that learn each object", "anchors", form="{:.0f}")
 plots.show(
     ax,
@@ -216,13 +226,21 @@ def nms(boxes, scores, threshold):
 def candidates(distance, copies=12, spread=4.0, seed=0):
     """Two objects of 44 pixels, `distance` apart, each found `copies` times: boxes and scores as a detector gives them."""
     generator = torch.Generator().manual_seed(seed)
-    centre = torch.tensor([[48 - distance / 2, 48], [48 + distance / 2, 48]]).repeat_interleave(copies, dim=0)
-    centre = centre + spread * torch.randn(centre.shape, generator=generator)  # each a few pixels off
-    return torch.cat((centre - 22, centre + 22), dim=1), torch.rand(len(centre), generator=generator)
+    centre = torch.tensor([[48 - distance / 2, 48], [48 + distance / 2, 48]]).repeat_interleave(
+        copies, dim=0
+    )
+    centre = centre + spread * torch.randn(
+        centre.shape, generator=generator
+    )  # each a few pixels off
+    return torch.cat((centre - 22, centre + 22), dim=1), torch.rand(
+        len(centre), generator=generator
+    )
 
 
 found, scores = candidates(48)
-same = all(nms(found, scores, t) == torchvision.ops.nms(found, scores, t).tolist() for t in (0.3, 0.5, 0.7))
+same = all(
+    nms(found, scores, t) == torchvision.ops.nms(found, scores, t).tolist() for t in (0.3, 0.5, 0.7)
+)
 print("the same as torchvision's NMS:", same)
 
 
@@ -236,7 +254,10 @@ def discs(distance):
     """A picture (3, 96, 96) with two discs of radius 22."""
     y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
     pixels = torch.full((3, 96, 96), 0.9)
-    for cx, colour in ((48 - distance / 2, (0.55, 0.75, 0.9)), (48 + distance / 2, (0.95, 0.8, 0.6))):
+    for cx, colour in (
+        (48 - distance / 2, (0.55, 0.75, 0.9)),
+        (48 + distance / 2, (0.95, 0.8, 0.6)),
+    ):
         inside = (x - cx) ** 2 + (y - 48) ** 2 < 22**2
         pixels = torch.where(inside, torch.tensor(colour)[:, None, None], pixels)
     return pixels
@@ -249,7 +270,9 @@ for i, (name, distance) in enumerate((("apart", 48), ("crowd", 12))):
     (found, scores), picture = candidates(distance), discs(distance)
     kept = nms(found, scores, threshold)
     draw_boxes(picture, found, one_colour=3, title=f"{name}: {len(found)} boxes", ax=axes[2 * i])
-    draw_boxes(picture, found[kept], one_colour=3, title=f"after NMS, {threshold}", ax=axes[2 * i + 1])
+    draw_boxes(
+        picture, found[kept], one_colour=3, title=f"after NMS, {threshold}", ax=axes[2 * i + 1]
+    )
 plots.show(
     drawn,
     alt="Left: two discs apart with many boxes each, one box each after NMS. Right: two discs that overlap; after NMS with "
@@ -266,7 +289,9 @@ def answered(distance, threshold, pictures=200):
     right = 0
     for seed in range(pictures):
         found, scores = candidates(distance, seed=seed)
-        whose = torchvision.ops.nms(found, scores, threshold) // 12  # the first 12 boxes are of disc 0
+        whose = (
+            torchvision.ops.nms(found, scores, threshold) // 12
+        )  # the first 12 boxes are of disc 0
         right += sorted(whose.tolist()) == [0, 1]
     return right / pictures
 
@@ -283,7 +308,10 @@ plots.show(
 )
 best = {name: thresholds[values.index(max(values))] for name, values in shares.items()}
 print("the crowd needs a higher threshold than the others:", best["crowd"] > best["apart"])
-print("a threshold that serves nine of ten in both:", any(min(pair) > 0.9 for pair in zip(*shares.values())))
+print(
+    "a threshold that serves nine of ten in both:",
+    any(min(pair) > 0.9 for pair in zip(*shares.values())),
+)
 
 # %% [markdown]
 # Low enough to remove the copies, and neighbours vanish; high enough to keep the neighbours, and copies stay. From the boxes alone NMS cannot tell a copy from a neighbour: it never looks at the picture.
@@ -327,7 +355,9 @@ plots.show(
 def giou(a, b):
     """(..., 4) and (..., 4), corners → (...)."""
     shared = (
-        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]))
+        .clamp(min=0)
+        .prod(-1)
     )
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
@@ -369,7 +399,9 @@ walkers = {
     "1 − IoU": lambda b: 1 - package_boxes.box_iou(corners(b), corners(true)),
     "L1": lambda b: (b - true).abs().sum(),
     "1 − GIoU": lambda b: 1 - giou(corners(b), corners(true)),
-    "5 L1 + 2 (1 − GIoU)": lambda b: 5 * (b - true).abs().sum() + 2 * (1 - giou(corners(b), corners(true))),
+    "5 L1 + 2 (1 − GIoU)": lambda b: (
+        5 * (b - true).abs().sum() + 2 * (1 - giou(corners(b), corners(true)))
+    ),
 }
 reached = {}
 for name, loss in walkers.items():
@@ -390,7 +422,10 @@ ax = plots.curves(
     "steps",
     "IoU",
 )
-plots.show(ax, alt="IoU against steps for four losses. With 1 − IoU the box never moves; the others arrive.")
+plots.show(
+    ax,
+    alt="IoU against steps for four losses. With 1 − IoU the box never moves; the others arrive.",
+)
 print("it never moved:", [name for name, values in reached.items() if max(values) == 0])
 
 # %% [markdown]
@@ -438,7 +473,12 @@ drawn, axes = plots.panels(2, height=2.6)
 for ax, (name, way) in zip(axes, (("greedy", greedy(cost)), ("the best", brute_force(cost)))):
     total = cost[way, range(3)].sum()
     plots.matching(
-        cost, [(i, t) for t, i in enumerate(way)], queries, objects, f"{name}: {total:.0f} in all", ax=ax
+        cost,
+        [(i, t) for t, i in enumerate(way)],
+        queries,
+        objects,
+        f"{name}: {total:.0f} in all",
+        ax=ax,
     )
 plots.show(
     drawn,
@@ -474,8 +514,12 @@ def hungarian(cost):
     """The query of each object, for a cost (N_q, T), by cheapest chains."""
     holder = {}  # query → its object
     for newcomer in range(cost.shape[1]):
-        price = {i: cost[i, newcomer].item() for i in range(len(cost))}  # of a chain that ends at query i
-        before = dict.fromkeys(price)  # the query that its object comes from; None: from the newcomer
+        price = {
+            i: cost[i, newcomer].item() for i in range(len(cost))
+        }  # of a chain that ends at query i
+        before = dict.fromkeys(
+            price
+        )  # the query that its object comes from; None: from the newcomer
         for _ in range(len(holder)):  # longer and longer chains
             for i, t in holder.items():  # the object at i could move on to j
                 for j in price:
@@ -504,19 +548,24 @@ for _ in range(50):
     rows, columns = linear_sum_assignment(random)
     least = random[rows, columns].sum()
     agree += all(
-        abs(random[way, range(4)].sum() - least) < 1e-6 for way in (brute_force(random), hungarian(random))
+        abs(random[way, range(4)].sum() - least) < 1e-6
+        for way in (brute_force(random), hungarian(random))
     )
 print("all three find the same least cost:", agree, "of 50")
 
 large = torch.rand(100, 20)
 rows, columns = linear_sum_assignment(large)
-print("100 queries, 20 objects, the same match:", hungarian(large) == rows[columns.argsort()].tolist())
+print(
+    "100 queries, 20 objects, the same match:", hungarian(large) == rows[columns.argsort()].tolist()
+)
 
 # %% [markdown]
 # And with more objects than queries? Then some objects get none, whatever the match. scipy serves those that cost least in all, without a word:
 
 # %%
-crowded = torch.tensor([[5.0, 1, 4, 2, 9], [3, 8, 1, 7, 5], [6, 2, 9, 1, 4]])  # 3 queries, 5 objects
+crowded = torch.tensor(
+    [[5.0, 1, 4, 2, 9], [3, 8, 1, 7, 5], [6, 2, 9, 1, 4]]
+)  # 3 queries, 5 objects
 rows, columns = linear_sum_assignment(crowded)
 print("of the objects 0 to 4 these have a query:", sorted(columns.tolist()))
 
@@ -642,7 +691,9 @@ print("torch within 1e-6:", (surprise - theirs).abs().max().item() < 1e-6)
 # %%
 for weight in (1.0, 0.1):
     weights = torch.tensor([1.0] * 7 + [weight] * 93)
-    print(f"weight {weight}: {weights[:7].sum() / weights.sum():.0%} of the loss comes from the 7 objects")
+    print(
+        f"weight {weight}: {weights[:7].sum() / weights.sum():.0%} of the loss comes from the 7 objects"
+    )
 
 # %% [markdown]
 # So about half of it, instead of a fourteenth: enough to be heard.
@@ -673,9 +724,12 @@ ours = hungarian_loss(logits, said_boxes, true_labels, true_boxes)
 target = {"labels": true_labels, "boxes": true_boxes}
 outputs = losses.Outputs(logits[None, None], said_boxes[None, None])  # one layer, one picture
 section_8 = losses.set_losses(outputs, [target], losses.DETR_LOSS)
-print("weighted by 1, 5 and 2:", {name: round(value.item(), 3) for name, value in section_8.items()})
 print(
-    "package within 1e-5:", all(abs(a * w - b) < 1e-5 for a, w, b in zip(ours, (1, 5, 2), section_8.values()))
+    "weighted by 1, 5 and 2:", {name: round(value.item(), 3) for name, value in section_8.items()}
+)
+print(
+    "package within 1e-5:",
+    all(abs(a * w - b) < 1e-5 for a, w, b in zip(ours, (1, 5, 2), section_8.values())),
 )
 
 # %% [markdown]
@@ -691,7 +745,10 @@ again = [
     hungarian_loss(logits[shuffled], said_boxes[shuffled], true_labels, true_boxes),
     hungarian_loss(logits, said_boxes, true_labels[reordered], true_boxes[reordered]),
 ]
-print("the same within 1e-6:", [all(abs(a - b) < 1e-6 for a, b in zip(ours, other)) for other in again])
+print(
+    "the same within 1e-6:",
+    [all(abs(a - b) < 1e-6 for a, b in zip(ours, other)) for other in again],
+)
 
 # %% [markdown]
 # ## 9. It learns a set
@@ -707,13 +764,19 @@ def rule_loss(logits, boxes, labels, target_boxes):
     weight = torch.tensor([1.0, 1, 1, 0.1])
     by_class = torch.nn.functional.cross_entropy(logits[rule > -2], right[rule > -2], weight)
     said, true = boxes[told], target_boxes[rule[told]]
-    return by_class, (said - true).abs().sum(-1).mean(), (1 - giou(corners(said), corners(true))).mean()
+    return (
+        by_class,
+        (said - true).abs().sum(-1).mean(),
+        (1 - giou(corners(said), corners(true))).mean(),
+    )
 
 
 # %%
 def learn(loss, steps=300):
     """The predictions after some steps: logits (A, 4) and boxes (A, 4)."""
-    first = package_boxes.xyxy_to_cxcywh(anchors / 96).clamp(0.01, 0.99).logit()  # the inverse of the sigmoid
+    first = (
+        package_boxes.xyxy_to_cxcywh(anchors / 96).clamp(0.01, 0.99).logit()
+    )  # the inverse of the sigmoid
     free = torch.cat((torch.zeros(len(first), 4), first), dim=1).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.05)
     for _ in range(steps):
@@ -735,7 +798,11 @@ for ax, (title, loss) in zip(axes, (("the rule", rule_loss), ("the match", hunga
     per_object = (fits & (true_labels[:, None] == kinds)).sum(dim=1).tolist()
     print(f"{title:>9}: {len(said)} boxes surer than 0.5; right ones for each object {per_object}")
     draw_boxes(
-        scene.pixels, said * side, [KINDS[k] for k in kinds], title=f"{title}: {len(said)} boxes", ax=ax
+        scene.pixels,
+        said * side,
+        [KINDS[k] for k in kinds],
+        title=f"{title}: {len(said)} boxes",
+        ax=ax,
     )
 plots.show(
     drawn,
@@ -867,7 +934,9 @@ for index in range(100, 140):
     pixels, notes = render_picture(config, "val", index)
     with torch.no_grad():
         detections = loaded.model([torch.from_numpy(pixels.copy()).permute(2, 0, 1)])[0]
-    crescents = [note["bbox"] for note in notes if config.classes[note["category_id"] - 1] == "crescent"]
+    crescents = [
+        note["bbox"] for note in notes if config.classes[note["category_id"] - 1] == "crescent"
+    ]
     judged.append((detections, [[x, y, x + w, y + h] for x, y, w, h in crescents]))
 
 
@@ -911,7 +980,9 @@ best_beyond = torch.stack(
 )
 
 # %%
-ax = plots.precision_recall(recall, precision, levels, best_beyond, "Crescents in 40 pictures, IoU ≥ 0.5")
+ax = plots.precision_recall(
+    recall, precision, levels, best_beyond, "Crescents in 40 pictures, IoU ≥ 0.5"
+)
 plots.show(
     ax,
     alt="Precision against recall: near one for the surest detections, falling as recall grows. The area below the line "
@@ -933,7 +1004,13 @@ def as_coco(rows):
     """Rows (picture, box, score) as pycocotools wants them."""
     notes = []
     for picture, (x0, y0, x1, y1), score in rows:
-        note = {"id": len(notes) + 1, "image_id": picture, "category_id": 1, "iscrowd": 0, "score": score}
+        note = {
+            "id": len(notes) + 1,
+            "image_id": picture,
+            "category_id": 1,
+            "iscrowd": 0,
+            "score": score,
+        }
         notes.append({**note, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})
     return notes
 
@@ -942,7 +1019,11 @@ def as_coco(rows):
 truth, said = COCO(), []
 crescents_of = [(i, box, 1.0) for i, (_, crescents) in enumerate(judged) for box in crescents]
 pictures_of = [{"id": i} for i in range(40)]
-truth.dataset = {"images": pictures_of, "categories": [{"id": 1}], "annotations": as_coco(crescents_of)}
+truth.dataset = {
+    "images": pictures_of,
+    "categories": [{"id": 1}],
+    "annotations": as_coco(crescents_of),
+}
 for i, (d, _) in enumerate(judged):
     triples = zip(d["boxes"].tolist(), d["scores"].tolist(), d["labels"])
     said += [(i, box, score) for box, score, label in triples if label == CRESCENT]
@@ -973,7 +1054,9 @@ precision_, recall_ = found / torch.arange(1, len(found) + 1), found / objects_i
 doubled = torch.stack(
     [precision_[recall_ >= r].max() if (recall_ >= r).any() else torch.tensor(0.0) for r in levels]
 )
-print(f"AP of everything said twice, as a share of before: {doubled.mean() / best_beyond.mean():.1f}")
+print(
+    f"AP of everything said twice, as a share of before: {doubled.mean() / best_beyond.mean():.1f}"
+)
 
 # %% [markdown]
 # A copy is a mistake, and costs as much as a wrong box. That is why detectors need NMS, or a loss that teaches to say it once.
@@ -1262,7 +1345,10 @@ target = {"labels": true_labels, "boxes": true_boxes}
 again = losses.set_losses(
     losses.Outputs(logits[None, None], said_boxes[None, None]), [target], losses.DETR_LOSS
 )
-print("the same within 1e-5:", all(abs(again[name] - before) < 1e-5 for name, before in section_8.items()))
+print(
+    "the same within 1e-5:",
+    all(abs(again[name] - before) < 1e-5 for name, before in section_8.items()),
+)
 course.reset()
 
 # %% [markdown]

@@ -97,7 +97,9 @@ every_second = nn.functional.conv2d(grey[None, None], kernel[None, None], stride
 print("stride 2 = every second answer:", torch.allclose(every_second, theirs[::2, ::2], atol=1e-6))
 layer = nn.Conv2d(3, 32, kernel_size=3, stride=2, padding=1)
 answer = layer(scene.pixels[None].float() / 255)  # (B, C, H, W)
-print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tuple(layer.weight.shape))
+print(
+    "from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tuple(layer.weight.shape)
+)
 
 # %% [markdown]
 # Convolutions one after another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. (DETR takes a ResNet-50 that had learned on ImageNet, over a million photos with a name each, before it saw a box; ours begins from random numbers, which is enough for drawn shapes.) The first convolutions see
@@ -198,12 +200,16 @@ class SmallDetr(nn.Module):
 def answers(self, tokens, position, padding):
     """The Transformer: tokens (B, N, d) in, one vector for each layer, picture and query out, (K, B, N_q, d)."""
     memory = self.encoder(tokens, position, padding)  # (B, N, d)
-    where = self.query_embed.weight.expand(len(tokens), -1, -1)  # (B, N_q, d): the queries, as positions
+    where = self.query_embed.weight.expand(
+        len(tokens), -1, -1
+    )  # (B, N_q, d): the queries, as positions
     content = torch.zeros_like(where)  # they have seen nothing yet
     return self.decoder(content, memory, where, position, padding)
 
 
-SmallDetr.answers = answers  # a method of the class, written down here only to keep both cells short
+SmallDetr.answers = (
+    answers  # a method of the class, written down here only to keep both cells short
+)
 
 # %% [markdown]
 # The decoder hands out what *every* of its layers says, each after one more layer norm, which all layers share; so the two heads can read off all of them, as the loss of 05 wants. The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. With the loss of 05 this is all of DETR, in about fifty lines.
@@ -238,7 +244,11 @@ loss = replace(losses.DETR_LOSS, no_object=0.4)
 config = DetrConfig(small_backbone, dropout=0.0, loss=loss, **sizes)
 package = Detr(config, classes=3)
 # %%
-rename = {"backbone.": "backbone.0.", "encoder.": "transformer.encoder.", "decoder.": "transformer.decoder."}
+rename = {
+    "backbone.": "backbone.0.",
+    "encoder.": "transformer.encoder.",
+    "decoder.": "transformer.decoder.",
+}
 state = {}
 for name, tensor in small.state_dict().items():
     old = name.split(".")[0] + "."
@@ -264,7 +274,8 @@ from ddetr_lite.convert.hugging_face import hugging_face_model
 logging.disable_progress_bar()
 
 with_resnet = Detr(
-    DetrConfig(BackboneConfig("resnet18", frozen=True), dropout=0.0, **{**sizes, "stride": 32}), classes=3
+    DetrConfig(BackboneConfig("resnet18", frozen=True), dropout=0.0, **{**sizes, "stride": 32}),
+    classes=3,
 ).eval()
 theirs = hugging_face_model(with_resnet)
 batch = with_resnet.batch(pictures)
@@ -317,9 +328,13 @@ from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig, train_transform
 
 KINDS = ("circle", "square", "star")
-task = ShapesConfig(size=64, train_images=2000, val_images=200, max_objects=3, min_size=0.3, classes=KINDS)
+task = ShapesConfig(
+    size=64, train_images=2000, val_images=200, max_objects=3, min_size=0.3, classes=KINDS
+)
 folder = write_shapes(Path(tempfile.mkdtemp()) / "shapes", task, progress=False)
-turns = AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True)
+turns = AugmentConfig(
+    short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True
+)
 training = CocoDetection(CocoFolder.find(folder, "train"), train_transform(turns), cache=True)
 validation = CocoDetection(CocoFolder.find(folder, "val"), cache=True)
 print(len(training), "pictures to learn from,", len(validation), "to judge by")
@@ -330,7 +345,8 @@ for i, ax in enumerate(axes):
     image, target = validation[i]
     draw_boxes(image, target["boxes"], [KINDS[k] for k in target["labels"]], ax=ax)
 plots.show(
-    drawn, alt="Four pictures of the task with boxes around circles, squares and stars on textured grounds."
+    drawn,
+    alt="Four pictures of the task with boxes around circles, squares and stars on textured grounds.",
 )
 
 # %% [markdown]
@@ -394,9 +410,13 @@ def look(model, step):
     batch = model.batch(watched)
     outputs = model.outputs(batch)
     wanted = model.normalise_targets(watched_targets, batch.sizes)
-    match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, config.loss.matching, "softmax")
+    match = matching.match(
+        outputs.logits[-1:], outputs.boxes[-1:], wanted, config.loss.matching, "softmax"
+    )
     history["boxes"][step] = (outputs.logits[-1, 1].softmax(-1), outputs.boxes[-1, 1])
-    history["match"].append({(p, t): q for p, q, t in zip(*(index.tolist() for index in match[1:]))})
+    history["match"].append(
+        {(p, t): q for p, q, t in zip(*(index.tolist() for index in match[1:]))}
+    )
 
 
 # %% [markdown]
@@ -407,12 +427,19 @@ torch.manual_seed(0)
 detr = Detr(config, classes=3)
 look(detr, 0)
 seen = train(detr, 2000, look)
-print("the loss at the end is less than half of that at the start:", sum(seen[-50:]) < 0.5 * sum(seen[:50]))
+print(
+    "the loss at the end is less than half of that at the start:",
+    sum(seen[-50:]) < 0.5 * sum(seen[:50]),
+)
 
 # %%
 means = [sum(seen[i : i + 50]) / 50 for i in range(0, 2000, 50)]
 ax = plots.curves(
-    list(range(50, 2001, 50)), {"all terms": means}, "The loss while it trains", "steps", "mean of 50 steps"
+    list(range(50, 2001, 50)),
+    {"all terms": means},
+    "The loss while it trains",
+    "steps",
+    "mean of 50 steps",
 )
 plots.show(ax, alt="The loss falls from above ten, quickly at first, then slowly and steadily.")
 
@@ -439,7 +466,9 @@ plots.show(
 # %%
 start = history["boxes"][0][1] * 64  # (N_q, 4), in pixels
 print("at step 0 the ten boxes differ by more than a pixel:", bool((start.std(dim=0) > 1).any()))
-print("at the end twice as sure as at step 500:", bool(surest[2000].mean() > 2 * surest[500].mean()))
+print(
+    "at the end twice as sure as at step 500:", bool(surest[2000].mean() > 2 * surest[500].mean())
+)
 
 # %% [markdown]
 # At first all queries say nearly the same. Then their boxes part and move to where something is, while names and scores still waver. In the end most of the scores grow; where one stays pale, the name is often wrong, too. Over all 200 pictures of the validation set (AP50 is AP at an IoU of 0.5 alone):
@@ -528,7 +557,11 @@ with attention.record_attention(model) as weights, torch.no_grad():
 sure = found["scores"] > 0.5
 names = [shipped.classes[k] for k in found["labels"][sure]]
 ax = draw_boxes(
-    scene.pixels, found["boxes"][sure], names, found["scores"][sure].tolist(), title="DETR on our picture"
+    scene.pixels,
+    found["boxes"][sure],
+    names,
+    found["scores"][sure].tolist(),
+    title="DETR on our picture",
 )
 plots.show(ax, alt="The picture of the course with the boxes that the shipped DETR finds.")
 
@@ -540,14 +573,18 @@ with torch.no_grad():
     outputs = model.outputs(batch)
 labels = torch.tensor([shipped.classes.index(name) for name in scene.names])
 wanted = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], batch.sizes)
-match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax")
+match = matching.match(
+    outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax"
+)
 query_of = dict(zip(match.target.tolist(), match.query.tolist()))  # object → query
 
 # %%
 drawn, axes = plots.panels(4, height=2.2)
 for (t, query), ax in zip(sorted(query_of.items()), axes):
     table = weights[LAST][0, :, query].mean(dim=0).reshape(cells, cells)  # the mean of all heads
-    plots.attention_over_picture(scene.pixels, table, title=f"query {query}: {scene.names[t]}", ax=ax)
+    plots.attention_over_picture(
+        scene.pixels, table, title=f"query {query}: {scene.names[t]}", ax=ax
+    )
 plots.show(
     drawn,
     alt="Where the four queries look that are matched with the four objects, drawn over the picture: each lights up on and "
@@ -572,7 +609,9 @@ def weight_around(pixels, margin):
         outputs = model.outputs(model.batch([pixels]))
     scores = outputs.logits[-1, 0].softmax(-1)[:, :-1].max(dim=-1).values
     for query in (scores > 0.5).nonzero()[:, 0].tolist():
-        x0, y0, x1, y1 = cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) + torch.tensor([-1, -1, 1, 1]) * margin
+        x0, y0, x1, y1 = (
+            cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) + torch.tensor([-1, -1, 1, 1]) * margin
+        )
         row, column = (centre > y0) & (centre < y1), (centre > x0) & (centre < x1)
         within = (row[:, None] & column).flatten()  # (N,)
         yield weights[LAST][0].mean(dim=0)[query][within].sum().item(), within.float().mean().item()
@@ -619,7 +658,9 @@ def looks(pixels, annotations):
     for i, own in enumerate(inside):
         others = inside.any(dim=0) & ~own
         if own.any() and others.any():
-            yield [table[own][:, where].mean().item() for where in (own, others, ~inside.any(dim=0))]
+            yield [
+                table[own][:, where].mean().item() for where in (own, others, ~inside.any(dim=0))
+            ]
 
 
 # %%
@@ -646,7 +687,8 @@ def said_again(silent=()):
     """All sure detections of 60 pictures, and those among them that repeat one. silent: decoder layers."""
     layers = [model.transformer.decoder.layers[k].self_attn for k in silent]
     hooks = [
-        layer.register_forward_hook(lambda module, given, out: torch.zeros_like(out)) for layer in layers
+        layer.register_forward_hook(lambda module, given, out: torch.zeros_like(out))
+        for layer in layers
     ]
     count = again = 0
     for index in range(100, 160):
@@ -665,7 +707,9 @@ def said_again(silent=()):
 talking, talking_again = said_again()
 silent, silent_again = said_again(range(model.config.decoder_layers))
 print(f"as trained, said again: {talking_again / talking:.1f} of all sure detections")
-print(f"silent: {silent / talking:.1f} times as many of them, and said again: {silent_again / silent:.1f}")
+print(
+    f"silent: {silent / talking:.1f} times as many of them, and said again: {silent_again / silent:.1f}"
+)
 
 # %% [markdown]
 # The claim is wrong. If they cannot talk, four times as many queries speak up, and two of five of those say what a surer one has said. So this is where "one object, one query" is agreed on: the loss of 05 asks for it, and here is the part that does it, in place of NMS. No other part can do it: elsewhere in the decoder each query is worked on by itself, so in a model trained without self-attention, too, none could know what the others say. (Some still say a thing again, in a model with as little training as ours.)
@@ -696,7 +740,9 @@ plots.show(
 # %%
 for name, lines in logs.items():
     end = [line for line in lines if line["kind"] == "evaluate"][-1]
-    print(f"{name:>24}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}")
+    print(
+        f"{name:>24}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}"
+    )
 
 # %% [markdown]
 # Look at AP; the losses are sums of different terms. (Of the learning rates the chart shows AdamW's, whose peak is the same for all; the two runs of 8 epochs have one line.) This is not yet the fair comparison (sizes, Muon's learning rates and losses differ, and each is one run): that one, with three random starts (*seeds*) and the same search for settings for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50
@@ -709,7 +755,9 @@ for name, one in (("new", Detr(model.config, classes=8).eval()), ("trained", mod
     with attention.record_attention(one) as weights, torch.no_grad():
         one.outputs(one.batch([scene.pixels]))
     w = weights["transformer.decoder.layers.1.multihead_attn"][0].mean(dim=0)  # (N_q, N)
-    cells_for_half = (w.sort(dim=-1, descending=True).values.cumsum(-1) < 0.5).sum(dim=-1).float() + 1
+    cells_for_half = (w.sort(dim=-1, descending=True).values.cumsum(-1) < 0.5).sum(
+        dim=-1
+    ).float() + 1
     needed[name] = cells_for_half.mean().item() / w.shape[-1]
 print(f"new: half of a query's weight lies on {needed['new']:.1f} of all cells")
 print("trained, on less than half as many:", needed["trained"] < needed["new"] / 2)
@@ -744,7 +792,11 @@ for cells_a_side in sides:
 
 # %%
 relative = [s / seconds[0] for s in seconds]
-lines = {"measured": relative, "∝ N": [(n / 16) ** 2 for n in sides], "∝ N²": [(n / 16) ** 4 for n in sides]}
+lines = {
+    "measured": relative,
+    "∝ N": [(n / 16) ** 2 for n in sides],
+    "∝ N²": [(n / 16) ** 4 for n in sides],
+}
 tokens = [n * n for n in sides]
 ax = plots.curves(
     tokens,
@@ -910,7 +962,9 @@ def probability_of_the_truth(model):
     """The mean probability that the matched queries give to the true class."""
     outputs = model.outputs(batch_of_four)
     wanted = model.normalise_targets(four_targets, batch_of_four.sizes)
-    match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax")
+    match = matching.match(
+        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax"
+    )
     labels = torch.stack([wanted[p]["labels"][t] for p, t in zip(match.picture, match.target)])
     return outputs.logits[-1].softmax(-1)[match.picture, match.query, labels].mean().item()
 

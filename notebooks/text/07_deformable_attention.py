@@ -92,7 +92,9 @@ print("by hand:", sample([[1.0, 3], [5, 11]], 0.25, 0.5))
 feature = torch.randn(5, 7)  # (H, W)
 locations = torch.rand(20, 2) * 1.2 - 0.1  # (x, y) in 0..1, some of them outside
 ours = torch.tensor([sample(feature, x * 7 - 0.5, y * 5 - 0.5) for x, y in locations.tolist()])
-theirs = F.grid_sample(feature[None, None], 2 * locations[None, None] - 1, align_corners=False)[0, 0, 0]
+theirs = F.grid_sample(feature[None, None], 2 * locations[None, None] - 1, align_corners=False)[
+    0, 0, 0
+]
 print("torch within 1e-6:  ", (ours - theirs).abs().max().item() < 1e-6)
 x, y = (locations * torch.tensor([7.0, 5]) - 0.5).T.tolist()
 package_s = torch.stack([reference.bilinear_sample(feature[..., None], *at)[0] for at in zip(x, y)])
@@ -100,10 +102,14 @@ print("package within 1e-6:", (ours - package_s).abs().max().item() < 1e-6)
 
 # %%
 fine = torch.linspace(-0.5, 6.5, 120), torch.linspace(-0.5, 4.5, 86)
-between = torch.tensor([[sample(feature, x, y) for x in fine[0].tolist()] for y in fine[1].tolist()])
+between = torch.tensor(
+    [[sample(feature, x, y) for x in fine[0].tolist()] for y in fine[1].tolist()]
+)
 drawn, axes = plots.panels(2, height=2.7)
 plots.matrix(feature, signed=True, limit=2, numbers=False, title="the cells", ax=axes[0])
-plots.matrix(between, signed=True, limit=2, numbers=False, title="and all places between", ax=axes[1])
+plots.matrix(
+    between, signed=True, limit=2, numbers=False, title="and all places between", ax=axes[1]
+)
 plots.show(
     drawn,
     alt="A map of 5 × 7 cells, and the same map sampled at many places between the cells: soft transitions.",
@@ -121,7 +127,9 @@ plots.show(
 # %%
 small = torch.tensor([[1.0, 3], [5, 11]])
 place = torch.tensor([0.25, 0.5], requires_grad=True)  # x, y in cells
-value = F.grid_sample(small[None, None], ((place + 0.5) / 2 * 2 - 1)[None, None, None], align_corners=False)
+value = F.grid_sample(
+    small[None, None], ((place + 0.5) / 2 * 2 - 1)[None, None, None], align_corners=False
+)
 value.sum().backward()
 print("value", value.item(), "gradient", place.grad)
 
@@ -144,7 +152,9 @@ def climb(mode, steps=150):
     for _ in range(steps):
         walked.append(place.detach().clone())
         grid = (place + 0.5) / 16 * 2 - 1
-        height = F.grid_sample(hill[None, None], grid[None, None, None], mode=mode, align_corners=False)
+        height = F.grid_sample(
+            hill[None, None], grid[None, None, None], mode=mode, align_corners=False
+        )
         optimizer.zero_grad()
         (-height.sum()).backward()
         optimizer.step()
@@ -165,7 +175,9 @@ plots.show(
 )
 for mode, walk in walks.items():
     arrived = (walk[-1] - torch.tensor([11.0, 5])).norm().item() < 0.5
-    print(f"{mode:>8}: moved {bool((walk != walk[0]).any())}, ends within half a cell of the top {arrived}")
+    print(
+        f"{mode:>8}: moved {bool((walk != walk[0]).any())}, ends within half a cell of the top {arrived}"
+    )
 
 # %% [markdown]
 # With rounding the value does not change when the point moves a little, so its gradient is zero and it never moves. **Bilinear sampling is what makes "where" learnable.** A limit remains: the point feels only the slope between its four cells. On a map that is pure
@@ -193,7 +205,9 @@ print(
 # %%
 height, width, channels, points = 6, 9, 4, 3
 x = torch.randn(1, channels, height, width)
-same_matrix = torch.eye(channels)[:, :, None, None].expand(-1, -1, 1, points)  # the identity at each point
+same_matrix = torch.eye(channels)[:, :, None, None].expand(
+    -1, -1, 1, points
+)  # the identity at each point
 offsets = torch.randn(1, points, 2, height, width - 2)  # (y, x) here, in cells
 weights = torch.randn(1, points, height, width - 2)
 convolved = deform_conv2d(x, offsets.flatten(1, 2), same_matrix, mask=weights)  # (1, C, H, W − 2)
@@ -201,7 +215,9 @@ convolved = convolved.flatten(2).transpose(1, 2)  # (1, N_q, C): each cell of th
 
 # %%
 row, column = torch.meshgrid(torch.arange(height), torch.arange(width - 2), indexing="ij")
-at_x = (column + torch.arange(points)[:, None, None] + offsets[0, :, 1] + 0.5) / width  # (P, H, W − 2)
+at_x = (
+    column + torch.arange(points)[:, None, None] + offsets[0, :, 1] + 0.5
+) / width  # (P, H, W − 2)
 at_y = (row + offsets[0, :, 0] + 0.5) / height
 locations = torch.stack((at_x, at_y), dim=-1).permute(1, 2, 0, 3).flatten(0, 1)  # (N_q, P, 2)
 shares = weights[0].permute(1, 2, 0).flatten(0, 1)  # (N_q, P)
@@ -245,14 +261,20 @@ def one_query(z, p, feature, layer):
 # %%
 d, height, width = 32, 6, 8
 layer = package.DeformableAttention(d, heads=8, points=4)
-nn.init.normal_(layer.sampling_offsets.weight, std=0.3)  # as if trained: a new layer ignores the query
+nn.init.normal_(
+    layer.sampling_offsets.weight, std=0.3
+)  # as if trained: a new layer ignores the query
 nn.init.normal_(layer.attention_weights.weight, std=0.3)
 feature, queries = torch.randn(height, width, d), torch.randn(5, d)
 places = torch.rand(5, 2)  # the reference points, (x, y) in 0..1
 with torch.no_grad():
     in_cells = places * torch.tensor([width, height]) - 0.5
-    loop = torch.stack([one_query(z, p, feature, layer) for z, p in zip(queries, in_cells)])  # (N_q, d)
-    theirs = layer(queries[None], places[None, :, None], feature.flatten(0, 1)[None], [(height, width)])[0]
+    loop = torch.stack(
+        [one_query(z, p, feature, layer) for z, p in zip(queries, in_cells)]
+    )  # (N_q, d)
+    theirs = layer(
+        queries[None], places[None, :, None], feature.flatten(0, 1)[None], [(height, width)]
+    )[0]
 print("package within 1e-5:", (loop - theirs).abs().max().item() < 1e-5)
 
 
@@ -327,7 +349,9 @@ model = nn.ModuleDict(
 
 def answer(feature, words, places):
     tokens = feature.flatten(2).transpose(1, 2)  # (B, N, d)
-    return model["attention"](model["words"](words), places[:, :, None], tokens, [feature.shape[-2:]])
+    return model["attention"](
+        model["words"](words), places[:, :, None], tokens, [feature.shape[-2:]]
+    )
 
 
 # %%
@@ -335,13 +359,18 @@ def answer(feature, words, places):
 def looks_at():
     """Offsets in cells (4, M, P, 2) and weights (4, M, P) for each of the four words."""
     middle = torch.full((1, 4, 1, 2), 0.5)
-    locations, weights = model["attention"].samples(model["words"](torch.arange(4))[None], middle, [(16, 16)])
+    locations, weights = model["attention"].samples(
+        model["words"](torch.arange(4))[None], middle, [(16, 16)]
+    )
     return (locations[0, :, :, 0] - 0.5) * 16, weights[0, :, :, 0]
 
 
 def learn(steps=400):
     """Train all of the model that may be trained. Returns the error of every step."""
-    optimizer, errors = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3), []
+    optimizer, errors = (
+        torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3),
+        [],
+    )
     for _ in range(steps):
         feature, words, places, wanted = task()
         loss = (answer(feature, words, places) - wanted).square().mean()
@@ -393,7 +422,8 @@ model = nn.ModuleDict(
 model["attention"].sampling_offsets.requires_grad_(False)
 held = learn()
 print(
-    "with the offsets held, more than 1.5 times the error remains:", sum(held[-20:]) > 1.5 * sum(seen[-20:])
+    "with the offsets held, more than 1.5 times the error remains:",
+    sum(held[-20:]) > 1.5 * sum(seen[-20:]),
 )
 
 # %% [markdown]
@@ -433,10 +463,14 @@ N = torch.tensor([float(side * side) for side in sides])
 exponents = {}
 for name, values in seconds.items():
     x, y = N.log(), torch.tensor(values).log()
-    exponents[name] = (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
+    exponents[name] = (
+        ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    ).item()
 lines = {name: [value / values[0] for value in values] for name, values in seconds.items()}
 lines |= {"∝ N": (N / N[0]).tolist(), "∝ N²": (N / N[0]).square().tolist()}
-ax = plots.curves(N.tolist(), lines, "Time of a layer", "cells N", "relative to 576", "xy", ["∝ N", "∝ N²"])
+ax = plots.curves(
+    N.tolist(), lines, "Time of a layer", "cells N", "relative to 576", "xy", ["∝ N", "∝ N²"]
+)
 plots.show(
     ax,
     alt="Time against cells on logarithmic axes, with dashed lines for N and for N². Attention follows N², deformable "
@@ -471,18 +505,30 @@ with attention.record_attention(shipped.model) as recorded, torch.no_grad():
     outputs = shipped.model.outputs(shipped.model.batch([scene.pixels]))
 ring = outputs.logits[-1, 0, :, shipped.classes.index("ring")].argmax()
 table = recorded["transformer.decoder.layers.0.multihead_attn"][0, :, ring].mean(dim=0)  # (N,)
-level = followed.locations[0][:, :1], followed.weights[0][:, :1]  # of the first layer, the finest level
+level = (
+    followed.locations[0][:, :1],
+    followed.weights[0][:, :1],
+)  # of the first layer, the finest level
 
 # %%
 drawn, axes = plots.panels(2, height=3.6)
-plots.attention_over_picture(scene.pixels, table.reshape(12, 12), title="DETR: all cells", ax=axes[0])
-sampling_points(scene.pixels, *level, followed.boxes[0][:2], title="deformable: a few points", ax=axes[1])
+plots.attention_over_picture(
+    scene.pixels, table.reshape(12, 12), title="DETR: all cells", ax=axes[0]
+)
+sampling_points(
+    scene.pixels, *level, followed.boxes[0][:2], title="deformable: a few points", ax=axes[1]
+)
 plots.show(
     drawn,
     alt="The ring in our picture: on the left DETR's weights on all cells, on the right the few sampling points of Deformable "
     "DETR around its reference point.",
 )
-print("weights of a head: DETR", table.numel(), "· Deformable DETR, on this level:", level[1].shape[-1])
+print(
+    "weights of a head: DETR",
+    table.numel(),
+    "· Deformable DETR, on this level:",
+    level[1].shape[-1],
+)
 
 # %%
 course.equation_map("07")

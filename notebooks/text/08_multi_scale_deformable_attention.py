@@ -56,7 +56,11 @@ level_shapes = [tuple(m.shape[-2:]) for m in maps]
 side = (scene.boxes[:, 2:] - scene.boxes[:, :2]).amax(dim=1)  # the longer side, pixels
 print("maps:", level_shapes)
 for name, pixels in zip(scene.names, side.tolist()):
-    print(f"{name:>8}: {pixels:.0f} pixels =", [round(pixels / stride, 1) for stride in (8, 16, 32)], "cells")
+    print(
+        f"{name:>8}: {pixels:.0f} pixels =",
+        [round(pixels / stride, 1) for stride in (8, 16, 32)],
+        "cells",
+    )
 
 # %%
 drawn, axes = plots.panels(4, height=2.2)
@@ -64,7 +68,10 @@ plots.picture(scene.pixels, "the picture", ax=axes[0])
 for level, ax in enumerate(axes[1:]):
     strength = maps[level][0].norm(dim=0)  # (H, W): how loud each cell is
     plots.matrix(
-        strength, numbers=False, title="level {}: {} × {}".format(level + 1, *level_shapes[level]), ax=ax
+        strength,
+        numbers=False,
+        title="level {}: {} × {}".format(level + 1, *level_shapes[level]),
+        ax=ax,
     )
 plots.show(
     drawn,
@@ -115,11 +122,15 @@ def nearest_is_of_own_level(position):
     """position: (N, d). The share of tokens whose nearest other position is from the same level."""
     distance = torch.cdist(position, position)
     distance.fill_diagonal_(torch.inf)
-    level_of = torch.repeat_interleave(torch.arange(3), torch.tensor([h * w for h, w in level_shapes]))
+    level_of = torch.repeat_interleave(
+        torch.arange(3), torch.tensor([h * w for h, w in level_shapes])
+    )
     return (level_of[distance.argmin(dim=1)] == level_of).float().mean().item()
 
 
-bare = torch.cat([sine_encoding_2d(mask, tokens.shape[-1], "deformable")[0].flatten(0, 1) for mask in masks])
+bare = torch.cat(
+    [sine_encoding_2d(mask, tokens.shape[-1], "deformable")[0].flatten(0, 1) for mask in masks]
+)
 full = torch.cat([position[0].flatten(0, 1) for position in positions])
 print(
     f"sines alone: {nearest_is_of_own_level(bare):.0%}, with level embedding: {nearest_is_of_own_level(full):.0%}"
@@ -170,7 +181,9 @@ def reference_points(level_shapes, ratios):
         for own, (height, width) in enumerate(level_shapes):
             for i in range(height):
                 for j in range(width):
-                    centre = torch.tensor([(j + 0.5) / width, (i + 0.5) / height])  # on its own level's map
+                    centre = torch.tensor(
+                        [(j + 0.5) / width, (i + 0.5) / height]
+                    )  # on its own level's map
                     rows.append(centre / ratios[b, own] * ratios[b])  # (L, 2): on every level's map
         result.append(torch.stack(rows))
     return torch.stack(result)
@@ -180,7 +193,10 @@ def reference_points(level_shapes, ratios):
 narrow = torch.arange(96).expand(1, 96, 96) >= 50  # padding, for a picture 50 pixels wide
 uneven = package.valid_ratios([mask_for(narrow, shape) for shape in level_shapes])
 for some in (ratios, uneven):
-    ours, theirs = reference_points(level_shapes, some), package.encoder_reference_points(level_shapes, some)
+    ours, theirs = (
+        reference_points(level_shapes, some),
+        package.encoder_reference_points(level_shapes, some),
+    )
     print("package within 1e-6:", (ours - theirs).abs().max().item() < 1e-6)
 print("a picture of 50 pixels has ratios in x of", uneven[0, :, 0])
 
@@ -194,7 +210,10 @@ print("a picture of 50 pixels has ratios in x of", uneven[0, :, 0])
 locations, weights = followed.locations[0], followed.weights[0]  # (M, L, P, 2), (M, L, P)
 heads, levels, points_each = weights.shape
 print(f"{heads} heads × {levels} levels × {points_each} points = {weights.numel()} samples")
-print("each head's weights sum to 1, within 1e-6:", (weights.sum(dim=(1, 2)) - 1).abs().max().item() < 1e-6)
+print(
+    "each head's weights sum to 1, within 1e-6:",
+    (weights.sum(dim=(1, 2)) - 1).abs().max().item() < 1e-6,
+)
 print("head 1:")
 for level, (height, width) in enumerate(level_shapes):
     for p in range(points_each):
@@ -204,7 +223,9 @@ for level, (height, width) in enumerate(level_shapes):
 
 # %%
 drawn, axes = plots.panels(4, height=2.5)
-sampling_points(scene.pixels, locations, weights, followed.boxes[0][:2], title="all levels", ax=axes[0])
+sampling_points(
+    scene.pixels, locations, weights, followed.boxes[0][:2], title="all levels", ax=axes[0]
+)
 for level, ax in enumerate(axes[1:]):
     height, width = level_shapes[level]
     plots.matrix(maps[level][0].norm(dim=0), numbers=False, title=f"on level {level + 1}", ax=ax)
@@ -262,7 +283,9 @@ def with_grid_sample(value, level_shapes, locations, weights):
     B, N_q, M, L, P, _ = locations.shape
     samples = []
     for level, part in enumerate(value.split([h * w for h, w in level_shapes], dim=1)):
-        feature = part.permute(0, 2, 3, 1).reshape(B * M, -1, *level_shapes[level])  # (B·M, D, H, W)
+        feature = part.permute(0, 2, 3, 1).reshape(
+            B * M, -1, *level_shapes[level]
+        )  # (B·M, D, H, W)
         grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B·M, N_q, P, 2)
         samples.append(F.grid_sample(feature, grid, align_corners=False))  # (B·M, D, N_q, P)
     stacked = torch.stack(samples, dim=3)  # (B·M, D, N_q, L, P)
@@ -303,7 +326,9 @@ print("Hugging Face within 1e-5:", (found - by_loop).abs().max().item() < 1e-5)
 # Training needs three of them: with respect to values, locations, and weights. `torch.autograd.gradcheck` nudges every single input by a millionth, in float64, and compares the change of every output with what the backward pass says.
 
 # %%
-double = [tensor.double().requires_grad_() for tensor in (value[:1, :, :, :3], at[:1, :2], share[:1, :2])]
+double = [
+    tensor.double().requires_grad_() for tensor in (value[:1, :, :, :3], at[:1, :2], share[:1, :2])
+]
 for name in ("reference", "cpu"):
     right = torch.autograd.gradcheck(
         lambda v, a, s: multi_scale_deformable_attention(v, small_levels, a, s, name), double
@@ -345,7 +370,9 @@ from ddetr_lite.datasets.shapes import ShapesConfig, render_picture
 
 shares, sizes = [], []
 for index in range(100, 160):
-    pixels = torch.from_numpy(render_picture(ShapesConfig(), "val", index)[0].copy()).permute(2, 0, 1)
+    pixels = torch.from_numpy(render_picture(ShapesConfig(), "val", index)[0].copy()).permute(
+        2, 0, 1
+    )
     with record_samples(model) as samples, torch.no_grad():
         outputs = model.outputs(model.batch([pixels]))
     _, found = samples["transformer.decoder.layers.1.cross_attn"]  # (B, N_q, M, L, P)
@@ -357,15 +384,23 @@ for index in range(100, 160):
 shares, sizes = torch.cat(shares), torch.cat(sizes)
 
 # %%
-bands = {"small (< 0.2)": sizes < 0.2, "medium": (sizes >= 0.2) & (sizes < 0.4), "large": sizes >= 0.4}
+bands = {
+    "small (< 0.2)": sizes < 0.2,
+    "medium": (sizes >= 0.2) & (sizes < 0.4),
+    "large": sizes >= 0.4,
+}
 table = torch.stack([shares[chosen].mean(dim=0) for chosen in bands.values()])  # (3, L)
 strides = ["stride 8", "stride 16", "stride 32"]
 ax = plots.matrix(table, list(bands), strides, "Share of the weight on each level", numbers=True)
 plots.show(
-    ax, alt="A table of the share of the weight on the three levels for small, medium and large objects."
+    ax,
+    alt="A table of the share of the weight on the three levels for small, medium and large objects.",
 )
 print("boxes:", {name: int(chosen.sum()) for name, chosen in bands.items()})
-print("small objects give the finest level more than large ones do:", (table[0, 0] > table[2, 0]).item())
+print(
+    "small objects give the finest level more than large ones do:",
+    (table[0, 0] > table[2, 0]).item(),
+)
 print(
     "large ones give the two coarse levels more than small ones do:",
     (table[2, 1:] > table[0, 1:]).all().item(),
@@ -391,7 +426,9 @@ def explore(layer=0, query=followed.index, ax=None):
     scores = outputs.logits[layer, 0, query].sigmoid()
     title = f"query {query}, layer {layer + 1}: {shipped.classes[int(scores.argmax())]} {scores.max():.2f}"
     box = cxcywh_to_xyxy(outputs.boxes[layer, 0, query]) * 96
-    return sampling_points(scene.pixels, locations[0, query], weights[0, query], box=box, title=title, ax=ax)
+    return sampling_points(
+        scene.pixels, locations[0, query], weights[0, query], box=box, title=title, ax=ax
+    )
 
 
 drawn, axes = plots.panels(2, height=3.4)
@@ -407,9 +444,14 @@ plots.show(
 import ipywidgets
 
 last = outputs.logits.shape[2] - 1
-sliders = {"layer": (1, len(outputs.logits)), "query": ipywidgets.IntSlider(followed.index, 0, last)}
+sliders = {
+    "layer": (1, len(outputs.logits)),
+    "query": ipywidgets.IntSlider(followed.index, 0, last),
+}
 alt = "Where the chosen query looks in the chosen layer, and the box that it says."
-_ = ipywidgets.interact(lambda layer, query: plots.show(explore(layer - 1, query), alt=alt), **sliders)
+_ = ipywidgets.interact(
+    lambda layer, query: plots.show(explore(layer - 1, query), alt=alt), **sliders
+)
 
 # %%
 course.equation_map("08")

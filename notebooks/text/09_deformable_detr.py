@@ -85,7 +85,8 @@ with torch.no_grad():
     y = layer.norm1(x + layer.self_attn(x + position, points, x, level_shapes))
     y = layer.norm2(y + layer.feed_forward(y))
     print(
-        "package within 1e-6:", (y - layer(x, position, points, level_shapes, None)).abs().max().item() < 1e-6
+        "package within 1e-6:",
+        (y - layer(x, position, points, level_shapes, None)).abs().max().item() < 1e-6,
     )
 
 # %% [markdown]
@@ -112,14 +113,18 @@ def plain_deformable_detr(model, batch):
     features, masks, positions = model.levels(batch)
     level_shapes = [tuple(feature.shape[-2:]) for feature in features]
     ratios, mask = package.valid_ratios(masks), torch.cat([m.flatten(1) for m in masks], dim=1)
-    position = torch.cat([p.flatten(1, 2) for p in positions], dim=1)  # (B, N, d), with level embedding
+    position = torch.cat(
+        [p.flatten(1, 2) for p in positions], dim=1
+    )  # (B, N, d), with level embedding
     tokens, transformer = flatten_levels(features), model.transformer
     memory = transformer.encoder(tokens, position, level_shapes, ratios, mask)
 
     own = model.query_embed.weight.expand(len(memory), -1, -1)  # (B, N_q, 2d)
     query_position, content = own.chunk(2, dim=-1)
     reference = transformer.reference_points(query_position).sigmoid()  # (B, N_q, 2)
-    hidden, _ = transformer.decoder(content, query_position, reference, memory, level_shapes, ratios, mask)
+    hidden, _ = transformer.decoder(
+        content, query_position, reference, memory, level_shapes, ratios, mask
+    )
     logits, deltas = model.class_embed[0](hidden), model.bbox_embed[0](hidden)  # (K, B, N_q, ...)
     centre = (deltas[..., :2] + package.inverse_sigmoid(reference)).sigmoid()
     return logits, torch.cat((centre, deltas[..., 2:].sigmoid()), dim=-1)
@@ -128,7 +133,9 @@ def plain_deformable_detr(model, batch):
 # %%
 small_backbone = BackboneConfig("small", frozen=False)
 sizes = {"levels": 3, "points": 2, "queries": 10, "dim": 64, "heads": 4, "hidden": 128}
-config = DeformableDetrConfig(small_backbone, encoder_layers=1, decoder_layers=2, dropout=0.0, **sizes)
+config = DeformableDetrConfig(
+    small_backbone, encoder_layers=1, decoder_layers=2, dropout=0.0, **sizes
+)
 model = DeformableDetr(config, classes=3).eval()
 batch = model.batch([torch.rand(3, 64, 64), torch.rand(3, 48, 64)])
 with torch.no_grad():
@@ -145,7 +152,9 @@ from transformers.utils import logging
 from ddetr_lite.convert.hugging_face import hugging_face_model
 
 logging.disable_progress_bar()
-with_resnet = replace(config, backbone=BackboneConfig("resnet18"), refine=True, two_stage=True, queries=126)
+with_resnet = replace(
+    config, backbone=BackboneConfig("resnet18"), refine=True, two_stage=True, queries=126
+)
 official = DeformableDetr(with_resnet, classes=3).eval()
 for name, tensor in official.state_dict().items():
     if tensor.is_floating_point() and "running_var" not in name and "level_embed" not in name:
@@ -197,9 +206,13 @@ from ddetr_lite.datasets.shapes import ShapesConfig, write_shapes
 from ddetr_lite.datasets.transforms import AugmentConfig, train_transform
 
 KINDS = ("circle", "square", "star")
-task = ShapesConfig(size=64, train_images=2000, val_images=200, max_objects=3, min_size=0.3, classes=KINDS)
+task = ShapesConfig(
+    size=64, train_images=2000, val_images=200, max_objects=3, min_size=0.3, classes=KINDS
+)
 folder = write_shapes(Path(tempfile.mkdtemp()) / "shapes", task, progress=False)
-turns = AugmentConfig(short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True)
+turns = AugmentConfig(
+    short_sides=(), eval_short_side=0, crop=False, flip_vertical=True, quarter_turn=True
+)
 training = CocoDetection(CocoFolder.find(folder, "train"), train_transform(turns), cache=True)
 validation = CocoDetection(CocoFolder.find(folder, "val"), cache=True)
 
@@ -221,7 +234,9 @@ def train(model, lr, steps=500):
     optimizers = make_optimizers(model, settings)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for step in range(steps):
-        images, targets = collate([training[step, i] for i in torch.randint(len(training), (16,)).tolist()])
+        images, targets = collate(
+            [training[step, i] for i in torch.randint(len(training), (16,)).tolist()]
+        )
         for group in groups:
             group["lr"] = learning_rate(step, settings, steps) * group["factor"]
         model.zero_grad()
@@ -235,7 +250,9 @@ def train(model, lr, steps=500):
 # %%
 detr_sizes = {"stride": 8, "queries": 10, "dim": 64, "heads": 4, "hidden": 128}
 softmax = replace(losses.DETR_LOSS, no_object=0.4)  # as in 06
-detr = DetrConfig(small_backbone, encoder_layers=2, decoder_layers=3, dropout=0.0, loss=softmax, **detr_sizes)
+detr = DetrConfig(
+    small_backbone, encoder_layers=2, decoder_layers=3, dropout=0.0, loss=softmax, **detr_sizes
+)
 models = {
     "DETR": (Detr, detr, 3e-3),
     "Deformable DETR": (DeformableDetr, config, 1e-3),
@@ -278,9 +295,12 @@ for ax, (name, one) in zip(axes, trained.items()):
         found = one([image])[0]
     threshold = 0.5 if name == "DETR" else 0.3
     sure = found["scores"] > threshold
-    draw_boxes(image, found["boxes"][sure], [KINDS[k] for k in found["labels"][sure]], title=name, ax=ax)
+    draw_boxes(
+        image, found["boxes"][sure], [KINDS[k] for k in found["labels"][sure]], title=name, ax=ax
+    )
 plots.show(
-    drawn, alt="The same picture three times with what each of the three models finds after 500 steps."
+    drawn,
+    alt="The same picture three times with what each of the three models finds after 500 steps.",
 )
 
 # %% [markdown]
@@ -304,12 +324,16 @@ def boxes_by_layer(pixels, true_boxes, labels):
     """For each true object the boxes of its query: the proposal, and after each layer, (T, K + 1, 4) in 0..1."""
     model, starts = shipped.model, []
     # the decoder returns (hidden, references): a hook sees (module, input, output), and keeps the references
-    handle = model.transformer.decoder.register_forward_hook(lambda *call: starts.extend(call[-1][1]))
+    handle = model.transformer.decoder.register_forward_hook(
+        lambda *call: starts.extend(call[-1][1])
+    )
     batch = model.batch([pixels])
     outputs = model.outputs(batch)
     handle.remove()
     wanted = model.normalise_targets([{"boxes": true_boxes, "labels": labels}], batch.sizes)
-    match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "focal")
+    match = matching.match(
+        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "focal"
+    )
     query = match.query[match.target.argsort()]
     return torch.stack([starts[0][0, query], *outputs.boxes[:, 0, query]], dim=1)
 
@@ -337,7 +361,9 @@ for index in range(100, 160):
     path = boxes_by_layer(torch.from_numpy(pixels.copy()).permute(2, 0, 1), true, labels)
     fits.append(box_iou(cxcywh_to_xyxy(path) * 96, true[:, None]))  # (T, K + 1)
 mean = torch.cat(fits).mean(dim=0)
-ax = plots.bars(mean.tolist(), ["proposal", "layer 1", "layer 2"], "Mean IoU with the matched object")
+ax = plots.bars(
+    mean.tolist(), ["proposal", "layer 1", "layer 2"], "Mean IoU with the matched object"
+)
 plots.show(
     ax,
     alt="Three bars of the mean IoU with the matched object: the proposal lowest, then layer 1, then "
@@ -434,14 +460,21 @@ with record_samples(model) as samples, torch.no_grad():
 locations, weights = samples["transformer.decoder.layers.1.cross_attn"]
 labels = torch.tensor([shipped.classes.index(name) for name in scene.names])
 wanted = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], [(96, 96)])
-match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "focal")
+match = matching.match(
+    outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "focal"
+)
 
 # %%
 drawn, axes = plots.panels(3, height=3.0)
 for ax, t in zip(axes, (0, 1, 2)):
     query = match.query[match.target == t].item()
-    box, title = cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) * 96, f"query {query}: {scene.names[t]}"
-    sampling_points(scene.pixels, locations[0, query], weights[0, query], box=box, title=title, ax=ax)
+    box, title = (
+        cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) * 96,
+        f"query {query}: {scene.names[t]}",
+    )
+    sampling_points(
+        scene.pixels, locations[0, query], weights[0, query], box=box, title=title, ax=ax
+    )
 plots.show(
     drawn,
     alt="The sampling points of three queries in the last layer, for the large star, the small star and "
@@ -456,7 +489,9 @@ plots.show(
 # %%
 inside, rim = [], []
 for index in range(100, 160):
-    pixels = torch.from_numpy(render_picture(ShapesConfig(), "val", index)[0].copy()).permute(2, 0, 1)
+    pixels = torch.from_numpy(render_picture(ShapesConfig(), "val", index)[0].copy()).permute(
+        2, 0, 1
+    )
     with record_samples(model) as samples, torch.no_grad():
         outputs = model.outputs(model.batch([pixels]))
     locations, weights = samples["transformer.decoder.layers.1.cross_attn"]
@@ -707,7 +742,9 @@ course.reset()
 with torch.no_grad():
     theirs = shipped.model([scene.pixels])[0]
 difference = (mine["boxes"][sure] - theirs["boxes"][sure]).abs().max().item() / 96
-print("the same boxes as on the package's own parts, within 1e-4 of the picture:", difference < 1e-4)
+print(
+    "the same boxes as on the package's own parts, within 1e-4 of the picture:", difference < 1e-4
+)
 print("the same classes:", torch.equal(mine["labels"][sure], theirs["labels"][sure]))
 
 # %% [markdown]

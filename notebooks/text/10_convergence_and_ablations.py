@@ -146,7 +146,9 @@ def average_precision(right, objects):
 # By hand: four detections of two objects, right, wrong, wrong, right. Precision is 1, 1/2, 1/3, 2/4, and its envelope 1, 1/2, 1/2, 1/2. Recall is 1/2, 1/2, 1/2, 1. The recalls 0 to 0.5, 51 of them, are reached with precision 1; the other 50 with 1/2. AP = (51 + 25) / 101.
 
 # %%
-print(f"{average_precision(np.array([True, False, False, True]), 2):.3f}, by hand {(51 + 25) / 101:.3f}")
+print(
+    f"{average_precision(np.array([True, False, False, True]), 2):.3f}, by hand {(51 + 25) / 101:.3f}"
+)
 
 # %% [markdown]
 # ### 1.3 What is not judged
@@ -206,7 +208,9 @@ def overlaps(boxes, objects, crowd):
     end = torch.minimum(boxes[:, None, 2:], objects[:, 2:])
     shared = (end - begin).clamp(min=0).prod(-1)
     own, theirs = (boxes[:, 2:] - boxes[:, :2]).prod(-1), (objects[:, 2:] - objects[:, :2]).prod(-1)
-    return shared / torch.where(crowd, own[:, None], own[:, None] + theirs - shared).clamp(min=1e-12)
+    return shared / torch.where(crowd, own[:, None], own[:, None] + theirs - shared).clamp(
+        min=1e-12
+    )
 
 
 # %% [markdown]
@@ -218,7 +222,10 @@ def facts(detections, notes, label, category, band):
     """Of one picture and class: scores, overlaps and flags, as `verdicts` wants them."""
     mine = (detections["labels"] == label).nonzero()[:, 0]
     mine = mine[detections["scores"][mine].argsort(descending=True, stable=True)[:100]]
-    boxes, notes = detections["boxes"][mine].double(), [n for n in notes if n["category_id"] == category]
+    boxes, notes = (
+        detections["boxes"][mine].double(),
+        [n for n in notes if n["category_id"] == category],
+    )
     crowd = torch.tensor([bool(n["iscrowd"]) for n in notes], dtype=torch.bool)
     area = torch.tensor([n["area"] for n in notes], dtype=torch.float64)
     own_area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
@@ -240,7 +247,9 @@ def judge(detections, dataset, band=(0, math.inf)):
         judged[category] = []
         for image, notes in zip(dataset.images, dataset.annotations):
             scores, overlap, flags = facts(detections[image["id"]], notes, label, category, band)
-            said = np.array([verdicts(overlap, **flags, threshold=t) for t in THRESHOLDS]).reshape(10, -1)
+            said = np.array([verdicts(overlap, **flags, threshold=t) for t in THRESHOLDS]).reshape(
+                10, -1
+            )
             judged[category].append((scores.numpy(), said, flags["left_out"].count(False)))
     return judged
 
@@ -254,7 +263,9 @@ def ap_table(judged, pictures=None):
     """AP of each class that has objects, at each threshold, (C, 10); of all pictures, or of those given."""
     rows = []
     for answers in judged.values():
-        scores, said, objects = zip(*(answers if pictures is None else [answers[i] for i in pictures]))
+        scores, said, objects = zip(
+            *(answers if pictures is None else [answers[i] for i in pictures])
+        )
         order = np.argsort(-np.concatenate(scores), kind="stable")
         said = np.concatenate(said, axis=1)[:, order]
         if sum(objects):
@@ -288,10 +299,14 @@ for name, detections in found.items():
 # %%
 crowded = copy.copy(validation)
 crowded.annotations = [
-    [{**note, "iscrowd": int(note["id"] % 7 == 0)} for note in notes] for notes in validation.annotations
+    [{**note, "iscrowd": int(note["id"] % 7 == 0)} for note in notes]
+    for notes in validation.annotations
 ]
 for name, detections in found.items():
-    ours, theirs = ap_table(judge(detections, crowded)).mean(), ap_of(detections, crowded, SHARES)["AP"]
+    ours, theirs = (
+        ap_table(judge(detections, crowded)).mean(),
+        ap_of(detections, crowded, SHARES)["AP"],
+    )
     print(f"{name}: pycocotools within 1e-9: {abs(ours - theirs) < 1e-9}")
 
 # %% [markdown]
@@ -327,7 +342,11 @@ def with_junk(detections, low, high, label=None):
     for image_id, one in detections.items():
         boxes = 96 * torch.rand(100, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
         scores = low + (high - low) * torch.rand(100, generator=generator)
-        labels = torch.randint(8, (100,), generator=generator) if label is None else torch.full((100,), label)
+        labels = (
+            torch.randint(8, (100,), generator=generator)
+            if label is None
+            else torch.full((100,), label)
+        )
         junk = {"boxes": boxes, "scores": scores, "labels": labels}
         result[image_id] = {key: torch.cat((one[key], junk[key])) for key in one}
     return result
@@ -360,7 +379,9 @@ print("AP of stars as before:  ", abs(circles["AP/star"] - plain["DETR"]["AP/sta
 for name, detections in found.items():
     changed = {i: {**one, "scores": one["scores"].double() ** 4} for i, one in detections.items()}
     again = ap_of(changed, validation)["AP"]
-    counts = [sum((one["scores"] > 0.5).sum().item() for one in d.values()) for d in (detections, changed)]
+    counts = [
+        sum((one["scores"] > 0.5).sum().item() for one in d.values()) for d in (detections, changed)
+    ]
     print(f"{name}: the same AP: {abs(again - plain[name]['AP']) < 1e-6}")
     print(f"{name}: surer than 0.5 are fewer than before: {counts[1] < 0.9 * counts[0]}")
 
@@ -407,7 +428,9 @@ for name in ("detr-24-epochs", "deformable-detr-6-epochs"):
 
 # %%
 draws = np.random.default_rng(0).integers(100, size=(100, 100))  # 100 times 100 pictures
-drawn = {name: np.array([ap_table(judged[name, "AP"], rows).mean() for rows in draws]) for name in found}
+drawn = {
+    name: np.array([ap_table(judged[name, "AP"], rows).mean() for rows in draws]) for name in found
+}
 for name, values in drawn.items():
     print(f"{name}: the standard deviation is between 0.01 and 0.02: {0.01 < values.std() < 0.02}")
 lead = drawn["Deformable DETR"] - drawn["DETR"]
@@ -467,7 +490,9 @@ plots.show(
 drawn, axes = plots.panels(3, height=2.9)
 for ax, one in zip(axes, surest["Deformable DETR"].worst(3)):
     draw_errors(validation.read_image(one.image_id), one, validation.classes, ax)
-    ax.set(title=", ".join(f"{n} {kind}" for kind, n in one.counts.items() if n and kind != "correct"))
+    ax.set(
+        title=", ".join(f"{n} {kind}" for kind, n in one.counts.items() if n and kind != "correct")
+    )
 plots.show(
     drawn,
     alt="Three pictures with dashed true boxes, of which some bear the word missed, and wrong detections in the colours of "
@@ -519,7 +544,8 @@ def mended(errors, kind):
 def gains(errors):
     """What AP50 would gain if all mistakes of a kind were mended, kind by kind."""
     now = {
-        one.image_id: {k: getattr(one, k) for k in ("boxes", "scores", "labels")} for one in errors.pictures
+        one.image_id: {k: getattr(one, k) for k in ("boxes", "scores", "labels")}
+        for one in errors.pictures
     }
     before = ap_of(now, validation)["AP50"]
     fewer = copy.copy(validation)
@@ -528,7 +554,9 @@ def gains(errors):
         for notes, one in zip(validation.annotations, errors.pictures)
     ]
     result = {"missed": ap_of(now, fewer)["AP50"] - before}
-    return result | {kind: ap_of(mended(errors, kind), validation)["AP50"] - before for kind in ERRORS}
+    return result | {
+        kind: ap_of(mended(errors, kind), validation)["AP50"] - before for kind in ERRORS
+    }
 
 
 gained = {name: gains(one) for name, one in errors.items()}  # of all detections, however unsure
@@ -582,7 +610,11 @@ def read_study(name, folder=""):
     if not runs:
         print(f"{name}: not run yet; `ddetr-lite bench {name}` does it.")
         return None
-    costs = json.loads((place / "cost.json").read_text())["rows"] if (place / "cost.json").exists() else None
+    costs = (
+        json.loads((place / "cost.json").read_text())["rows"]
+        if (place / "cost.json").exists()
+        else None
+    )
     print(f"{name}: {len(runs)} of {wanted} runs are here.")
     return SimpleNamespace(study=study, place=place, runs=runs, costs=costs)
 
@@ -608,7 +640,9 @@ searching = [
 search = {row.name: {} for row in searching}  # multiple → AP at the end
 for run, ap in searched(convergence.study, convergence.place):
     search[run.row.name][run.rate] = ap
-bars = {row.label: {f"at × {rate:g}": ap for rate, ap in search[row.name].items()} for row in searching}
+bars = {
+    row.label: {f"at × {rate:g}": ap for rate, ap in search[row.name].items()} for row in searching
+}
 title = f"AP after {convergence.study.search_epochs} epochs, at multiples of the learning rates"
 ax = plots.grouped_bars(bars, title)
 plots.show(
@@ -665,14 +699,18 @@ def say_factors(one, metric, name="deformable-detr"):
     if not known:
         print(f"{metric}: not yet; it takes all schedules of {other.label}.")
     for factor in known:
-        start = f"{metric} {factor.target:.3f} of {base.label} after {factor.baseline_epochs} epochs: "
+        start = (
+            f"{metric} {factor.target:.3f} of {base.label} after {factor.baseline_epochs} epochs: "
+        )
         bound = "at least " * factor.at_most
         if factor.factor is None:
             seeds = f"{len(factor.reached)} of {len(factor.needed)} seeds"
             print(f"{start}{other.label} reaches it with {seeds}.")
         else:
             seeds = len(factor.needed)
-            print(f"{start}{bound}{factor.factor:.1f} times the epochs of {other.label} (seeds: {seeds}).")
+            print(
+                f"{start}{bound}{factor.factor:.1f} times the epochs of {other.label} (seeds: {seeds})."
+            )
     return known
 
 
@@ -696,7 +734,9 @@ def say_time(one):
     for factor in overall:
         if factor.factor is not None:
             bound = "at least " * factor.at_most
-            print(f"In time {bound}{factor.factor.mean:.1f} becomes {bound}{factor.factor.mean / ratio:.1f}.")
+            print(
+                f"In time {bound}{factor.factor.mean:.1f} becomes {bound}{factor.factor.mean / ratio:.1f}."
+            )
 
 
 say_time(convergence)
@@ -743,7 +783,10 @@ if adamw:
     lines = []
     for row in adamw.study.rows:
         for epochs in row.epochs:
-            ends = [spread(one.runs, one.study.row(row.name), epochs, "AP") for one in (convergence, adamw)]
+            ends = [
+                spread(one.runs, one.study.row(row.name), epochs, "AP")
+                for one in (convergence, adamw)
+            ]
             if all(ends):
                 lines.append((row.label, f"{epochs}", *(f"{end.mean:.3f}" for end in ends)))
     display(Table(("model", "epochs", "AP, Muon and AdamW", "AP, AdamW alone"), lines))
@@ -760,7 +803,9 @@ from ddetr_lite.engine.log import read_log
 
 for log in sorted(RESULTS.glob("convergence-adamw-rates/*/log.jsonl")):
     start, *_, end = read_log(log)
-    print(f"rate {start['recipe']['train']['lr']:g}: AP {end['AP']:.3f} after {end['epoch']} epochs")
+    print(
+        f"rate {start['recipe']['train']['lr']:g}: AP {end['AP']:.3f} after {end['epoch']} epochs"
+    )
 
 # %% [markdown]
 # It was not: both are worse than the rate of the search. (Two more rates and one seed do not exhaust what can be tuned: the clipping, the weight of "no object" and the batch stayed as they are.)
@@ -797,13 +842,17 @@ def conclude(overall, small_objects):
     values = [value for factor in read_off for value in factor.factor.values]
     print(f"For the same AP DETR takes {min(values):.1f} to {max(values):.1f} times the epochs,")
     for bound in (factor for factor in overall if factor.factor and factor.at_most):
-        print(f"and at least {min(bound.factor.values):.1f} times with its {bound.baseline_epochs} epochs.")
+        print(
+            f"and at least {min(bound.factor.values):.1f} times with its {bound.baseline_epochs} epochs."
+        )
     print("As many as in the paper at one of these heights:", max(values) >= 10)
     small = {f.baseline_epochs: f.factor for f in small_objects if f.factor and not f.at_most}
     for at in (factor for factor in read_off if factor.baseline_epochs in small):
         here, whole = small[at.baseline_epochs], at.factor
         apart = min(here.values) > max(whole.values)
-        print(f"small objects {here.mean:.2f}, all {whole.mean:.2f}; more than seeds differ: {apart}")
+        print(
+            f"small objects {here.mean:.2f}, all {whole.mean:.2f}; more than seeds differ: {apart}"
+        )
 
 
 conclude(overall, small_objects)
@@ -843,7 +892,9 @@ looked = {}
 for state, model in (("new", new["DETR"]), ("trained", trained["DETR"])):
     with record_attention(model) as weights, torch.no_grad():
         model.outputs(model.batch(images))
-    layers = [w for place, w in weights.items() if place.endswith("multihead_attn")]  # (B, M, N_q, N) each
+    layers = [
+        w for place, w in weights.items() if place.endswith("multihead_attn")
+    ]  # (B, M, N_q, N) each
     looked |= {f"{state},\nlayer {k + 1}": cells_looked_at(w) for k, w in enumerate(layers)}
 
 # %%
@@ -854,7 +905,10 @@ plots.show(
     alt="Six bars. In all three decoder layers a new DETR looks at nearly all of the 144 cells, the trained "
     "one at roughly two fifths of them.",
 )
-cells = {state: [n for name, n in looked.items() if name.startswith(state)] for state in ("new", "trained")}
+cells = {
+    state: [n for name, n in looked.items() if name.startswith(state)]
+    for state in ("new", "trained")
+}
 print("new: more than nine tenths of 144 in every layer:", min(cells["new"]) > 0.9 * 144)
 print("trained: fewer than half of 144 in every layer:   ", max(cells["trained"]) < 0.5 * 144)
 
@@ -873,7 +927,9 @@ def query_for(model, t):
     with torch.no_grad():
         outputs = model.outputs(batch)
     wanted = model.normalise_targets([target], batch.sizes)
-    pairs = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind)
+    pairs = matching.match(
+        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind
+    )
     return pairs.query[pairs.target == t].item()
 
 
@@ -887,7 +943,9 @@ with record_attention(dense) as seen, record_samples(deformable) as sampled, tor
 looks = seen["transformer.decoder.layers.0.multihead_attn"][0, :, query_for(dense, RING)]  # (M, N)
 at, weights = sampled["transformer.decoder.layers.0.cross_attn"]
 at, weights = (x[0, query_for(deformable, RING)] for x in (at, weights))  # (M, L, P, 2), (M, L, P)
-middle = at.mean(dim=(0, 2), keepdim=True)  # the heads look in all directions: this is the reference point
+middle = at.mean(
+    dim=(0, 2), keepdim=True
+)  # the heads look in all directions: this is the reference point
 away = (at - middle).abs() * torch.tensor([12.0, 6, 3])[:, None, None]  # in cells of each map
 print(f"points of a head: {weights[0].numel()}, at most {away.max():.0f} cells away")
 print("with even weights:", weights.std().item() < 1e-6)
@@ -923,8 +981,12 @@ def gradient_on_cells(model, image, target, other=0):
     batch, kind = model.batch([image]), model.loss.kind
     outputs, wanted = model.outputs(batch), model.normalise_targets([target], batch.sizes)
     handle.remove()
-    pairs = matching.match(outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind)
-    for query, t in sorted(zip(pairs.query.tolist(), pairs.target.tolist()), key=lambda pair: pair[1]):
+    pairs = matching.match(
+        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind
+    )
+    for query, t in sorted(
+        zip(pairs.query.tolist(), pairs.target.tolist()), key=lambda pair: pair[1]
+    ):
         logits, label = outputs.logits[-1, 0, (query + other) % 20], wanted[0]["labels"][t]
         p = logits.softmax(-1)[label] if kind == "softmax" else logits[label].sigmoid()
         (pull,) = torch.autograd.grad(-p.log(), kept[0], retain_graph=True)  # (1, N, d)
@@ -947,7 +1009,10 @@ def on_one_map(shares, sides):
 
 
 SIDES = {"DETR": [12], "Deformable DETR": [12, 6, 3]}  # cells a side of each map
-pulls = {name: list(gradient_on_cells(model, scene.pixels, target))[RING][0] for name, model in new.items()}
+pulls = {
+    name: list(gradient_on_cells(model, scene.pixels, target))[RING][0]
+    for name, model in new.items()
+}
 
 # %%
 drawn, axes = plots.panels(2, height=3.3)
@@ -972,12 +1037,16 @@ plots.show(
 def inside_boxes(model, sides, other=0):
     """The share of the gradient inside the objects' boxes, as a multiple of the share of cells there."""
     steps = [(torch.arange(side) + 0.5) / side for side in sides]
-    centres = torch.cat([torch.cartesian_prod(step, step).flip(-1) for step in steps])  # (N, 2), (x, y)
+    centres = torch.cat(
+        [torch.cartesian_prod(step, step).flip(-1) for step in steps]
+    )  # (N, 2), (x, y)
     inside, cells = [], []
     for image, target in zip(images, targets):
         for shares, box in gradient_on_cells(model, image, target, other):
             x0, y0, x1, y1 = cxcywh_to_xyxy(box)
-            within = (centres > torch.stack((x0, y0))).all(-1) & (centres < torch.stack((x1, y1))).all(-1)
+            within = (centres > torch.stack((x0, y0))).all(-1) & (
+                centres < torch.stack((x1, y1))
+            ).all(-1)
             inside.append(shares[within].sum().item())
             cells.append(within.float().mean().item())
     return sum(inside) / sum(cells)
@@ -987,7 +1056,11 @@ def inside_boxes(model, sides, other=0):
 measured = {
     f"{name}, {state}": inside_boxes(models[name], SIDES[name], other)
     for name in SIDES
-    for state, models, other in (("new", new, 0), ("another query", new, 7), ("trained", trained, 0))
+    for state, models, other in (
+        ("new", new, 0),
+        ("another query", new, 7),
+        ("trained", trained, 0),
+    )
 }
 title = "Gradient on the object's cells, as a multiple of an even spread"
 labels = [name.replace(", ", ",\n").replace("Deformable ", "Deformable\n") for name in measured]
@@ -1038,10 +1111,22 @@ def verdict(ahead, behind):
     difference = sum(ahead) / len(ahead) - sum(behind) / len(behind)
     if min(len(ahead), len(behind)) == 1 and abs(difference) < 0.02:
         return "open"
-    return "confirmed" if min(ahead) > max(behind) else "reversed" if max(ahead) < min(behind) else "open"
+    return (
+        "confirmed"
+        if min(ahead) > max(behind)
+        else "reversed"
+        if max(ahead) < min(behind)
+        else "open"
+    )
 
 
-print(verdict([0.50, 0.52], [0.40, 0.49]), "·", verdict([0.50, 0.52], [0.51]), "·", verdict([0.4], [0.5]))
+print(
+    verdict([0.50, 0.52], [0.40, 0.49]),
+    "·",
+    verdict([0.50, 0.52], [0.51]),
+    "·",
+    verdict([0.4], [0.5]),
+)
 
 # %% [markdown]
 # ### 6.1 Which model is ahead
@@ -1058,7 +1143,10 @@ def show_study(name, folder=""):
     """Chart, scores and orderings of a study, as far as it has been run."""
     if (one := read_study(name, folder)) is None:
         return None
-    pairs = [[side.values if side else () for side in o.here] for o in orderings.judge(one.study, one.runs)]
+    pairs = [
+        [side.values if side else () for side in o.here]
+        for o in orderings.judge(one.study, one.runs)
+    ]
     said = [verdict(*pair) for pair in pairs]
     print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
     alt = "Horizontal bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
@@ -1108,7 +1196,9 @@ _ = say_factors(table_1, "AP")
 # %%
 lines = []
 for metric in ("AP", "AP_small", "AP_medium", "AP_large"):
-    ours, theirs = (score(table_1, name, metric) for name in ("deformable-detr-two-stage", "faster-rcnn"))
+    ours, theirs = (
+        score(table_1, name, metric) for name in ("deformable-detr-two-stage", "faster-rcnn")
+    )
     lines.append((metric, f"{theirs:.3f}", f"{ours:.3f}", f"{theirs - ours:+.3f}"))
 Table(("score", "Faster R-CNN + FPN", "Deformable DETR ++", "lead"), lines)
 
@@ -1124,7 +1214,9 @@ lead = read_study("lead-cpu")
 theirs, ours = (score(lead, name) for name in ("faster-rcnn", "deformable-detr-two-stage"))
 for row in lead.study.rows:
     if row.label.startswith("Deformable DETR") and score(lead, row.name) != ours:
-        print(f"{row.label}: {(score(lead, row.name) - ours) / (theirs - ours):.0%} of the lead closed")
+        print(
+            f"{row.label}: {(score(lead, row.name) - ours) / (theirs - ours):.0%} of the lead closed"
+        )
 head, *lines = scores_table(lead.study, lead.runs)
 Table(head, lines)
 
@@ -1152,7 +1244,9 @@ for log in sorted(RESULTS.glob("lead-cpu-seed-1/*/log.jsonl")):
         f"{row.label}: AP {score(lead, row.name):.3f} with the first seed, {second[row.name]:.3f} with the second"
     )
 theirs, ours = second["faster-rcnn"], second["deformable-detr-two-stage"]
-print(f"Hints: {(second['hints'] - ours) / (theirs - ours):.0%} of the lead closed with the second seed")
+print(
+    f"Hints: {(second['hints'] - ours) / (theirs - ours):.0%} of the lead closed with the second seed"
+)
 
 # %% [markdown]
 # From seed to seed they differ by less than one part in fifty; what hints bring, and the map at stride 4, is more than twice as much with either seed. Both together are ahead of Faster R-CNN with either. And what one seed left open is decided by two: without hints Faster R-CNN is ahead on the same maps, by little, with both seeds and at either stride.
@@ -1226,7 +1320,9 @@ for name in ("deformable-detr-two-stage", "hints"):
 costs = json.loads((photos.place / "cost.json").read_text())["rows"]
 for name in ("detr", "deformable-detr", "deformable-detr-two-stage"):
     share = costs[name]["step_seconds"] / costs["faster-rcnn"]["step_seconds"]
-    print(f"{photos.study.row(name).label}: a step takes {share:.2f} of the time of one of Faster R-CNN's")
+    print(
+        f"{photos.study.row(name).label}: a step takes {share:.2f} of the time of one of Faster R-CNN's"
+    )
 
 # %% [markdown]
 # So at equal time the lead would be smaller; by how much was not measured.
@@ -1473,7 +1569,9 @@ assert again  # there is something to compare
 before = [value for factor in overall for value in factor.needed]
 after = [value for factor in again for value in factor.needed]
 course.reset()
-print("the same epochs:", all(a == b or abs(a - b) < 1e-9 for a, b in zip(before, after, strict=True)))
+print(
+    "the same epochs:", all(a == b or abs(a - b) < 1e-9 for a, b in zip(before, after, strict=True))
+)
 
 # %% [markdown]
 # ## Symbols and terms

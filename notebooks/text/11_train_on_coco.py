@@ -116,7 +116,9 @@ plots.show(
 training = CocoDetection(CocoFolder.find(coco, "train2017"))
 print("label of each id:", training.label_of_category)
 print("names by label:  ", training.classes)
-print("num_classes:", len(training.classes), "· largest id + 1:", max(training.label_of_category) + 1)
+print(
+    "num_classes:", len(training.classes), "· largest id + 1:", max(training.label_of_category) + 1
+)
 
 # %% [markdown]
 # The last line is a trap that has caught many ([detr#108](https://github.com/facebookresearch/detr/issues/108), [#9](https://github.com/facebookresearch/detr/issues/9), ...). The authors' models do without the map from ids to labels: they have an output for every *number* up to the largest id, 91 of them for COCO's 80 classes. Eleven (0 and the gaps) stand for nothing. That works,
@@ -151,7 +153,8 @@ ax = draw_boxes(
     [f"crowd: {CATEGORIES[crowd['category_id']]}"],
 )
 plots.show(
-    ax, alt="A picture with several objects of one kind, and one large box around all of them: a crowd."
+    ax,
+    alt="A picture with several objects of one kind, and one large box around all of them: a crowd.",
 )
 
 # %% [markdown]
@@ -177,8 +180,12 @@ for i, image in enumerate(validation.images):
 
 # %%
 without = copy.copy(validation)
-without.annotations = [[a for a in objects if not a["iscrowd"]] for objects in validation.annotations]
-print(f"with crowds {ap_of(perfect, validation)['AP']:.2f}, without {ap_of(perfect, without)['AP']:.2f}")
+without.annotations = [
+    [a for a in objects if not a["iscrowd"]] for objects in validation.annotations
+]
+print(
+    f"with crowds {ap_of(perfect, validation)['AP']:.2f}, without {ap_of(perfect, without)['AP']:.2f}"
+)
 
 # %% [markdown]
 # A detection inside a crowd counts neither as right nor as wrong. Without the crowd in the truth it is a mistake. `CocoDetection` keeps crowds for the evaluation, and drops them from what the model is taught.
@@ -195,7 +202,11 @@ address = opened.enter_context(site(coco))
 def command(line):
     """What `ddetr-lite` says to this line, typed in the folder `workshop`."""
     said, aside = io.StringIO(), io.StringIO()
-    with contextlib.chdir(workshop), contextlib.redirect_stdout(said), contextlib.redirect_stderr(aside):
+    with (
+        contextlib.chdir(workshop),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(aside),
+    ):
         code = main(shlex.split(line))
     print(said.getvalue().replace(address, "http://site").strip("\n"))
     if code == 2:  # a mistake of ours: its last line says which
@@ -235,7 +246,10 @@ def lowest(ids, count, seed=0):
 
 
 subset = json.loads((workshop / "data/coco/annotations/instances_train.json").read_text())
-print("the command's choice, the same as ours:", [i["id"] for i in subset["images"]] == lowest(ids, 240))
+print(
+    "the command's choice, the same as ours:",
+    [i["id"] for i in subset["images"]] == lowest(ids, 240),
+)
 print("the first 100 of 240 are the 100:", lowest(ids, 240)[:100] == lowest(ids, 100))
 
 # %% [markdown]
@@ -330,7 +344,9 @@ from ddetr_lite.engine.recipes import recipe
 
 base = recipe("coco", "deformable-detr")
 train = base.train
-print(f"epochs {train.epochs}, batch {train.batch}, lr {train.lr}, × {train.backbone_lr} for the backbone")
+print(
+    f"epochs {train.epochs}, batch {train.batch}, lr {train.lr}, × {train.backbone_lr} for the backbone"
+)
 print(f"schedule {train.schedule!r}, a tenth after epoch {train.drop_epoch}")
 print("short sides", base.augment.short_sides[:3], "...", base.augment.short_sides[-1])
 
@@ -343,7 +359,9 @@ per_epoch = pictures // train.batch
 for batch in (32, 8, 2):
     steps = pictures // batch * train.epochs
     print(f"batch {batch:>2}: {pictures // batch:>6,} steps an epoch, {steps:>9,} in all")
-print(f"the same 50 epochs on {len(subset['images'])} pictures: {len(subset['images']) // 32 * 50} steps")
+print(
+    f"the same 50 epochs on {len(subset['images'])} pictures: {len(subset['images']) // 32 * 50} steps"
+)
 
 # %% [markdown]
 # The last line is why "50 epochs" on a small set teach nothing: count steps. One of DETR's authors names at least 300,000 steps ([detr#22](https://github.com/facebookresearch/detr/issues/22)), another at least some 10,000 pictures ([detr#9](https://github.com/facebookresearch/detr/issues/9)); with less, fine-tune ([#84](https://github.com/facebookresearch/detr/issues/84)).
@@ -368,7 +386,9 @@ lines = {}
 for schedule in ("step", "cosine", "linear"):
     config = replace(train, schedule=schedule, warmup_steps=2 * per_epoch)
     lines[schedule] = [1e4 * learning_rate(int(e * per_epoch), config, per_epoch) for e in epochs]
-ax = plots.curves(epochs, lines, "Three schedules, two epochs of warm-up", "epochs", "learning rate × 10⁴")
+ax = plots.curves(
+    epochs, lines, "Three schedules, two epochs of warm-up", "epochs", "learning rate × 10⁴"
+)
 plots.show(
     ax,
     alt="Three schedules against epochs: all rise for two epochs; one stays and drops at epoch 40, one falls as a cosine, one "
@@ -574,7 +594,9 @@ plots.show(
 
 # %% tags=["nbval-ignore-output"]
 for padded in (True, False):
-    print(f"AP50, padded: {padded}: {evaluate(learned.model, eight, batch=8, padded=padded)['AP50']:.2f}")
+    print(
+        f"AP50, padded: {padded}: {evaluate(learned.model, eight, batch=8, padded=padded)['AP50']:.2f}"
+    )
 
 # %% [markdown]
 # (With the frozen batch norm of a ResNet, and with more pictures, this hardly matters. The package evaluates without padding, so that AP does not depend on which pictures share a batch; only at this gate it pads as in training.)
@@ -613,7 +635,9 @@ rest = EpochSampler(240, 16, seed=0, epoch=3, start=10)
 print("the rest of an epoch:", list(whole)[10:] == list(rest))
 
 augment = AugmentConfig(short_sides=(80, 88, 96), eval_short_side=96, color=True)
-augmented = CocoDetection(CocoFolder.find(workshop / "data/coco", "train"), train_transform(augment))
+augmented = CocoDetection(
+    CocoFolder.find(workshop / "data/coco", "train"), train_transform(augment)
+)
 seventh = augmented[3, 7][0]  # in epoch 3
 print("picture 7 in epoch 3 is always the same:", torch.equal(seventh, augmented[3, 7][0]))
 print("in epoch 4 it is another:", not torch.equal(seventh, augmented[4, 7][0]))
@@ -630,7 +654,9 @@ tiny = replace(
     tiny,
     data=replace(tiny.data, folder=str(workshop / "data/coco"), overfit=0, limit=32),
     augment=replace(augment, eval_short_side=64, short_sides=(48, 56, 64)),
-    train=replace(tiny.train, batch=16, epochs=6, evaluate_every=3, checkpoint_every=2, log_every=1, ema=0.9),
+    train=replace(
+        tiny.train, batch=16, epochs=6, evaluate_every=3, checkpoint_every=2, log_every=1, ema=0.9
+    ),
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -730,9 +756,13 @@ from ddetr_lite.plots import run_curves
 
 real = RunResults(Path(), course.run_log("coco-mini"))
 sizes = real.recipe["augment"]
-print(f"{real.start['pictures']} pictures, {len(real.start['classes'])} classes, {real.start['device']}")
+print(
+    f"{real.start['pictures']} pictures, {len(real.start['classes'])} classes, {real.start['device']}"
+)
 print(f"{real.last['epoch']} epochs = {real.steps} steps in {real.seconds / 60:.0f} minutes")
-print(f"short sides {sizes['short_sides']}, at most {sizes['max_side']} pixels; AP {real.last['AP']:.3f}")
+print(
+    f"short sides {sizes['short_sides']}, at most {sizes['max_side']} pixels; AP {real.last['AP']:.3f}"
+)
 print("schedule:", real.recipe["train"]["schedule"])
 
 # %%
@@ -773,7 +803,9 @@ for name, part in (("first", real.train[:20]), ("last", real.train[-20:])):
 for name in ("coco-mini", "shapes-detr"):
     run = RunResults(Path(), course.run_log(name))
     early = [f"{line['AP']:.3f} (epoch {line['epoch']})" for line in run.evaluations[:3]]
-    print(f"{name:>11}: AP {', '.join(early)}, ... {run.last['AP']:.3f} (epoch {run.last['epoch']})")
+    print(
+        f"{name:>11}: AP {', '.join(early)}, ... {run.last['AP']:.3f} (epoch {run.last['epoch']})"
+    )
 
 # %% [markdown]
 # The DETR stood at 0.007 when it had seen every picture twice, and ended at 0.779. **Early on, an AP near zero says nothing**: a detection counts only if the box fits *and* the class is right. (The 0.047 is another matter: that schedule has ended, and only a longer run would tell what more there is.) The losses show sooner than AP whether anything is learned.
@@ -905,7 +937,9 @@ drawn.set_size_inches(6.6, 2.3)
 for i, ax in enumerate(axes):
     image = read_picture(judged.file_of(i))  # any photo: (3, H, W), uint8
     found = predict(mine, image, threshold=0.4)
-    draw_boxes(image, [f.box for f in found], [f.label for f in found], [f.score for f in found], ax=ax)
+    draw_boxes(
+        image, [f.box for f in found], [f.label for f in found], [f.score for f in found], ax=ax
+    )
 plots.show(
     drawn,
     alt="Three validation pictures with what the fine-tuned detector finds in them: boxes, names and scores.",
@@ -1174,17 +1208,19 @@ course.use(learning_rate_at)
 from ddetr_lite.engine.recipes import recipe_from_dict
 from ddetr_lite.engine.run_results import read_run
 
-few_steps = (
-    "--limit 32 --epochs 4 --batch 16 --schedule cosine --warmup-steps 3 --log-every 1 --evaluate-every 0"
-)
+few_steps = "--limit 32 --epochs 4 --batch 16 --schedule cosine --warmup-steps 3 --log-every 1 --evaluate-every 0"
 with contextlib.redirect_stdout(io.StringIO()):
-    command(f"train coco {MODEL} {FAST} {few_steps} --short-sides 48 --eval-short-side 48 --out runs/yours")
+    command(
+        f"train coco {MODEL} {FAST} {few_steps} --short-sides 48 --eval-short-side 48 --out runs/yours"
+    )
 course.reset()
 yours = read_run(workshop / "runs/yours")
 config = recipe_from_dict(yours.recipe).train
 expected = [learning_rate(step, config, steps_per_epoch=2) for step in range(8)]
 print("steps:", len(yours.train))
-print("rates within 1e-6:", max(abs(line["lr"] - e) for line, e in zip(yours.train, expected)) < 1e-6)
+print(
+    "rates within 1e-6:", max(abs(line["lr"] - e) for line, e in zip(yours.train, expected)) < 1e-6
+)
 
 # %% [markdown]
 # ## Symbols and terms

@@ -137,22 +137,38 @@ TERA = 1e12
 square = torch.randn(1024, 1024)
 seconds = min(machine.seconds(lambda: square @ square, CPU) for _ in range(5))
 roofs = {
-    "this CPU, measured": (machine.memory_bandwidth(CPU), 1024**3 / seconds),  # bytes, multiply-adds a second
+    "this CPU, measured": (
+        machine.memory_bandwidth(CPU),
+        1024**3 / seconds,
+    ),  # bytes, multiply-adds a second
     "H100, data sheet": (3.35 * TERA, 67 * TERA / 2),
 }
 for name, (bandwidth, arithmetic) in roofs.items():
     times = least / bandwidth, encoder["multiply-adds"] / arithmetic
-    print(f"{name}: {bandwidth / 1e9:,.0f} GB/s, {arithmetic / 1e9:,.0f} billion multiply-adds/s;", end=" ")
+    print(
+        f"{name}: {bandwidth / 1e9:,.0f} GB/s, {arithmetic / 1e9:,.0f} billion multiply-adds/s;",
+        end=" ",
+    )
     print("memory {:.3f} ms, arithmetic {:.3f} ms".format(*(time * 1e3 for time in times)))
 
 # %% tags=["nbval-ignore-output"]
 x = [2.0**k for k in range(-4, 7)]
 lines = {name: [min(a, b * i) / 1e9 for i in x] for name, (b, a) in roofs.items()}
 ax = plots.curves(x, lines, "", "multiply-adds a byte", "billion multiply-adds a second", "xy")
-ax.set_title("What can be reached", loc="left", pad=18, fontsize=10, fontweight="bold", color=plots.INK)
+ax.set_title(
+    "What can be reached", loc="left", pad=18, fontsize=10, fontweight="bold", color=plots.INK
+)
 for name, ratio in intensity.items():
     ax.axvline(ratio, color=plots.INK, linestyle=":", linewidth=1)
-    ax.text(ratio, 1.02, name, ha="center", fontsize=8, color=plots.INK, transform=ax.get_xaxis_transform())
+    ax.text(
+        ratio,
+        1.02,
+        name,
+        ha="center",
+        fontsize=8,
+        color=plots.INK,
+        transform=ax.get_xaxis_transform(),
+    )
 plots.show(
     ax,
     alt="Two roofs on logarithmic axes, this CPU far below the GPU: each rises with the multiply-adds a byte, then is flat. "
@@ -192,7 +208,11 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, arguments=(), named=None):
         result = operation(*arguments, **(named or {}))
         if not operation.is_view:
-            tensors = [x for x in torch.utils._pytree.tree_leaves((arguments, result)) if torch.is_tensor(x)]
+            tensors = [
+                x
+                for x in torch.utils._pytree.tree_leaves((arguments, result))
+                if torch.is_tensor(x)
+            ]
             name = operation.overloadpacket.__name__
             self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors)
         return result
@@ -210,7 +230,9 @@ with Traffic() as plain, torch.no_grad():
 for name, count in plain.bytes.most_common(4):
     print(f"{name:>16}: {count / 1e6:5.1f} MB")
 total = plain.bytes.total()
-print(f"in all {total / 1e6:.0f} MB, {total / small_least:.0f} times the least of {small_least / 1e6:.1f} MB")
+print(
+    f"in all {total / 1e6:.0f} MB, {total / small_least:.0f} times the least of {small_least / 1e6:.1f} MB"
+)
 print(f"multiply-adds for each byte moved: {needed['multiply-adds'] / total:.2f}")
 
 # %% [markdown]
@@ -218,7 +240,10 @@ print(f"multiply-adds for each byte moved: {needed['multiply-adds'] / total:.2f}
 
 # %%
 samples_tensor = encoder["samples"] * 32 * 4
-print(f"the samples: {samples_tensor / 1e6:.0f} MB; six passes: {6 * samples_tensor / 1e6:,.0f} MB", end=", ")
+print(
+    f"the samples: {samples_tensor / 1e6:.0f} MB; six passes: {6 * samples_tensor / 1e6:,.0f} MB",
+    end=", ",
+)
 print(f"{6 * samples_tensor / least:.0f} times the least")
 
 # %% [markdown]
@@ -253,9 +278,13 @@ print(f"grid_sample form: {kept_plain / 1e6:.1f} MB beside inputs of {own / 1e6:
 
 # %%
 log = json.loads((results / "msda-cpu" / "float32.json").read_text(encoding="utf-8"))
-(entry,) = [row for row in log["rows"] if (row["setting"], row["locations"]) == ("small-256", "model-like")]
+(entry,) = [
+    row for row in log["rows"] if (row["setting"], row["locations"]) == ("small-256", "model-like")
+]
 took, speed = entry["peers"]["grid_sample"]["forward"], log["machine"]["copy bandwidth, GB/s"] * 1e9
-print(f"grid_sample, two pictures: {2 * total / speed * 1e3:.1f} ms to move its bytes, {took:.1f} ms taken")
+print(
+    f"grid_sample, two pictures: {2 * total / speed * 1e3:.1f} ms to move its bytes, {took:.1f} ms taken"
+)
 
 # %% [markdown]
 # The bytes do not explain the time. One reason can be counted: memory is not read byte by byte, but in **lines** of 64 bytes, and one number costs its whole line. `grid_sample` wants maps as (B·M, D, H, W), a *plane* for each channel: the D channels of one cell lie far apart, each in a line of its own. Our values come as (B, N, M, D): a *row* for each cell and head, its channels side by side. Which lines does one sample touch, on a map of 16 × 16 cells with 32 channels, one head?
@@ -310,9 +339,13 @@ def corners(x, y, width):
     return rows, [(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy]
 
 
-V = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 8], [6, 0], [7, 0], [8, 0], [9, 0]])  # (R, D)
+V = torch.tensor(
+    [[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 8], [6, 0], [7, 0], [8, 0], [9, 0]]
+)  # (R, D)
 places = [(0.5, 0.5), (1.25, 1.0), (1.5, 1.75)]  # (x, y) of three queries, in cells
-rows, shares = (torch.tensor(part) for part in zip(*(corners(x, y, 3) for x, y in places)))  # (3, 4) each
+rows, shares = (
+    torch.tensor(part) for part in zip(*(corners(x, y, 3) for x, y in places))
+)  # (3, 4) each
 S = torch.zeros(3, 9).scatter_add(1, rows, shares)  # (N_q, R)
 print(S @ V)
 
@@ -356,13 +389,21 @@ ax = plots.matrix(framed, title="the first channel in its frame", numbers=False)
 for row in range(25):
     i, j = divmod(row, 5)
     dark = framed[i, j] > 5
-    ax.text(j, i, f"{framed[i, j]:.0f}", ha="center", va="bottom", color="white" if dark else plots.INK)
-    ax.text(j, i, f"row {row}", ha="center", va="top", fontsize=6, color="white" if dark else plots.INK)
+    ax.text(
+        j, i, f"{framed[i, j]:.0f}", ha="center", va="bottom", color="white" if dark else plots.INK
+    )
+    ax.text(
+        j, i, f"row {row}", ha="center", va="top", fontsize=6, color="white" if dark else plots.INK
+    )
 ax.plot(x + 1, y + 1, "o", color=plots.COLOURS[1], markersize=9)
 s = 0.46  # half a square, nearly
 for row in rows_outside:
     i, j = divmod(row, 5)
-    ax.plot([j - s, j + s, j + s, j - s, j - s], [i - s, i - s, i + s, i + s, i - s], color=plots.COLOURS[1])
+    ax.plot(
+        [j - s, j + s, j + s, j - s, j - s],
+        [i - s, i - s, i + s, i + s, i - s],
+        color=plots.COLOURS[1],
+    )
 plots.show(
     ax,
     alt="A map of 3 × 3 cells in a frame of zeros, each cell with the number of its row; a sample at the left edge with its "
@@ -378,7 +419,9 @@ plots.show(
 R = cpu.table_rows(setting.levels)
 print(f"{R:,} rows instead of {N:,}: {R / N - 1:.0%} more")
 print(f"largest row number: {2 * R * 8:,}; an int32 holds {2**31 - 1:,}")
-print(f"row numbers of a layer: {4 * encoder['samples'] * 8 / 1e6:.0f} MB as int64, half of it as int32")
+print(
+    f"row numbers of a layer: {4 * encoder['samples'] * 8 / 1e6:.0f} MB as int64, half of it as int32"
+)
 
 # %% [markdown]
 # Torch counts in int64 unless told otherwise, which would be more bytes than all inputs together; `embedding_bag` takes int32 as well. With the package's functions that make the table and find the rows, the whole operation is:
@@ -392,7 +435,9 @@ def with_bags(value, level_shapes, locations, weights):
     row, fx, fy, below, _ = cpu.find_samples(locations, level_shapes)  # (B, N_q, M, L·P)
     rows = torch.stack((row, row + M, row + below, row + below + M), dim=3)  # (B, N_q, M, 4, L·P)
     w = weights.flatten(3)  # (B, N_q, M, L·P)
-    shares = torch.stack((w * (1 - fx) * (1 - fy), w * fx * (1 - fy), w * (1 - fx) * fy, w * fx * fy), dim=3)
+    shares = torch.stack(
+        (w * (1 - fx) * (1 - fy), w * fx * (1 - fy), w * (1 - fx) * fy, w * fx * fy), dim=3
+    )
     bags, each = rows.flatten(0, 2).flatten(1), shares.flatten(0, 2).flatten(1)  # (B·N_q·M, 4·L·P)
     output = F.embedding_bag(bags, table.view(-1, D), per_sample_weights=each, mode="sum")
     return output.view(*locations.shape[:2], M * D)
@@ -458,7 +503,12 @@ a, b, c, d = (V[four] @ G[2]).tolist()  # one dot product for each corner
 mixed = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * c + fx * d)
 slopes = 0.5 * ((1 - fy) * (b - a) + fy * (d - c)), 0.5 * ((1 - fx) * (c - a) + fx * (d - b))
 print("weight:", round(weight.grad.item(), 3), "· from four dot products", mixed)
-print("place: ", [round(slope, 3) for slope in place.grad.tolist()], "· from four dot products", list(slopes))
+print(
+    "place: ",
+    [round(slope, 3) for slope in place.grad.tolist()],
+    "· from four dot products",
+    list(slopes),
+)
 
 # %% [markdown]
 # (That is the slope by cells, times the sample's weight of ½; for a location in 0..1 it is W and H times as large.) The package's `cpu` form is this: one `embedding_bag` forward; backward four dot products for each sample, and a transposed sparse product, in which SciPy sums each picture on one thread, row after row, so that the bits are the same every time. What does it move and keep?
@@ -472,7 +522,9 @@ for name, moved, held in (
     ("embedding_bag", ours.bytes.total(), kept_ours),
 ):
     ratio = moved / small_least
-    print(f"{name:>13}: moves {moved / 1e6:3.0f} MB, {ratio:.0f} times the least; keeps {held / 1e6:4.1f} MB")
+    print(
+        f"{name:>13}: moves {moved / 1e6:3.0f} MB, {ratio:.0f} times the least; keeps {held / 1e6:4.1f} MB"
+    )
 
 # %% [markdown]
 # Half the bytes, and far fewer lines for them. It is still much more than the least: places, rows and shares are made by dozens of operations, and each of them writes a tensor. A kernel of its own (section 7) keeps all these in registers.
@@ -485,7 +537,11 @@ for name, moved, held in (
 # > **Measurement:** three forms of the same operation, forward alone, and forward with backward, in turns, on this machine: `grid_sample`, our `with_bags` (its backward comes from autograd), and the package's (its backward is written by hand).
 
 # %% tags=["nbval-ignore-output"]
-forms = {"ddetr_lite": cpu.embedding_bag, "grid_sample": reference.grid_sample, "with_bags": with_bags}
+forms = {
+    "ddetr_lite": cpu.embedding_bag,
+    "grid_sample": reference.grid_sample,
+    "with_bags": with_bags,
+}
 times = msda.measure(forms, shape, inputs, repeats=5)  # all have to give the same result first
 print("milliseconds, and how many times as fast as grid_sample:")
 for name in ("grid_sample", "with_bags", "ddetr_lite"):
@@ -504,7 +560,9 @@ gains = {}
 for row in log["rows"]:
     plain_times, mine = row["peers"]["grid_sample"], row["peers"]["ddetr_lite"]
     gain = {what: plain_times[what] / mine[what] for what in ("forward", "both")}
-    print(f"{row['setting'] + ', ' + row['locations']:44} {gain['forward']:7.2f} {gain['both']:6.2f}")
+    print(
+        f"{row['setting'] + ', ' + row['locations']:44} {gain['forward']:7.2f} {gain['both']:6.2f}"
+    )
     if row["locations"] == "model-like":
         gains[row["setting"]] = {"forward": gain["forward"], "forward and backward": gain["both"]}
 
@@ -527,7 +585,9 @@ for row in log["rows"]:
         lines.append((row["setting"], *times))
     if row["setting"] == "encoder-quarter" and row["locations"] == "model-like":
         ratio = row["peers"]["ddetr_lite"]["forward"] / row["floor ms"]["memory forward"]
-        print(f"encoder-quarter, forward: the package takes {ratio:.0f} times the floor of the memory")
+        print(
+            f"encoder-quarter, forward: the package takes {ratio:.0f} times the floor of the memory"
+        )
 Table(("ms, forward / with backward", *log["rows"][0]["peers"]), lines)
 
 # %% [markdown]
@@ -588,14 +648,18 @@ if launch(add_kernel, 3, a, b, result, 10, BLOCK=4):
 
 # %%
 @triton.jit
-def bag_kernel(table, rows, shares, out, N_q, EACH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+def bag_kernel(
+    table, rows, shares, out, N_q, EACH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
+):
     query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     channel, exists = tl.arange(0, D), query < N_q
     total = tl.zeros((BLOCK, D), tl.float32)
     for k in range(EACH):
         row = tl.load(rows + query * EACH + k, mask=exists, other=0)  # (BLOCK,)
         share = tl.load(shares + query * EACH + k, mask=exists, other=0.0)
-        cells = tl.load(table + row[:, None] * D + channel[None, :], mask=exists[:, None], other=0.0)
+        cells = tl.load(
+            table + row[:, None] * D + channel[None, :], mask=exists[:, None], other=0.0
+        )
         total += share[:, None] * cells
         print("program", tl.program_id(0), "corner", k, "rows", row, "shares", share)
     tl.store(out + query[:, None] * D + channel[None, :], total, mask=exists[:, None])
@@ -615,7 +679,9 @@ if launch(bag_kernel, 2, V, rows, shares, collected, 3, EACH=4, D=2, BLOCK=2):
 
 # %%
 @triton.jit
-def fused_kernel(value, at, weights, out, N_q, H, W, P: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+def fused_kernel(
+    value, at, weights, out, N_q, H, W, P: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
+):
     query, channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
     total = tl.zeros((BLOCK, D), tl.float32)
     for p in range(P):
@@ -634,7 +700,10 @@ def fused_kernel(value, at, weights, out, N_q, H, W, P: tl.constexpr, D: tl.cons
 
 
 # %%
-one_value, one_at = torch.randn(1, 6 * 8, 1, 16), 1.2 * torch.rand(1, 10, 1, 1, 4, 2) - 0.1  # some outside
+one_value, one_at = (
+    torch.randn(1, 6 * 8, 1, 16),
+    1.2 * torch.rand(1, 10, 1, 1, 4, 2) - 0.1,
+)  # some outside
 one_share, fused = torch.rand(1, 10, 1, 1, 4), torch.zeros(1, 10, 16)
 if launch(fused_kernel, 3, one_value, one_at, one_share, fused, 10, 6, 8, P=4, D=16, BLOCK=4):
     by_loop = reference.loop(one_value, [(6, 8)], one_at, one_share)
@@ -652,7 +721,9 @@ if launch(fused_kernel, 3, one_value, one_at, one_share, fused, 10, 6, 8, P=4, D
 BLOCK, queries, heads = 4, 10, 2
 blocks = math.ceil(queries / BLOCK)  # 3
 q, m = torch.arange(blocks * BLOCK), torch.arange(heads)[:, None]
-who = q // BLOCK + blocks * m  # (M, N_q): the number of the program; also for the two lanes that do not exist
+who = (
+    q // BLOCK + blocks * m
+)  # (M, N_q): the number of the program; also for the two lanes that do not exist
 
 
 @triton.jit
@@ -665,7 +736,10 @@ def who_kernel(result, queries, heads, BLOCK: tl.constexpr):
 
 seen = torch.full((heads, queries), -1)
 if launch(who_kernel, blocks * heads, seen, queries, heads, BLOCK=BLOCK):
-    print("each query of each head is computed by the program expected:", torch.equal(seen, who[:, :queries]))
+    print(
+        "each query of each head is computed by the program expected:",
+        torch.equal(seen, who[:, :queries]),
+    )
 
 # %%
 ax = plots.matrix(
@@ -679,7 +753,9 @@ ax = plots.matrix(
 )
 for i, j in itertools.product(range(heads), range(blocks * BLOCK)):
     text = str(who[i, j].item()) if j < queries else "masked"
-    ax.text(j, i, text, ha="center", va="center", fontsize=10 if j < queries else 6, color=plots.INK)
+    ax.text(
+        j, i, text, ha="center", va="center", fontsize=10 if j < queries else 6, color=plots.INK
+    )
 plots.show(
     ax,
     alt="Two rows of queries, one for each head, in blocks of four: programs 0, 1, 2 for head 0 and 3, 4, 5 for head 1; the "
@@ -690,14 +766,22 @@ plots.show(
 # Why blocks of *neighbours*? In the encoder the queries of a block are neighbouring cells, and look at nearly the same places. Rows that one query has loaded, the next finds in the cache. How many different rows do 8 neighbouring queries need, and how many do 8 queries from anywhere? (The encoder's shape, one head: 8 queries · 16 samples · 4 corners are 512 rows.)
 
 # %%
-one_picture = msda.Setting(setting.levels, dim=8, batch=1)  # 8 heads of one channel: only places matter here
-_, at, _ = msda.make_input(one_picture, "model-like", CPU, torch.float32, seed=0)  # (1, N, M, L, P, 2)
+one_picture = msda.Setting(
+    setting.levels, dim=8, batch=1
+)  # 8 heads of one channel: only places matter here
+_, at, _ = msda.make_input(
+    one_picture, "model-like", CPU, torch.float32, seed=0
+)  # (1, N, M, L, P, 2)
 row, _, _, below, _ = cpu.find_samples(at[:, :, :1], setting.levels)
-rows_of = torch.stack((row, row + 1, row + below, row + below + 1), dim=-1)[0, :, 0]  # (N, L·P, 4), one head
+rows_of = torch.stack((row, row + 1, row + below, row + below + 1), dim=-1)[
+    0, :, 0
+]  # (N, L·P, 4), one head
 firsts = range(0, N - 8, 100)
 near = [rows_of[i : i + 8].unique().numel() / 512 for i in firsts]
 far = [rows_of[torch.randint(N, (8,))].unique().numel() / 512 for _ in firsts]
-print(f"different rows: neighbours {sum(near) / len(near):.0%}, from anywhere {sum(far) / len(far):.0%}")
+print(
+    f"different rows: neighbours {sum(near) / len(near):.0%}, from anywhere {sum(far) / len(far):.0%}"
+)
 
 # %% [markdown]
 # ### The package's kernel
@@ -715,7 +799,9 @@ tiny_value, tiny_at = torch.randn(2, 30, 2, 16), 1.2 * torch.rand(2, 37, 2, 2, 3
 tiny_share = torch.rand(2, 37, 2, 2, 3)
 by_loop = reference.loop(tiny_value, tiny, tiny_at, tiny_share)
 if TRITON:
-    theirs = multi_scale_deformable_attention(tiny_value, tiny, tiny_at, tiny_share, backend="triton")
+    theirs = multi_scale_deformable_attention(
+        tiny_value, tiny, tiny_at, tiny_share, backend="triton"
+    )
     print("package's kernel = loop within 1e-5:", (theirs - by_loop).abs().max().item() < 1e-5)
 else:
     print("There is no Triton on this system: the kernel is not run.")
@@ -760,7 +846,9 @@ for atomic in (False, True):
 # %%
 added = []
 for level, (height, width) in enumerate(setting.levels):
-    x, y = (at[0, :, :, level] * torch.tensor([width, height]) - 0.5).floor().unbind(-1)  # (N, M, P)
+    x, y = (
+        (at[0, :, :, level] * torch.tensor([width, height]) - 0.5).floor().unbind(-1)
+    )  # (N, M, P)
     counts = [
         ((x + i >= 0) & (x + i < width) & (y + j >= 0) & (y + j < height)).sum()
         for i in (0, 1)
@@ -774,7 +862,9 @@ print(f"{sum(added[2:]) / sum(added):.0%} of the additions (the rest of theirs f
 # %%
 labels = [f"{height} × {width}" for height, width in setting.levels]
 per_cell = [count / size for count, size in zip(added, sizes)]
-ax = plots.bars(per_cell, labels, "Additions to each cell of a level, one head", "", "{:,.0f}", highlight=3)
+ax = plots.bars(
+    per_cell, labels, "Additions to each cell of a level, one head", "", "{:,.0f}", highlight=3
+)
 plots.show(ax, alt="Additions to a cell grow from 20 on the finest level to 917 on the coarsest.")
 
 # %% [markdown]
@@ -804,7 +894,10 @@ def added_up(numbers):
 
 
 orders = itertools.permutations(torch.tensor([1e8, 1.0, -1e8, 1.0]))
-print("1e8, 1, −1e8, 1 in all orders:", dict(sorted(Counter(added_up(order) for order in orders).items())))
+print(
+    "1e8, 1, −1e8, 1 in all orders:",
+    dict(sorted(Counter(added_up(order) for order in orders).items())),
+)
 
 
 # %%
@@ -812,11 +905,18 @@ def seed(number):
     return torch.Generator().manual_seed(number)
 
 
-numbers = torch.randint(-300, 300, (300,), generator=seed(0)) / 100  # what 300 queries give to one cell
+numbers = (
+    torch.randint(-300, 300, (300,), generator=seed(0)) / 100
+)  # what 300 queries give to one cell
 arrivals = [torch.randperm(300, generator=seed(i)) for i in range(50)]
 as_they_come = {added_up(numbers[order]) for order in arrivals}
 sorted_first = {added_up(numbers[order.sort().values]) for order in arrivals}
-print("different results, as they come:", len(as_they_come), "· sorted by query first:", len(sorted_first))
+print(
+    "different results, as they come:",
+    len(as_they_come),
+    "· sorted by query first:",
+    len(sorted_first),
+)
 print(f"largest difference: {max(as_they_come) - min(as_they_come):.0e}")
 
 # %% [markdown]
@@ -852,7 +952,12 @@ print("in cells: ", places.tolist())
 print("bfloat16: ", places.bfloat16().tolist())
 columns = torch.arange(200.0, 206)
 halves = ((columns + 0.5) / 400).bfloat16().float()  # centres of cells, in 0..1, on a map 400 wide
-print("columns", columns.int().tolist(), "become", [round(x, 2) for x in (halves * 400 - 0.5).tolist()])
+print(
+    "columns",
+    columns.int().tolist(),
+    "become",
+    [round(x, 2) for x in (halves * 400 - 0.5).tolist()],
+)
 
 # %%
 columns = torch.arange(190.0, 210.01, 0.25)
@@ -881,14 +986,20 @@ print("a thousand times one, added in bfloat16:", total.item())
 
 # %%
 wide = [(100, 134)]
-exact = torch.randn(1, 13400, 1, 32), torch.rand(1, 2000, 1, 1, 4, 2), torch.full((1, 2000, 1, 1, 4), 0.25)
+exact = (
+    torch.randn(1, 13400, 1, 32),
+    torch.rand(1, 2000, 1, 1, 4, 2),
+    torch.full((1, 2000, 1, 1, 4), 0.25),
+)
 right = reference.grid_sample(exact[0], wide, *exact[1:])
 rounded = {
     "values": (exact[0].bfloat16().float(), *exact[1:]),
     "locations": (exact[0], exact[1].bfloat16().float(), exact[2]),
 }
 for name, (v, at_rounded, w) in rounded.items():
-    error = (reference.grid_sample(v, wide, at_rounded, w) - right).abs().mean() / right.abs().mean()
+    error = (
+        reference.grid_sample(v, wide, at_rounded, w) - right
+    ).abs().mean() / right.abs().mean()
     print(f"bfloat16 {name:>9}: mean error {error:.1%}")
 
 # %% [markdown]
@@ -897,7 +1008,9 @@ for name, (v, at_rounded, w) in rounded.items():
 # %%
 halves = work(value_shape, locations_shape, size=2)
 moved = sum(halves["bytes"].values())
-fused = halves["bytes"]["values"] + halves["bytes"]["output"] + 6 * encoder["samples"]  # 3 halves a sample
+fused = (
+    halves["bytes"]["values"] + halves["bytes"]["output"] + 6 * encoder["samples"]
+)  # 3 halves a sample
 print(f"all float32                                {least / 1e6:4.0f} MB")
 print(f"values and output in halves                {moved / 1e6:4.0f} MB")
 print(f"fused, offsets and scores in halves as well {fused / 1e6:3.0f} MB")

@@ -68,7 +68,9 @@ targets = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], ba
 # %%
 with torch.no_grad():
     outputs = model.outputs(batch)
-match = matching.match(outputs.logits[-1:], outputs.boxes[-1:], targets, model.loss.matching, "focal")
+match = matching.match(
+    outputs.logits[-1:], outputs.boxes[-1:], targets, model.loss.matching, "focal"
+)
 print(
     f"{outputs.logits.shape[2]} queries, {len(match.query)} of them learn a box; the others learn 'nothing here'"
 )
@@ -91,7 +93,9 @@ for _ in range(41):
     found = matching.match(logits, boxes, truth, model.loss.matching, "focal")
     chosen.append(found.query[found.target.argsort()])  # the query of each object
     boxes = (boxes + 0.01 * torch.randn_like(boxes)).clamp(0.01, 0.99)
-changed = (torch.stack(chosen[1:]) != torch.stack(chosen[:-1])).float().mean()  # over steps and objects
+changed = (
+    (torch.stack(chosen[1:]) != torch.stack(chosen[:-1])).float().mean()
+)  # over steps and objects
 print(f"of five objects {5 * changed:.1f} get another query at each step")
 
 # %% [markdown]
@@ -137,7 +141,9 @@ p_q = code_of(place)
 c_q, c_k = torch.randn(d) * 0.7, torch.randn(side**2, d) * 0.7  # about as long as the codes
 print(
     "4 terms:",
-    torch.allclose((c_k + p_k) @ (c_q + p_q), c_k @ c_q + p_k @ p_q + p_k @ c_q + c_k @ p_q, atol=1e-3),
+    torch.allclose(
+        (c_k + p_k) @ (c_q + p_q), c_k @ c_q + p_k @ p_q + p_k @ c_q + c_k @ p_q, atol=1e-3
+    ),
 )
 beside = torch.cat((c_k, p_k), dim=-1) @ torch.cat((c_q, p_q))  # (N, 2d) @ (2d,)
 print("2 terms:", torch.allclose(beside, c_k @ c_q + p_k @ p_q, atol=1e-3))
@@ -174,7 +180,8 @@ there = place + torch.tensor([0.25, 0.0])
 choices = {
     "λ = 1": torch.ones(d),
     "λ = 0 for y": (torch.arange(d) >= d // 2).float(),
-    "λ = 4, short waves": 4 * (torch.arange(d) % (d // 2) < 24).float(),  # the first of y and of x; else 0
+    "λ = 4, short waves": 4
+    * (torch.arange(d) % (d // 2) < 24).float(),  # the first of y and of x; else 0
     "code(there) / code": code_of(there) / p_q,
 }
 drawn, axes = plots.panels(4, height=2.3)
@@ -191,7 +198,10 @@ plots.show(
 
 # %%
 row, column = divmod(attention.argmax().item(), side)  # of the last map
-print("the last map is largest in the cell of `there`:", [column, row] == (there * side).long().tolist())
+print(
+    "the last map is largest in the cell of `there`:",
+    [column, row] == (there * side).long().tolist(),
+)
 
 # %% [markdown]
 # (Each map has its own scale: the darkest cell is its largest weight.) Such a λ has to be learned. But a query begins at its place, and the ends of its object are not far from there.
@@ -219,7 +229,9 @@ for ax, (name, (w, h)) in zip(axes, shapes.items()):
     plots.matrix(scores.softmax(0).view(side, side), title=f"{name}: {w} × {h}", ax=ax)
     left, top = (place - torch.tensor([w, h]) / 2) * side - 0.5
     right, bottom = left + w * side, top + h * side
-    ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=plots.COLOURS[1])
+    ax.plot(
+        [left, right, right, left, left], [top, top, bottom, bottom, top], color=plots.COLOURS[1]
+    )
     ax.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
 plots.show(
     drawn,
@@ -270,7 +282,10 @@ def decode(reference, mask=None, extra=0.0):
 with torch.no_grad():
     boxes, logits = decode(own)
     print("the model's own boxes:", torch.equal(boxes, outputs.boxes))
-    before, after = model.queries_from(own)[1][0], model.queries_from(boxes[0])[1][0]  # (N_q, d) each
+    before, after = (
+        model.queries_from(own)[1][0],
+        model.queries_from(boxes[0])[1][0],
+    )  # (N_q, d) each
 away = (after - before).norm(dim=-1) / before.norm(dim=-1)  # (N_q,)
 moved = (boxes[0, 0] - own[0]).abs().amax(dim=-1)  # (N_q,)
 for what, query in (("of our objects", match.query), ("of all queries", slice(None))):
@@ -328,7 +343,9 @@ plots.show(
 # %%
 average = noised.view(5, 4, 4).mean(dim=0)  # (T, 4)
 near = box_iou(cxcywh_to_xyxy(average), cxcywh_to_xyxy(targets[0]["boxes"])).mean().item()
-print(f"mean IoU of one copy {fit[0]:.2f}, of the mean of five {near:.2f}, after the decoder {fit[-1]:.2f}")
+print(
+    f"mean IoU of one copy {fit[0]:.2f}, of the mean of five {near:.2f}, after the decoder {fit[-1]:.2f}"
+)
 
 # %% [markdown]
 # A query that sees all groups need not look at the picture. So a **mask** hides the hints from the ordinary queries, and each group from the others. The package's mask, for four ordinary queries and two groups of three objects:
@@ -390,9 +407,18 @@ learned = nn.Embedding(own.shape[1], model.config.dim)  # what DINO has instead,
 with torch.no_grad():
     content, position = model.queries_from(own)  # (B, N_q, d) each
     flipped, _ = model.queries_from(own.flip(1))  # the same boxes in another order
-print("two stages: the content goes with the box:", torch.allclose(content.flip(1), flipped, atol=1e-5))
+print(
+    "two stages: the content goes with the box:",
+    torch.allclose(content.flip(1), flipped, atol=1e-5),
+)
 mixed = learned.weight.expand(len(own), -1, -1)  # (B, N_q, d): goes with the query's number
-print("mixed: content", tuple(mixed.shape), "learned, position", tuple(position.shape), "from the boxes")
+print(
+    "mixed: content",
+    tuple(mixed.shape),
+    "learned, position",
+    tuple(position.shape),
+    "from the boxes",
+)
 
 # %% [markdown]
 # **In this code:** `models/deformable_detr.py`, `outputs`, one line after `queries_from`: the contents of the first N_q queries are the embedding's; hints, which stand behind them, keep theirs.
@@ -421,15 +447,23 @@ for way in ("detached, as in 09", "look forward twice", "never detached"):
     deltas = [step.clone().requires_grad_() for step in steps]
     all_boxes.append(boxes_of_layers(deltas, start, way))
     rows = [
-        torch.autograd.grad(box.sum(), deltas, retain_graph=True, allow_unused=True) for box in all_boxes[-1]
+        torch.autograd.grad(box.sum(), deltas, retain_graph=True, allow_unused=True)
+        for box in all_boxes[-1]
     ]
-    reached[way] = torch.tensor([[g is not None and bool(g.abs().max() > 0) for g in row] for row in rows])
+    reached[way] = torch.tensor(
+        [[g is not None and bool(g.abs().max() > 0) for g in row] for row in rows]
+    )
 print("the same boxes:", all(torch.allclose(boxes, all_boxes[0], atol=1e-6) for boxes in all_boxes))
 
 # %%
 names = [f"{k}" for k in range(1, 5)]
 drawn = plots.matrices(
-    list(reached.values()), list(reached), names, names, xlabel="correction of layer", ylabel="loss of layer"
+    list(reached.values()),
+    list(reached),
+    names,
+    names,
+    xlabel="correction of layer",
+    ylabel="loss of layer",
 )
 plots.show(
     drawn,
@@ -475,8 +509,12 @@ from ddetr_lite.layers.attention import MultiHeadAttention
 
 tokens = torch.randn(1, coarsest, d)
 with FlopCounterMode(display=False) as counter, torch.no_grad():
-    MultiHeadAttention(d, M)(tokens, tokens, tokens)  # torch counts a multiply-add as two operations
-print("torch counts the same for the coarsest map:", counter.get_total_flops() == 2 * plain(coarsest))
+    MultiHeadAttention(d, M)(
+        tokens, tokens, tokens
+    )  # torch counts a multiply-add as two operations
+print(
+    "torch counts the same for the coarsest map:", counter.get_total_flops() == 2 * plain(coarsest)
+)
 
 # %%
 ax = plots.bars(
@@ -503,7 +541,9 @@ shrink = nn.ModuleList(nn.Conv2d(32, 32, 3, stride=2, padding=1) for _ in range(
 with torch.no_grad():
     fused = [maps[2]]
     for k, finer in enumerate(maps[1::-1]):  # top-down: from coarse to fine
-        fused.insert(0, join[k](torch.cat((F.interpolate(fused[0], scale_factor=2), finer), dim=1)).relu())
+        fused.insert(
+            0, join[k](torch.cat((F.interpolate(fused[0], scale_factor=2), finer), dim=1)).relu()
+        )
     for k in range(2):  # bottom-up: from fine to coarse
         fused[k + 1] = join[2 + k](torch.cat((shrink[k](fused[k]), fused[k + 1]), dim=1)).relu()
 print([tuple(one.shape) for one in fused])
@@ -537,7 +577,9 @@ plots.show(
 
 # %%
 good = fit > 0.6  # (N,)
-print(f"{good.sum()} proposals have an IoU above 0.6; {good[taken].sum()} of them are taken, of {len(taken)}")
+print(
+    f"{good.sum()} proposals have an IoU above 0.6; {good[taken].sum()} of them are taken, of {len(taken)}"
+)
 best = fit.topk(len(taken)).values
 print(f"mean IoU of the taken {fit[taken].mean():.2f}; of as many chosen by IoU {best.mean():.2f}")
 
@@ -609,7 +651,9 @@ for name in (*known, *later):
 # %%
 from transformers.models.rt_detr import modeling_rt_detr
 
-print("contrastive denoising:", hasattr(modeling_rt_detr, "get_contrastive_denoising_training_group"))
+print(
+    "contrastive denoising:", hasattr(modeling_rt_detr, "get_contrastive_denoising_training_group")
+)
 
 # %% [markdown]
 # **After these five.** The last five names are what came since, each again with one main idea:
@@ -838,7 +882,9 @@ def solved(function):
 
 # %% tags=["nbval-ignore-output"]
 for function in (modulated_scores, noised_labels, denoising_mask, contrastive_boxes):
-    print(f"{function.__name__:>18}:", "yours" if solved(function) is function else "the course's own")
+    print(
+        f"{function.__name__:>18}:", "yours" if solved(function) is function else "the course's own"
+    )
 
 # %% [markdown]
 # Three groups, each with a positive and a negative hint of the four objects; of the labels, a fifth is to be wrong. Their content gets an embedding of the label (a random one: the detector never learned any).
@@ -852,11 +898,15 @@ embedding = nn.Embedding(shipped.model.classes, model.config.dim)
 def make_hints():
     """Boxes (B, G·T, 4) and what their labels add to the content (B, G·T, d), with new noise at each call."""
     boxes = [
-        solved(contrastive_boxes)(targets[0]["boxes"], torch.randn(2, 4, 4).sign(), torch.rand(2, 4, 4), 0.4)
+        solved(contrastive_boxes)(
+            targets[0]["boxes"], torch.randn(2, 4, 4).sign(), torch.rand(2, 4, 4), 0.4
+        )
         for _ in range(G)
     ]
     step = torch.randint(1, model.classes, (G * T,))
-    noised = solved(noised_labels)(labels.repeat(2 * G), torch.rand(G * T), step, 0.2, model.classes)
+    noised = solved(noised_labels)(
+        labels.repeat(2 * G), torch.rand(G * T), step, 0.2, model.classes
+    )
     return torch.stack(boxes).flatten(0, 2)[None], embedding(noised)[None]
 
 
@@ -877,7 +927,9 @@ for name, mask in (("with the mask", solved(denoising_mask)(N_q, G, T)), ("witho
     others, _ = with_hints(*second, mask)
     (gradient,) = torch.autograd.grad(boxes[:N_q].sum() + logits[:N_q].sum(), first[1])
     same = torch.equal(boxes[:N_q], others[:N_q])
-    print(f"{name}: ordinary boxes are the same: {same}; gradient to the hints is zero: {not gradient.any()}")
+    print(
+        f"{name}: ordinary boxes are the same: {same}; gradient to the hints is zero: {not gradient.any()}"
+    )
 
 # %% [markdown]
 # **And what do the hints say?** Positive and negative ones before and after the decoder, without the random embedding. The detector was trained with positive hints alone, of boxes, and nobody taught it to say "nothing" to the negative ones:
