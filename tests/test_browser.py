@@ -5,6 +5,7 @@ Two of them in every run, all of them with `python -m pytest -m "slow or not slo
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,8 @@ import pytest
 from notebook_cells import NOTEBOOKS, code_cells, read
 from playwright.sync_api import Browser, Page, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
+
+from ddetr_lite import course
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ALWAYS = ("00_start_here", "01_self_attention")  # the others take longer, and ask nothing more of JupyterLab
@@ -45,6 +48,18 @@ FIGURES_ARE_SEEN = f"""([i, count]) => {{ {PANEL}
         .filter(figure => !figure.closest('.jupyter-widgets'));  // those of a slider are no outputs of the cell
     return figures.length === count
         && figures.every(figure => figure.naturalWidth && figure.offsetWidth && figure.offsetHeight); }}"""
+# MathJax sets one container for each formula, with an merror in it where it does not understand the formula, and the names of
+# commands that it lacks in red. Dollars that it took for no formula are left in the text.
+FORMULAS = """() => {
+    const cell = document.querySelector('.jp-RenderedMarkdown');
+    const formulas = [...cell?.querySelectorAll('mjx-container') ?? []];
+    const text = cell?.cloneNode(true);
+    text?.querySelectorAll('code, pre, mjx-container').forEach(node => node.remove());
+    const wrong = formulas.map(formula => formula.querySelector('mjx-assistive-mml'))
+        .filter(formula => formula?.querySelector('merror, mtext[mathcolor="red"]'));
+    return {set: formulas.length, wrong: wrong.map(formula => formula.textContent),
+        left: (text?.textContent ?? '').split('\\n').filter(line => line.includes('$'))};
+}"""
 STOP_KERNELS = "() => window.jupyterapp?.serviceManager.sessions.shutdownAll()"
 
 
@@ -53,6 +68,7 @@ class Server:
     """A JupyterLab on copies of the notebooks, from which all outputs are removed."""
 
     address: str
+    folder: Path
     log: Path
 
     def last_words(self) -> str:
@@ -91,7 +107,7 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     places += ["JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
     command = [sys.executable, "-m", "jupyterlab", str(folder), "--no-browser", "--expose-app-in-browser"]
     command += ["--allow-root", f"--IdentityProvider.token={TOKEN}", "--ip=127.0.0.1", f"--port={port}"]
-    running = Server(f"http://127.0.0.1:{port}", own / "server.log")
+    running = Server(f"http://127.0.0.1:{port}", folder, own / "server.log")
     with running.log.open("w", encoding="utf-8") as log:
         env = os.environ | {place: str(own / place) for place in places}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
@@ -167,3 +183,21 @@ def test_run_all_cells(path: Path, server: Server, page: Page) -> None:
 
 def _figures(cell: dict[str, Any]) -> int:
     return sum("image/png" in output.get("data", {}) for output in cell["outputs"])
+
+
+def test_mathematics_is_typeset(server: Server, page: Page) -> None:
+    """All prose, the glossary and the equation map in one cell: each formula is one for JupyterLab, and understood."""
+    texts = [cell.source for path in NOTEBOOKS for cell in read(path).cells if cell.cell_type == "markdown"]
+    texts += [table._repr_markdown_() for table in (course.symbols(), course.equation_map())]
+    everything = "\n\n".join(texts)
+    prose = re.sub(r"(?s)```.*?```|`[^`\n]*`", "", everything)
+    formulas = re.findall(r"(?s)\$\$.*?\$\$|\$[^$]*\$", prose)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(everything)])
+    nbformat.write(notebook, server.folder / "mathematics.ipynb")
+    page.goto(f"{server.address}/lab/tree/mathematics.ipynb?reset&token={TOKEN}")
+    with contextlib.suppress(PlaywrightTimeoutError):  # what is missing is said below
+        page.wait_for_function(f"count => ({FORMULAS})().set >= count", arg=len(formulas))
+    found = page.evaluate(FORMULAS)
+    assert not found["wrong"]
+    assert not found["left"]
+    assert found["set"] == len(formulas) > 100

@@ -20,6 +20,7 @@ from ddetr_lite.course import printing, saving
 from ddetr_lite.course.checking import examine
 from ddetr_lite.course.equations import EQUATIONS
 from ddetr_lite.course.exercises import Case, Exercise
+from ddetr_lite.course.glossary import SYMBOLS
 from ddetr_lite.course.registry import EXERCISES, find
 from ddetr_lite.course.terms import TERMS, Term
 from ddetr_lite.layers import attention
@@ -662,7 +663,7 @@ def test_parts_shows_whose_each_part_is(tmp_path: Path) -> None:
 
 
 def test_symbols_are_known() -> None:
-    assert [row[0] for row in course.symbols("D", "N").rows] == ["N", "D"]
+    assert [row[0] for row in course.symbols("D", "Δp", "N").rows] == ["$N$", "$D$", r"$\Delta p$"]
     with pytest.raises(ValueError, match="no Z"):
         course.symbols("Z")
 
@@ -727,7 +728,7 @@ def test_diagrams_say_the_shapes_that_come_out(name: str, model: Any) -> None:
 def test_diagrams_write_the_letters_of_the_glossary() -> None:
     for name in ("transformer", "detr", "deformable-detr"):
         texts = " ".join(text.get_text() for text in course.architecture(name).texts)
-        assert set(re.findall(r"\b[A-Z](?:_\w+)?\b", texts)) <= {row[0] for row in course.symbols().rows}
+        assert set(re.findall(r"\b[A-Z](?:_\w+)?\b", texts)) <= set(SYMBOLS)
     with pytest.raises(ValueError, match="no diagram 'dino', only transformer, detr, deformable-detr"):
         course.architecture("dino")
 

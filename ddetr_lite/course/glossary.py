@@ -2,7 +2,7 @@
 
 from ddetr_lite.course.tables import Table
 
-# In the order in which the course meets them. A letter with two lives says so.
+# In the order in which the course meets them. A letter with two lives says so. Meanings: mathematics between dollars, in TeX.
 SYMBOLS: dict[str, str] = {
     "x": "a token's vector, one row of the input",
     "d": "channels of a token: 512 in the Transformer, 256 in DETR",
@@ -10,13 +10,13 @@ SYMBOLS: dict[str, str] = {
     "B": "pictures (or sentences) in a batch",
     "N_q": "queries: those that look",
     "N_k": "keys: those that are looked at",
-    "D": "channels of one head, d/M; of a query and of a key",
-    "D_v": "channels of a value; usually D",
-    "Q": "the queries as a matrix, (N_q, D)",
-    "K": "the keys as a matrix, (N_k, D); in shapes of results: the number of decoder layers",
-    "V": "the values as a matrix, (N_k, D_v)",
-    "W^Q": "the matrix (d, D) that makes queries from tokens; W^K and W^V likewise",
-    "W^O": "the matrix that joins the heads' outputs, (M·D_v, d)",
+    "D": "channels of one head, $d / M$; of a query and of a key",
+    "D_v": "channels of a value; usually $D$",
+    "Q": "the queries as a matrix, $(N_q, D)$",
+    "K": "the keys as a matrix, $(N_k, D)$; in shapes of results: the number of decoder layers",
+    "V": "the values as a matrix, $(N_k, D_v)$",
+    "W^Q": "the matrix $(d, D)$ that makes queries from tokens; $W^K$ and $W^V$ likewise",
+    "W^O": r"the matrix that joins the heads' outputs, $(M \cdot D_v, d)$",
     "M": "heads",
     "T": "a temperature; in detection: the objects of a picture",
     "A": "anchors; in deformable attention: the weight of a sampling point",
@@ -27,14 +27,15 @@ SYMBOLS: dict[str, str] = {
     "C": "classes; in a feature map: its channels",
     "z": "a query's vector, as the Deformable DETR paper writes it; in 02: the result of a head",
     "p": "a place: of a word, or a query's reference point; of a class: its probability; in code, the number of a point",
-    "Δp": "a sampling offset: cells from the reference point, as (x, y); Δ alone: what the box head adds",
-    "W_m": "the output matrix of head m, (d, D); W'_m, (D, d): its value matrix. W alone is a width",
-    "σ": "the sigmoid, 1 / (1 + e^−x); in DETR's equations: a match, the query of each object",
+    "Δp": r"a sampling offset: cells from the reference point, as $(x, y)$; $\Delta$ alone: what the box head adds",
+    "W_m": "the output matrix of head $m$, $(d, D)$; $W'_m$, $(D, d)$: its value matrix. $W$ alone is a width",
+    "σ": "the sigmoid, $1 / (1 + e^{-x})$; in DETR's equations: a match, the query of each object",
     "R": "rows of a table of values, in which every level has a frame of zeros",
     "S": "a sparse matrix, a row for each query and head: the shares of the rows that it sums",
     "λ": "a weight: of a term of a loss; in Conditional DETR, of a channel of the code of a query's place",
     "G": "groups of hints: queries made from the true boxes, with noise",
 }
+_GREEK = {"Δ": r"\Delta ", "σ": r"\sigma", "λ": r"\lambda"}
 
 
 def symbols(*letters: str) -> Table:
@@ -45,4 +46,11 @@ def symbols(*letters: str) -> Table:
     unknown = [letter for letter in letters if letter not in SYMBOLS]
     if unknown:
         raise ValueError(f"the glossary has no {', '.join(unknown)}; it has {', '.join(SYMBOLS)}")
-    return Table(("symbol", "meaning"), [(s, text) for s, text in SYMBOLS.items() if s in letters or not letters])
+    rows = [(_typeset(letter), text) for letter, text in SYMBOLS.items() if letter in letters or not letters]
+    return Table(("symbol", "meaning"), rows)
+
+
+def _typeset(letter: str) -> str:
+    for greek, name in _GREEK.items():
+        letter = letter.replace(greek, name)
+    return f"${letter}$"

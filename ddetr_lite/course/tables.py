@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Table:
     """Rows of text under a head. The last line of a cell shows it: as a table in a notebook, aligned in a terminal.
 
-    In a cell `...` is code, and a new line is one in a notebook; all else is meant as it stands.
+    In a cell `...` is code, $...$ is mathematics in TeX (without a bar, which would end the cell), and a new line is one in
+    a notebook; all else is meant as it stands.
     """
 
     head: Sequence[str]
@@ -28,6 +29,6 @@ class Table:
 
 def _as_markdown(cell: str) -> str:
     """Formulas have stars and underscores, which Markdown would take for emphasis."""
-    parts = re.split(r"(`[^`]*`)", cell.replace("|", "\\|"))  # every other one is code
+    parts = re.split(r"(`[^`]*`|\$[^$]*\$)", cell.replace("|", "\\|"))  # every other one is code or mathematics
     parts[::2] = [re.sub(r"[\\*_~<](?!\|)", r"\\\g<0>", part) for part in parts[::2]]
     return "".join(parts).replace("\n", "<br>")
