@@ -41,9 +41,7 @@ from ddetr_lite import course, plots
 from ddetr_lite.datasets.pictures import read_picture
 from ddetr_lite.engine.predict import predict
 from ddetr_lite.plots import detection
-from ddetr_lite.set_prediction import (
-    boxes as package,
-)  # the functions of the package that work on boxes
+from ddetr_lite.set_prediction import boxes as package  # the package's functions on boxes
 
 # %% [markdown]
 # ## 1. What a detector says
@@ -65,8 +63,8 @@ print(tuple(scene.pixels.shape), scene.pixels.dtype)
 ax = plots.picture(scene.pixels, "The course's picture")
 plots.show(
     ax,
-    alt="A generated picture with a large striped star, a small teal star, and an orange triangle that hides "
-    "part of a yellow ring.",
+    alt="A generated picture with a large striped star, a small teal star, and an orange triangle "
+    "that hides part of a yellow ring.",
 )
 
 # %% [markdown]
@@ -100,8 +98,8 @@ for f in found:
 # - the **class**: what it is;
 # - the **score**: how sure the detector is, from 0 to 1. The surest comes first, and what scores below 0.5 is
 #   left out;
-# - the **box**: x0, y0, x1, y1, the upper left corner and the lower right one, in pixels. x counts from the
-#   left edge to the right, and y from the upper edge *downwards*.
+# - the **box**: $x_0, y_0, x_1, y_1$, the upper left corner and the lower right one, in pixels. $x$ counts from the
+#   left edge to the right, and $y$ from the upper edge *downwards*.
 
 # %%
 labels, scores = [f.label for f in found], [f.score for f in found]
@@ -125,9 +123,8 @@ plots.show(
 # %%
 def iou(a, b):
     """Intersection over union of two boxes (x0, y0, x1, y1)."""
-    width = max(
-        0, min(a[2], b[2]) - max(a[0], b[0])
-    )  # of what both cover; 0 when they do not touch
+    # width and height of what both cover; 0 when they do not touch
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
     return width * height / (area_a + area_b - width * height)
@@ -146,8 +143,8 @@ rows = [f"{f.label} {f.score:.2f}" for f in found]
 ax = plots.matrix(table, rows, scene.names, "IoU", "really there", "found")
 plots.show(
     ax,
-    alt="A matrix of IoU: a row for each detection, a column for each true object. In a dark cell the box "
-    "of the row fits the object of the column.",
+    alt="A matrix of IoU: a row for each detection, a column for each true object. In a dark cell "
+    "the box of the row fits the object of the column.",
 )
 
 # %% [markdown]
@@ -187,9 +184,8 @@ print("our picture:", SPLIT)
 
 # %%
 for threshold in (0.9, 0.7, 0.5, 0.3, 0.1, 0.0):
-    print(
-        f"score at least {threshold}: {len(predict(detector, scene.pixels, threshold)):3} detections"
-    )
+    detections = predict(detector, scene.pixels, threshold)
+    print(f"score at least {threshold}: {len(detections):3} detections")
 
 # %% [markdown]
 # It does not. It always makes a hundred guesses, each with a score, and the **threshold** is ours. Set it
@@ -300,13 +296,12 @@ low = 0.17
 found_in_photo = predict(photo_detector, photo, low)
 names = [f.label for f in found_in_photo]
 corners = [f.box for f in found_in_photo]
-ax = detection.boxes(
-    photo, corners, names, [f.score for f in found_in_photo], f"Score at least {low}"
-)
+scores = [f.score for f in found_in_photo]
+ax = detection.boxes(photo, corners, names, scores, f"Score at least {low}")
 plots.show(
     ax,
-    alt="A portrait of Grace Hopper in uniform before a flag, with the boxes of the detector, best first: "
-    f"{', '.join(names[:8]) or 'none'}.",
+    alt="A portrait of Grace Hopper in uniform before a flag, with the boxes of the detector, best "
+    f"first: {', '.join(names[:8]) or 'none'}.",
 )
 
 # %% [markdown]
@@ -315,16 +310,15 @@ plots.show(
 # detector of this kind should name each object once. The first one has learned that; this one has not.
 
 # %% [markdown]
-# Nobody has measured this photo for us, so we do it by eye: she fills it from x = 20 to 506, and from y = 24 down to the lower
-# edge. How good is the best box for a person, and what else does the detector suspect when we lower the threshold?
+# Nobody has measured this photo for us, so we do it by eye: she fills it from $x = 20$ to 506, and from $y = 24$ down to the
+# lower edge. How good is the best box for a person, and what else does the detector suspect when we lower the threshold?
 
 # %%
 by_eye = (20, 24, 506, 600)
 persons = [iou(f.box, by_eye) for f in found_in_photo if f.label == "person"]
 print("boxes for a person:", len(persons), "  best IoU:", f"{max(persons, default=0.0):.1f}")
-guesses = {
-    f.label: f for f in reversed(predict(photo_detector, photo, 0.05))
-}  # the surest of each class
+# the surest of each class:
+guesses = {f.label: f for f in reversed(predict(photo_detector, photo, 0.05))}
 for f in sorted(guesses.values(), key=lambda f: -f.score)[:6]:
     print(f"{f.label:12} {f.score:.2f}")
 
@@ -361,25 +355,24 @@ print("logits", tuple(outputs.logits.shape), " boxes", tuple(outputs.boxes.shape
 #
 # - the **layers** of the *decoder*, the part of the detector that works on the queries: each corrects what
 #   the one before has said;
-# - B, the pictures: one;
-# - N_q, the **queries**;
-# - and then C, one number for each class, or 4, a box.
+# - $B$, the pictures: one;
+# - $N_q$, the **queries**;
+# - and then $C$, one number for each class, or 4, a box.
 #
 # So after every layer every query has something to say about every class, and names one box.
 
 # %% [markdown]
-# The numbers for the classes are **logits**: any number may come out. The *sigmoid* 1 / (1 + e^−x) squeezes
+# The numbers for the classes are **logits**: any number may come out. The *sigmoid* $1 / (1 + e^{-x})$ squeezes
 # it into 0..1 and makes it a score: 0 becomes ½, a large number almost 1, a very negative one almost 0.
 
 # %% [markdown]
-# The boxes are not what we had above. A model writes a box as (cx, cy, w, h): its centre and its width and
+# The boxes are not what we had above. A model writes a box as $(c_x, c_y, w, h)$: its centre and its width and
 # height, each as a share of the picture, so that pictures of all sizes look alike to it. The package turns
 # them into corners (and soon you will: exercise 1):
 
 # %%
-corners = (
-    package.cxcywh_to_xyxy(outputs.boxes[-1, 0]) * 96
-)  # (N_q, 4), after the last layer, in pixels
+last_boxes = outputs.boxes[-1, 0]  # (N_q, 4), after the last layer
+corners = package.cxcywh_to_xyxy(last_boxes) * 96  # (N_q, 4), in pixels
 scores = outputs.logits[-1, 0].sigmoid()  # (N_q, C)
 sure = scores.amax(dim=-1) >= 0.5  # (N_q,): does it name any class with conviction?
 print("queries:", len(scores), "  that are sure of something:", sure.sum().item())
@@ -388,13 +381,12 @@ print("pairs of a query and a class:", scores.numel())
 # %%
 drawn, axes = plots.panels(2, height=3.2)
 detection.boxes(scene.pixels, corners, title="the boxes of all queries", one_colour=0, ax=axes[0])
-detection.boxes(
-    scene.pixels, corners[sure], title="of those that are sure", one_colour=1, ax=axes[1]
-)
+title = "of those that are sure"
+detection.boxes(scene.pixels, corners[sure], title=title, one_colour=1, ax=axes[1])
 plots.show(
     drawn,
-    alt=f"Left, {len(corners)} boxes, those of all queries, crowded on the objects. Right, only those that "
-    "score at least one half.",
+    alt=f"Left, {len(corners)} boxes, those of all queries, crowded on the objects. Right, only "
+    "those that score at least one half.",
 )
 
 # %% [markdown]
@@ -447,8 +439,8 @@ for step, box, (cx, cy), ax in zip(steps, path, query.boxes[:, :2] * 96, axes):
     ax.plot(cx, cy, "+", color=plots.INK, markersize=12, markeredgewidth=2.2)
 plots.show(
     drawn,
-    alt=f"The picture {len(path)} times, with the box of the query at the start and after each layer, and a "
-    "cross in its centre, which lies in the hole of the ring.",
+    alt=f"The picture {len(path)} times, with the box of the query at the start and after each "
+    "layer, and a cross in its centre, which lies in the hole of the ring.",
 )
 
 # %% [markdown]
@@ -461,17 +453,17 @@ print("weights  ", tuple(query.weights.shape))  # (layers, M, L, P)
 print("maps (H, W):", query.level_shapes)
 
 # %% [markdown]
-# In a layer there are M × L × P points:
+# In a layer there are $M \times L \times P$ points:
 #
-# - M **heads**: the query looks this many times, each time with another question
+# - $M$ **heads**: the query looks this many times, each time with another question
 #   ([02](02_multi_head_attention.ipynb));
-# - L **levels**: the picture as the detector sees it inside, as a **map**, a grid of cells with a vector in
+# - $L$ **levels**: the picture as the detector sees it inside, as a **map**, a grid of cells with a vector in
 #   each; there is a fine map, a coarser one and a very coarse one. A cell of the first covers 8 × 8 pixels,
 #   of the second 16 × 16, of the third 32 × 32;
-# - P **points** for each head on each level.
+# - $P$ **points** for each head on each level.
 
 # %% [markdown]
-# A **location** is (x, y), from 0 at the left (upper) edge to 1 at the right (lower) one, the same on every
+# A **location** is $(x, y)$, from 0 at the left (upper) edge to 1 at the right (lower) one, the same on every
 # level. A **weight** says how much a point counts; those of one head add up to one. Here are all points of
 # the last layer:
 
@@ -484,8 +476,9 @@ axes[0].get_legend().remove()  # one is enough
 axes[1].set(xlim=(38, 96), ylim=(96, 38))
 plots.show(
     drawn,
-    alt="The picture, whole and enlarged at the ring, with the query's box, a cross in its centre, and a dot "
-    "for each sampling point. Many of the large dots sit on the yellow ring around the cross.",
+    alt="The picture, whole and enlarged at the ring, with the query's box, a cross in its centre, "
+    "and a dot for each sampling point. Many of the large dots sit on the yellow ring around the "
+    "cross.",
 )
 
 # %% [markdown]
@@ -519,8 +512,8 @@ for k, weights in enumerate(query.weights):
 
 # %% [markdown]
 # **How much did it look at?** In plain attention, as in [01](01_self_attention.ipynb), a query looks at every
-# cell of every map, with each of its M heads. In **deformable attention** it looks at M · L · P points,
-# however large the picture is:
+# cell of every map, with each of its $M$ heads. In **deformable attention** it looks at
+# $M \cdot L \cdot P$ points, however large the picture is:
 
 # %%
 from math import ceil
@@ -528,9 +521,8 @@ from math import ceil
 M, L, P = query.weights.shape[1:]
 for height, width in ((96, 96), (800, 1066)):
     cells = sum(ceil(height / size) * ceil(width / size) for size in (8, 16, 32))
-    print(
-        f"{height} × {width}: {cells:6,} cells   plain {M * cells:6,} looks   deformable {M * L * P}"
-    )
+    looks = f"plain {M * cells:6,} looks   deformable {M * L * P}"
+    print(f"{height} × {width}: {cells:6,} cells   {looks}")
 
 # %% [markdown]
 # A point between cells reads four of them, so multiply the last number by four to be fair. That is still
@@ -572,7 +564,7 @@ for height, width in ((96, 96), (800, 1066)):
 
 # %% [markdown]
 # A check does not only say "wrong". It knows the mistakes that people make, and looks for yours among them.
-# Suppose someone turns (cx, cy, w, h) into corners like this:
+# Suppose someone turns $(c_x, c_y, w, h)$ into corners like this:
 
 
 # %%
@@ -604,8 +596,8 @@ course.hint("cxcywh_to_xyxy")
 # - A detection is a class, a score and a box; the threshold on the score is our choice, not the detector's.
 # - IoU, the shared area over the area covered together, says how well two boxes agree; 0.5 is the usual minimum.
 # - A detector is measured on pictures that it has not learned from, and knows only the classes that it was shown.
-# - Each of N_q queries gives a score for each class and one box, and the layers of the decoder correct them.
-# - A query stands at a reference point, and looks at M · L · P sampling points, however large the picture is.
+# - Each of $N_q$ queries gives a score for each class and one box, and the layers of the decoder correct them.
+# - A query stands at a reference point, and looks at $M \cdot L \cdot P$ sampling points, however large the picture is.
 # - We follow one picture, and the query that finds its ring.
 
 # %% [markdown]
@@ -670,8 +662,8 @@ course.check("cxcywh_to_xyxy", cxcywh_to_xyxy)
 # Difficulty ●●○○○ · Importance ●●●●○ · about 10 minutes
 #
 # A location runs from 0 to 1, edge to edge. To read a map there we must know between which cells it lies.
-# Number the cells of a row 0, 1, 2, ..., and let each number stand for the *centre* of its cell. A map with W
-# = 4 cells has its centres at the locations ⅛, ⅜, ⅝ and ⅞: there the answer is 0, 1, 2 and 3. What is it at
+# Number the cells of a row 0, 1, 2, ..., and let each number stand for the *centre* of its cell. A map with
+# $W = 4$ cells has its centres at the locations ⅛, ⅜, ⅝ and ⅞: there the answer is 0, 1, 2 and 3. What is it at
 # location 0, the left edge? (It is negative.)
 #
 # A mistake here raises no error: the detector reads its maps half a cell beside the point, and is only a
@@ -680,7 +672,10 @@ course.check("cxcywh_to_xyxy", cxcywh_to_xyxy)
 
 # %% tags=["exercise"]
 def location_to_pixel(location, height, width):
-    """location: (..., 2), (x, y) in 0..1. Returns (..., 2): (x, y) in cells, 0 at the centre of the first."""
+    """location: (..., 2), (x, y) in 0..1.
+
+    Returns (..., 2): (x, y) in cells, 0 at the centre of the first.
+    """
     raise NotImplementedError
 
 
@@ -688,8 +683,8 @@ def location_to_pixel(location, height, width):
 # <details>
 # <summary>Hint</summary>
 #
-# Location times W counts cells from the left *edge*: ⅛ · 4 = ½. The answer there should be 0. Mind that x
-# goes with the width and y with the height, and that a location is (x, y), while sizes are (height, width).
+# Location times $W$ counts cells from the left *edge*: ⅛ · 4 = ½. The answer there should be 0. Mind that $x$
+# goes with the width and $y$ with the height, and that a location is $(x, y)$, while sizes are (height, width).
 #
 # </details>
 
@@ -702,7 +697,10 @@ course.check("location_to_pixel", location_to_pixel)
 #
 # ```python
 # def location_to_pixel(location, height, width):
-#     """location: (..., 2), (x, y) in 0..1. Returns (..., 2): (x, y) in cells, 0 at the centre of the first."""
+#     """location: (..., 2), (x, y) in 0..1.
+#
+#     Returns (..., 2): (x, y) in cells, 0 at the centre of the first.
+#     """
 #     return location * torch.tensor([width, height]) - 0.5
 # ```
 #
@@ -719,7 +717,7 @@ course.check("location_to_pixel", location_to_pixel)
 
 # %% tags=["exercise"]
 def keep_confident(boxes, scores, threshold):
-    """boxes: (n, 4), scores: (n,). Returns (k, 4): those with a score of at least threshold, best first."""
+    """boxes: (n, 4), scores: (n,). Returns (k, 4): those scoring at least threshold, best first."""
     raise NotImplementedError
 
 
@@ -741,7 +739,7 @@ course.check("keep_confident", keep_confident)
 #
 # ```python
 # def keep_confident(boxes, scores, threshold):
-#     """boxes: (n, 4), scores: (n,). Returns (k, 4): those with a score of at least threshold, best first."""
+#     """boxes: (n, 4), scores: (n,). Returns (k, 4): those scoring at least threshold, best first."""
 #     order = scores.argsort(descending=True)
 #     boxes, scores = boxes[order], scores[order]
 #     return boxes[scores >= threshold]
@@ -822,8 +820,8 @@ title = f"Corners by cxcywh_to_xyxy: {whose['cxcywh_to_xyxy']}"
 ax = detection.boxes(scene.pixels, [f.box for f in again], [f.label for f in again], title=title)
 plots.show(
     ax,
-    alt="The picture with the boxes of section 1 again; the title says whether they came through your "
-    "function or the package's.",
+    alt="The picture with the boxes of section 1 again; the title says whether they came through "
+    "your function or the package's.",
 )
 
 # %% [markdown]

@@ -120,12 +120,12 @@ print("weights", weights, "sum:", round(weights.sum().item(), 3))
 # and 1 / 41.17 ≈ 0.024. "the" has all but vanished from the mean.
 
 # %% [markdown]
-# Score, softmax, weighted mean: in three lines, for word number i of any sentence.
+# Score, softmax, weighted mean: in three lines, for word number $i$ of any sentence.
 
 
 # %%
 def look_around(x, i):
-    """Word i of the sentence x (N, d), made new: the mean of all words, weighted by how well they fit it."""
+    """Word i of x (N, d), made new: the mean of all words, weighted by how well they fit it."""
     scores = x @ x[i]  # (N,)
     weights = scores.softmax(dim=0)  # (N,)
     return weights @ x  # (d,)
@@ -146,8 +146,8 @@ for values, title, ax in zip((river_bank[2], after_river, after_money), titles, 
     plots.bars(values, ["water", "money", "place"], title, ax=ax)
 plots.show(
     drawn,
-    alt="Three bar charts of the vector of bank. From the table, water, money and place are equal; beside "
-    "river water is the largest, beside money it is money.",
+    alt="Three bar charts of the vector of bank. From the table, water, money and place are equal; "
+    "beside river water is the largest, beside money it is money.",
 )
 
 # %% [markdown]
@@ -165,18 +165,18 @@ plots.show(
 
 # %% [markdown]
 # An adjective looks for its noun. What it looks for (a noun) is not what it is (an adjective), and what the
-# noun should hand over is something else again. With x · x this cannot be said: the score of two words is the
+# noun should hand over is something else again. With $x \cdot x$ this cannot be said: the score of two words is the
 # same in both directions, bank · river = river · bank.
 
 # %% [markdown]
 # So every word gets three vectors instead of one:
 #
-# - the **query** q: what this word looks for,
-# - the **key** k: what this word can be found by,
-# - the **value** v: what this word hands over when it is found.
+# - the **query** $q$: what this word looks for,
+# - the **key** $k$: what this word can be found by,
+# - the **value** $v$: what this word hands over when it is found.
 
 # %% [markdown]
-# All three are made from the word's embedding x, each by a matrix of its own:
+# All three are made from the word's embedding $x$, each by a matrix of its own:
 #
 # $$q = x\,W^Q \qquad k = x\,W^K \qquad v = x\,W^V$$
 
@@ -185,9 +185,9 @@ plots.show(
 
 # %% [markdown]
 # In the Transformer of 2017, the model that is made of such layers ([04](04_transformer.ipynb)), an
-# embedding has d = 512 numbers, and queries, keys and values have D = 64. A matrix that turns 512 numbers
-# into 64 has 512 rows and 64 columns. (Its random numbers are divided by √512: a number of q, a sum of 512
-# products, then varies about as much as a number of x.)
+# embedding has $d = 512$ numbers, and queries, keys and values have $D = 64$. A matrix that turns 512 numbers
+# into 64 has 512 rows and 64 columns. (Its random numbers are divided by √512: a number of $q$, a sum of 512
+# products, then varies about as much as a number of $x$.)
 
 # %%
 d, D = 512, 64
@@ -203,8 +203,8 @@ for values, name, ax in zip((x, q, k, v), names, axes):
     plots.vectors(values, ["Thinking", "Machines"] if ax is axes[0] else None, name, ax=ax)
 plots.show(
     drawn,
-    alt="Two words as two rows of colour: a long one of 512 numbers for the embedding, and three short "
-    "ones of 64 numbers for query, key and value.",
+    alt="Two words as two rows of colour: a long one of 512 numbers for the embedding, and three "
+    "short ones of 64 numbers for query, key and value.",
 )
 
 # %% [markdown]
@@ -253,7 +253,7 @@ score_thinking = torch.stack([q[0] @ k[0], q[0] @ k[1]])
 print(score_thinking)
 
 # %% [markdown]
-# **Step 3: divide by √D.** Here D = 3 and √3 ≈ 1.732, so 4 becomes 2.309 and 7 becomes 4.041. In the real
+# **Step 3: divide by $\sqrt{D}$.** Here $D = 3$ and √3 ≈ 1.732, so 4 becomes 2.309 and 7 becomes 4.041. In the real
 # model it is √64 = 8. Why this division, and why a square root? Section 4 measures it.
 
 # %%
@@ -295,7 +295,7 @@ print(z_thinking)
 
 # %%
 def self_attention_loop(x, W_Q, W_K, W_V):
-    """Self-attention of the words x (N, d), one word after the other. Returns the new vectors (N, D)."""
+    """Self-attention of x (N, d), one word after the other. Returns the new vectors (N, D)."""
     q, k, v = x @ W_Q, x @ W_K, x @ W_V  # step 1, (N, D) each
     new = []
     for i in range(len(x)):
@@ -336,25 +336,21 @@ print(tuple(z_real.shape))
 # Step 3 looked like an odd detail. Let us see what happens without it.
 
 # %% [markdown]
-# A score adds up D products. Take queries and keys whose numbers are random with mean 0 and spread 1 (by
-# *spread* we mean the standard deviation). Each product has mean 0 and spread 1 as well, and D independent
-# ones add up to a spread of √D: sums of random numbers grow with the square root of how many there are.
+# A score adds up $D$ products. Take queries and keys whose numbers are random with mean 0 and spread 1 (by
+# *spread* we mean the standard deviation). Each product has mean 0 and spread 1 as well, and $D$ independent
+# ones add up to a spread of $\sqrt{D}$: sums of random numbers grow with the square root of how many there are.
 # Measured:
 
 # %%
 sizes = [4, 16, 64, 256, 1024]
-raw = {
-    size: torch.stack([torch.randn(size) @ torch.randn(size) for _ in range(4000)])
-    for size in sizes
-}
-for size, scores in raw.items():
-    print(
-        f"D = {size:4}   √D = {math.sqrt(size):4.0f}   spread of the scores: about {scores.std():.0f}"
-    )
+for size in sizes:
+    scores = torch.stack([torch.randn(size) @ torch.randn(size) for _ in range(4000)])
+    root, spread = math.sqrt(size), scores.std()
+    print(f"D = {size:4}   √D = {root:4.0f}   spread of the scores: about {spread:.0f}")
 
 # %% [markdown]
-# With D = 64 the scores spread about 8 wide. Divided by √D they have spread 1, whatever D is. That explains
-# the square root: divided by D itself they would shrink as D grows, until all weights were equal.
+# With $D = 64$ the scores spread about 8 wide. Divided by $\sqrt{D}$ they have spread 1, whatever $D$ is. That explains
+# the square root: divided by $D$ itself they would shrink as $D$ grows, until all weights were equal.
 
 # %% [markdown]
 # And why is a wide spread bad? Look at what the softmax makes of scores that grow. The same three, times 1, 4
@@ -368,20 +364,20 @@ for factor in (1, 4, 16):
 # %% [markdown]
 # The mean has become a choice: one weight is one, the others are zero. The softmax is **saturated**. Then
 # something worse follows. Training follows the **gradient**: how much the result changes when a score
-# changes a little. The pencil says how much: if a score grows a little, its own weight p grows p · (1 − p)
-# times as much, and that is next to nothing for a p near one or near zero. There a change of a score
+# changes a little. The pencil says how much: if a score grows a little, its own weight $p$ grows $p \cdot (1 - p)$
+# times as much, and that is next to nothing for a $p$ near one or near zero. There a change of a score
 # changes nothing, and there is nothing to follow.
 
 # %% [markdown]
 # We measure both, for queries with ten keys: the largest of the ten weights, and the gradient of that
 # weight with respect to the scores (its length, to have one number). `backward()` lets torch work out the gradient
-# for what `requires_grad_()` has marked, and leaves it in `.grad`. (`einsum` with "rd,rkd->rk" is the dot product, over d, of each query r
-# with each of its keys k.)
+# for what `requires_grad_()` has marked, and leaves it in `.grad`. (`einsum` with `"rd,rkd->rk"` is the dot product,
+# over `d`, of each query `r` with each of its keys `k`.)
 
 
 # %%
 def measure(scores):
-    """Mean over the rows of scores, (rows, keys): the largest weight, and the length of its gradient."""
+    """Mean over rows of scores (rows, keys): the largest weight, the length of its gradient."""
     scores = scores.clone().requires_grad_()
     largest = scores.softmax(dim=-1).amax(dim=-1)  # (rows,)
     largest.sum().backward()
@@ -399,44 +395,41 @@ with_root = [measure(raw_scores[size] / math.sqrt(size)) for size in sizes]
 
 # %%
 drawn, axes = plots.panels(2, height=2.9)
-for which, title, ax in zip(
-    (0, 1), ("Largest of ten weights", "Length of its gradient at the scores"), axes
-):
+titles = ("Largest of ten weights", "Length of its gradient at the scores")
+for which, (title, ax) in enumerate(zip(titles, axes)):
     lines = {"divided": [m[which] for m in with_root], "not divided": [m[which] for m in without]}
     plots.curves(sizes, lines, title, "D, channels of a query", log="x", ax=ax)
     ax.set_ylim(0, 1.05 if which == 0 else 0.32)
 plots.show(
     drawn,
-    alt="Two charts over D from 4 to 1024. Divided by the root of D, the largest weight and its gradient "
-    "stay the same; not divided, the largest weight climbs towards one and the gradient falls towards "
-    "zero.",
+    alt="Two charts over D from 4 to 1024. Divided by the root of D, the largest weight and its "
+    "gradient stay the same; not divided, the largest weight climbs towards one and the gradient "
+    "falls towards zero.",
 )
 
 # %% [markdown]
-# Read from left to right. Divided (blue), nothing depends on D. Not divided (orange), the mean over ten
-# words turns into a choice of one, and the gradient fades. (At D = 4 the orange gradient is longer: p · (1 − p) is
-# largest at p = ½, and there the orange weight is nearer to ½.) In numbers:
+# Read from left to right. Divided (blue), nothing depends on $D$. Not divided (orange), the mean over ten
+# words turns into a choice of one, and the gradient fades. (At $D = 4$ the orange gradient is longer: $p \cdot (1 - p)$ is
+# largest at $p = \frac{1}{2}$, and there the orange weight is nearer to ½.) In numbers:
 
 # %%
 i64, i1024 = sizes.index(64), sizes.index(1024)
-print(
-    f"largest weight at D = 64: {with_root[i64][0]:.1f} divided, {without[i64][0]:.1f} not divided"
-)
-print(f"gradient at D = 64: divided, it is {with_root[i64][1] / without[i64][1]:.0f} times as long")
-print(
-    f"gradient at D = 1024: divided, it is {with_root[i1024][1] / without[i1024][1]:.0f} times as long"
-)
+divided, undivided = with_root[i64][0], without[i64][0]
+print(f"largest weight at D = 64: {divided:.1f} divided, {undivided:.1f} not divided")
+for i in (i64, i1024):
+    ratio = with_root[i][1] / without[i][1]
+    print(f"gradient at D = {sizes[i]}: divided, it is {ratio:.0f} times as long")
 
 # %% [markdown]
-# But W^Q does not learn from the scores' gradient as it is. On its way back that gradient goes through step 2,
-# where it is multiplied by the keys, which are longer when D is larger; and through the division, where there
+# But $W^Q$ does not learn from the scores' gradient as it is. On its way back that gradient goes through step 2,
+# where it is multiplied by the keys, which are longer when $D$ is larger; and through the division, where there
 # is one. How long is the gradient that arrives at a query? The mean over a thousand queries, the median (half of them are
 # below it), and the longest:
 
 
 # %%
 def at_queries(D, divisor, rows=1000, keys=10):
-    """Length of the gradient of the largest weight with respect to each of `rows` random queries: (rows,)."""
+    """Length of the gradient of the largest weight at each of `rows` random queries: (rows,)."""
     q, k = torch.randn(rows, D).requires_grad_(), torch.randn(rows, keys, D)
     scores = torch.einsum("rd,rkd->rk", q, k) / divisor
     scores.softmax(dim=-1).amax(dim=-1).sum().backward()
@@ -445,20 +438,19 @@ def at_queries(D, divisor, rows=1000, keys=10):
 
 for size in (64, 1024):
     for name, divisor in (("divided", math.sqrt(size)), ("not divided", 1)):
-        long = at_queries(size, divisor)
-        print(
-            f"D = {size:4}, {name:11}: mean {long.mean():.1f}, median {long.median():.1f}, longest {long.max():.1f}"
-        )
+        lengths = at_queries(size, divisor)
+        print(f"D = {size:4}, {name:11}: mean {lengths.mean():.1f}", end=", ")
+        print(f"median {lengths.median():.1f}, longest {lengths.max():.1f}")
 
 # %% [markdown]
-# Divided, all queries get about as much, whatever D is. Not divided, it is a lottery: on average they get *more*, but
-# at D = 1024 half of them get next to nothing, and a few a gradient that would push W^Q anywhere. What one step of training does
-# then depends on those few.
+# Divided, all queries get about as much, whatever $D$ is. Not divided, it is a lottery: on average they get *more*, but
+# at $D = 1024$ half of them get next to nothing, and a few a gradient that would push $W^Q$ anywhere. What one step of
+# training does then depends on those few.
 
 # %% [markdown]
 # > **Claim:** without the division there are attention weights that a Transformer cannot have.
 # >
-# > **Measurement:** leave out the division, and make W^Q eight times smaller instead. What changes?
+# > **Measurement:** leave out the division, and make $W^Q$ eight times smaller instead. What changes?
 
 # %%
 x5 = torch.randn(5, d)
@@ -470,29 +462,29 @@ print("same scores:", torch.allclose(divided, smaller, atol=1e-6))
 # %% [markdown]
 # The scores stay the same. The division adds no power that the matrix lacks: a model could find the factor 1/8 by
 # itself. What it changes is where training **starts**: with weights that are soft and gradients of much the same
-# length for every query. For D = 4 you would hardly notice; the larger D is, the more it matters.
+# length for every query. For $D = 4$ you would hardly notice; the larger $D$ is, the more it matters.
 
 # %% [markdown]
 # ## 5. All words at once
 #
 # The loop computes the dot product of every query with every key. A product of matrices is exactly that: put
-# the queries into the rows of a matrix Q and the keys into the rows of K, and Q Kᵀ holds all scores. Row i
-# belongs to the word that looks, column j to the word looked at.
+# the queries into the rows of a matrix $Q$ and the keys into the rows of $K$, and $Q K^\top$ holds all scores. Row $i$
+# belongs to the word that looks, column $j$ to the word looked at.
 
 # %% [markdown]
 # The softmax runs along each row, and the weighted sum of values is a matrix product again. So steps 2 to 6
-# are one line, equation 1 of *Attention Is All You Need* (which writes d_k for our D):
+# are one line, equation 1 of *Attention Is All You Need* (which writes $d_k$ for our $D$):
 #
 # $$\text{Attention}(Q, K, V) = \text{softmax}\!\left(\frac{Q K^\top}{\sqrt{D}}\right) V$$
 
 # %% [markdown]
-# Follow the shapes, with N words: Q is (N, D) and Kᵀ is (D, N), so the scores are (N, N). The weights are (N,
-# N) and V is (N, D), so the result is (N, D): one new vector for each word.
+# Follow the shapes, with $N$ words: $Q$ is $(N, D)$ and $K^\top$ is $(D, N)$, so the scores are $(N, N)$. The weights are
+# $(N, N)$ and $V$ is $(N, D)$, so the result is $(N, D)$: one new vector for each word.
 
 
 # %%
 def self_attention(x, W_Q, W_K, W_V):
-    """Self-attention of all words x (N, d) at once. Returns the new vectors (N, D) and the weights (N, N)."""
+    """Self-attention of all words x (N, d) at once. Returns vectors (N, D) and weights (N, N)."""
     Q, K, V = x @ W_Q, x @ W_K, x @ W_V  # (N, D) each
     scores = Q @ K.T / math.sqrt(Q.shape[1])  # (N, N)
     weights = scores.softmax(dim=-1)  # (N, N), every row sums to one
@@ -524,20 +516,19 @@ matrix = min(timeit(lambda: self_attention(x100, *real), number=1) for _ in rang
 print(f"100 words: the matrix form is {loop / matrix:.0f} times as fast as the loop")
 
 # %% [markdown]
-# **How to read an attention matrix.** Take the words of section 1 again, in one longer sentence, with x
-# itself as query, key and value: W^Q, W^K and W^V are the matrix that changes nothing, the identity.
+# **How to read an attention matrix.** Take the words of section 1 again, in one longer sentence, with $x$
+# itself as query, key and value: $W^Q$, $W^K$ and $W^V$ are the matrix that changes nothing, the identity.
 
 # %%
 sentence = "the money bank the river bank".split()
 one = torch.eye(3)
 _, weights = self_attention(embed(" ".join(sentence)), one, one, one)
-ax = plots.matrix(
-    weights, sentence, sentence, "", "… at this one (key)", "this word looks … (query)"
-)
+labels = ("… at this one (key)", "this word looks … (query)")
+ax = plots.matrix(weights, sentence, sentence, "", *labels)
 plots.show(
     ax,
-    alt="A matrix of weights, six words by six words. Rows of the word the are even; river looks mostly "
-    "at river, money at money, and both banks at river and bank.",
+    alt="A matrix of weights, six words by six words. Rows of the word the are even; river looks "
+    "mostly at river, money at money, and both banks at river and bank.",
 )
 
 # %% [markdown]
@@ -555,8 +546,8 @@ plots.show(
 # Sometimes a word must not see another one. There are two reasons, and one remedy.
 
 # %% [markdown]
-# **Padding.** Computers like rectangles: several sentences are worked on together, as one array of B
-# sentences × N words. A short sentence is filled up with words that mean nothing, the **padding**. (Pictures
+# **Padding.** Computers like rectangles: several sentences are worked on together, as one array of $B$
+# sentences × $N$ words. A short sentence is filled up with words that mean nothing, the **padding**. (Pictures
 # of different sizes are padded in the same way: this is how the detector will meet it.)
 
 # %%
@@ -628,7 +619,7 @@ print("package:", package.attention_weights(torch.randn(1, D), torch.randn(3, D)
 
 # %% [markdown]
 # **Causal masks.** A model that writes a sentence word by word must not peek at words that are not written
-# yet. So word i may see words 0 to i, and everything later is hidden: True above the diagonal. (The vectors
+# yet. So word $i$ may see words 0 to $i$, and everything later is hidden: True above the diagonal. (The vectors
 # of the four words are random here; only who may look at whom matters.)
 
 # %%
@@ -642,8 +633,8 @@ titles = ["the mask", "weights without it", "weights with it"]
 drawn = plots.matrices(tables, titles, story, story, height=2.7)
 plots.show(
     drawn,
-    alt="Three matrices of four words. The causal mask is one above the diagonal; without it every word "
-    "has some weight everywhere; with it the weights above the diagonal are zero.",
+    alt="Three matrices of four words. The causal mask is one above the diagonal; without it every "
+    "word has some weight everywhere; with it the weights above the diagonal are zero.",
 )
 
 # %% [markdown]
@@ -693,8 +684,8 @@ plots.matrix(weights, story, story, "in order", ax=axes[0])
 plots.matrix(weights_moved, moved, moved, "shuffled", ax=axes[1])
 plots.show(
     drawn,
-    alt="Two matrices of weights for the same four words in two orders. Every pair of words has the same "
-    "weight in both; only the places of rows and columns differ.",
+    alt="Two matrices of weights for the same four words in two orders. Every pair of words has "
+    "the same weight in both; only the places of rows and columns differ.",
 )
 
 # %% [markdown]
@@ -709,8 +700,8 @@ plots.show(
 # %% [markdown]
 # ## 8. The price: N²
 #
-# Every word looks at every other: N words make N × N scores. Twice the words, four times the work. The two
-# large products take N · N · D multiplications each, and as many additions. torch's counter adds up the
+# Every word looks at every other: $N$ words make $N \times N$ scores. Twice the words, four times the work. The two
+# large products take $N \cdot N \cdot D$ multiplications each, and as many additions. torch's counter adds up the
 # operations of every matrix product (it leaves out the softmax, which is small beside them):
 
 # %%
@@ -720,9 +711,8 @@ for N in (128, 256, 512, 1024):
     Q = torch.randn(N, D)
     with FlopCounterMode(display=False) as counter:
         _ = (Q @ Q.T).softmax(dim=-1) @ Q
-    print(
-        f"N = {N:4}   operations {counter.get_total_flops():>11,}   4·N²·D = {4 * N * N * D:>11,}"
-    )
+    counted, computed = counter.get_total_flops(), 4 * N * N * D
+    print(f"N = {N:4}   operations {counted:>11,}   4·N²·D = {computed:>11,}")
 
 # %% [markdown]
 # Counted and computed agree: there is no product that we forgot. And each line is four times the one above.
@@ -748,20 +738,18 @@ for N in (512, 1024):
 for cell in (32, 16, 8):
     N = math.ceil(800 / cell) * math.ceil(1066 / cell)
     megabytes = N * N * 4 / 1e6  # four bytes for a number
-    print(
-        f"cells of {cell:2} px: N = {N:6,}   N² = {N * N:11,}   the weights take {megabytes:4.0f} MB"
-    )
+    print(f"cells of {cell:2} px: N = {N:6,}   N² = {N * N:11,}", end="   ")
+    print(f"the weights take {megabytes:4.0f} MB")
 
 # %% [markdown]
-# As a curve, with the number of tokens beside it. Both axes are logarithmic: a step to the right doubles N,
+# As a curve, with the number of tokens beside it. Both axes are logarithmic: a step to the right doubles $N$,
 # a step up is a factor of ten.
 
 # %%
 N = [2**i for i in range(6, 15)]
 lines = {"weights, N²": [n * n for n in N], "tokens, N": N}
-ax = plots.curves(
-    N, lines, "How many weights there are", "N, tokens", log="xy", dashed=["tokens, N"]
-)
+title = "How many weights there are"
+ax = plots.curves(N, lines, title, "N, tokens", log="xy", dashed=["tokens, N"])
 plots.show(
     ax,
     alt="Two straight lines on logarithmic axes from 64 to 16384 tokens: the number of weights, N "
@@ -774,7 +762,7 @@ plots.show(
 # Deformable DETR exists, and [07](07_deformable_attention.ipynb) bends it down.
 
 # %% [markdown]
-# > **Claim:** a clever implementation makes this cheap. torch has a *fused* one, which never keeps the N × N
+# > **Claim:** a clever implementation makes this cheap. torch has a *fused* one, which never keeps the $N \times N$
 # > weights in memory.
 # >
 # > **Measurement:** how much longer does it take for twice the words?
@@ -805,12 +793,11 @@ Q, K, V = torch.randn(3, 6, D)
 mask = package.causal_mask(6)
 
 by_hand = (Q @ K.T / math.sqrt(D)).masked_fill(mask, -torch.inf).softmax(dim=-1) @ V
+fused = torch.nn.functional.scaled_dot_product_attention
 ways = {
     "package, weights written out": package.attention_weights(Q, K, mask) @ V,
     "package, fused": package.scaled_dot_product_attention(Q, K, V, mask),
-    "torch": torch.nn.functional.scaled_dot_product_attention(
-        Q, K, V, attn_mask=~mask
-    ),  # True is visible
+    "torch": fused(Q, K, V, attn_mask=~mask),  # True is visible
 }
 for name, result in ways.items():
     print(f"{name:29} within 1e-6: {(by_hand - result).abs().max().item() < 1e-6}")
@@ -834,8 +821,8 @@ print(scene.names)
 ax = plots.patch_grid(scene.pixels, 8, "The course's picture, in 12 × 12 patches")
 plots.show(
     ax,
-    alt="A generated picture with a striped star, a small teal star, and an orange triangle on a yellow "
-    "ring, under a grid of twelve by twelve squares.",
+    alt="A generated picture with a striped star, a small teal star, and an orange triangle on a "
+    "yellow ring, under a grid of twelve by twelve squares.",
 )
 
 # %% [markdown]
@@ -876,9 +863,9 @@ for (name, (row, column)), ax in zip(over.items(), axes):
     plots.attention_over_picture(scene.pixels, maps[row, column], (row, column), name, ax=ax)
 plots.show(
     drawn,
-    alt="Attention of four patches over the picture. The patch in the large star lights up that star and "
-    "part of the triangle, the small star mostly itself, the ring itself and a little of the triangle, and "
-    "the ground lights up the ground.",
+    alt="Attention of four patches over the picture. The patch in the large star lights up that "
+    "star and part of the triangle, the small star mostly itself, the ring itself and a little of "
+    "the triangle, and the ground lights up the ground.",
 )
 
 # %% [markdown]
@@ -896,13 +883,10 @@ plots.show(
 centres = torch.arange(12) * 8 + 4.0  # of the patches, in pixels
 for name, index in (("large star", 0), ("small star", 1), ("ring", 2)):
     x0, y0, x1, y1 = scene.boxes[index]
-    inside = ((centres > y0) & (centres < y1))[:, None] & (
-        (centres > x0) & (centres < x1)
-    )  # (12, 12)
-    weight = maps[over[name]][inside].sum()
-    print(
-        f"{name:10}  weight inside its box: {weight:.0%}   patches inside: {inside.float().mean():.0%}"
-    )
+    rows, columns = (centres > y0) & (centres < y1), (centres > x0) & (centres < x1)  # (12,) each
+    inside = rows[:, None] & columns  # (12, 12)
+    weight, share = maps[over[name]][inside].sum(), inside.float().mean()
+    print(f"{name:10}  weight inside its box: {weight:.0%}   patches inside: {share:.0%}")
 
 # %% [markdown]
 # It finds what is *alike*, and here alike means "of the same colour". That is often the object, since objects
@@ -921,8 +905,8 @@ for image, title, ax in zip(images, ("the picture", "its patches", "after self-a
     plots.picture(image, title, ax=ax)
 plots.show(
     drawn,
-    alt="The picture, its twelve by twelve mean colours, and the same after attention: the ground has "
-    "become one even colour, and each object nearly one colour of its own.",
+    alt="The picture, its twelve by twelve mean colours, and the same after attention: the ground "
+    "has become one even colour, and each object nearly one colour of its own.",
 )
 
 # %% [markdown]
@@ -935,10 +919,13 @@ plots.show(
 #
 # - A table of embeddings gives a word the same vector everywhere; attention makes the vector depend on the sentence.
 # - Query, key, value: what a word looks for, what it is found by, what it hands over. Three matrices make them.
-# - Six steps: make q, k, v; score; divide by √D; softmax; weigh the values; sum. In one line: softmax(Q Kᵀ / √D) V.
-# - √D keeps the spread of the scores at one, so that training starts with soft weights, and every query gets a gradient.
+# - Six steps: make $q$, $k$, $v$; score; divide by $\sqrt{D}$; softmax; weigh the values; sum. In one line:
+#   $\text{softmax}(Q K^\top / \sqrt{D})\,V$.
+# - $\sqrt{D}$ keeps the spread of the scores at one, so that training starts with soft weights, and every query gets a
+#   gradient.
 # - A mask sets scores to −∞ before the softmax: for padding, and for words that are not written yet.
-# - Attention sees no order, and it costs N². Both will be dealt with: [03](03_positional_encoding.ipynb) and [07](07_deformable_attention.ipynb).
+# - Attention sees no order, and it costs $N^2$. Both will be dealt with: [03](03_positional_encoding.ipynb) and
+#   [07](07_deformable_attention.ipynb).
 
 # %% [markdown]
 # ## Exercises
@@ -952,8 +939,8 @@ plots.show(
 #
 # Difficulty ●○○○○ · Importance ●●●●○ · about 5 minutes
 #
-# Steps 2 and 3 for every query and every key, with plain loops: entry (i, j) is the dot product of query i
-# with key j, divided by √D. The numbers of queries and of keys may differ.
+# Steps 2 and 3 for every query and every key, with plain loops: entry $(i, j)$ is the dot product of query $i$
+# with key $j$, divided by $\sqrt{D}$. The numbers of queries and of keys may differ.
 
 
 # %% tags=["exercise"]
@@ -967,7 +954,7 @@ def scaled_scores(query, key):
 # <summary>Hint</summary>
 #
 # Fill a table made with `torch.zeros`, one row for each query and one column for each key. The dot product
-# of two vectors is `a @ b`. D is the length of one query, `query.shape[1]`.
+# of two vectors is `a @ b`. $D$ is the length of one query, `query.shape[1]`.
 #
 # </details>
 
@@ -995,14 +982,14 @@ course.check("scaled_scores", scaled_scores)
 #
 # Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
 #
-# √D is one choice of a **temperature** T: softmax(scores / T). High temperatures make weights even, low
-# ones make them a choice. Write it with `exp`, `sum` and `amax`, without torch's `softmax`. One trap: e to
+# $\sqrt{D}$ is one choice of a **temperature** $T$: $\text{softmax}(\text{scores} / T)$. High temperatures make weights
+# even, low ones make them a choice. Write it with `exp`, `sum` and `amax`, without torch's `softmax`. One trap: e to
 # the 1000 is infinite for a computer, and scores of 1000 must still give the right weights.
 
 
 # %% tags=["exercise"]
 def softmax_with_temperature(scores, temperature):
-    """scores: (..., N_k). Returns weights of that shape, positive; the last dimension sums to one."""
+    """scores: (..., N_k). Returns positive weights of that shape; the last dimension sums to 1."""
     raise NotImplementedError
 
 
@@ -1024,7 +1011,7 @@ course.check("softmax_with_temperature", softmax_with_temperature)
 #
 # ```python
 # def softmax_with_temperature(scores, temperature):
-#     """scores: (..., N_k). Returns weights of that shape, positive; the last dimension sums to one."""
+#     """scores: (..., N_k). Returns positive weights of that shape; the last dimension sums to 1."""
 #     scores = scores / temperature
 #     exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
 #     return exponentials / exponentials.sum(dim=-1, keepdim=True)
@@ -1043,7 +1030,7 @@ course.check("softmax_with_temperature", softmax_with_temperature)
 
 # %% tags=["exercise"]
 def causal_mask(length):
-    """Returns (N, N) booleans, N = length: True at [i, j] when word i must not see word j, which is later."""
+    """Returns (N, N), N = length: True at [i, j] if word i must not see word j, which is later."""
     raise NotImplementedError
 
 
@@ -1051,8 +1038,8 @@ def causal_mask(length):
 # <details>
 # <summary>Hint</summary>
 #
-# Compare a column of positions with a row of positions: `torch.arange(length)[:, None]` has shape (N, 1),
-# `torch.arange(length)` has shape (N,), and comparing the two gives (N, N).
+# Compare a column of positions with a row of positions: `torch.arange(length)[:, None]` has shape $(N, 1)$,
+# `torch.arange(length)` has shape $(N,)$, and comparing the two gives $(N, N)$.
 #
 # </details>
 
@@ -1065,7 +1052,7 @@ course.check("causal_mask", causal_mask)
 #
 # ```python
 # def causal_mask(length):
-#     """Returns (N, N) booleans, N = length: True at [i, j] when word i must not see word j, which is later."""
+#     """Returns (N, N), N = length: True at [i, j] if word i must not see word j, which is later."""
 #     position = torch.arange(length)
 #     return position > position[:, None]
 # ```
@@ -1137,7 +1124,7 @@ course.check("scaled_dot_product_attention", scaled_dot_product_attention)
 
 # %% tags=["exercise"]
 def permutation_gap(attend, x, order):
-    """attend: a function (N, d) → (N, D); x: (N, d); order: (N,), a permutation. Returns one number, ≥ 0."""
+    """attend: (N, d) → (N, D); x: (N, d); order: (N,), a permutation. Returns one number, ≥ 0."""
     raise NotImplementedError
 
 
@@ -1159,7 +1146,7 @@ course.check("permutation_gap", permutation_gap)
 #
 # ```python
 # def permutation_gap(attend, x, order):
-#     """attend: a function (N, d) → (N, D); x: (N, d); order: (N,), a permutation. Returns one number, ≥ 0."""
+#     """attend: (N, d) → (N, D); x: (N, d); order: (N,), a permutation. Returns one number, ≥ 0."""
 #     return (attend(x[order]) - attend(x)[order]).abs().max()
 # ```
 #

@@ -77,18 +77,17 @@ W_same, W_other = random_matrix(d, D), random_matrix(d, D)
 selfish = package.attention_weights(x @ W_same, x @ W_same)  # (N, N)
 open_minded = package.attention_weights(x @ W_same, x @ W_other)
 it = sentence.index("it")
-print(
-    f"weight of 'it' for itself: {selfish[it, it]:.2f} with one matrix, {open_minded[it, it]:.2f} with two"
-)
+print(f"weight of 'it' for itself: {selfish[it, it]:.2f} with one matrix", end=", ")
+print(f"{open_minded[it, it]:.2f} with two")
 
 # %%
-drawn = plots.matrices(
-    [selfish, open_minded], ["$W^Q = W^K$", "two matrices"], sentence, sentence, height=3.6
-)
+titles = ["$W^Q = W^K$", "two matrices"]
+drawn = plots.matrices([selfish, open_minded], titles, sentence, sentence, height=3.6)
 plots.show(
     drawn,
-    alt="Two matrices of weights, eleven words by eleven. With one matrix for queries and keys nearly all weight "
-    "lies on the diagonal, and on the other word the; with two matrices it is scattered.",
+    alt="Two matrices of weights, eleven words by eleven. With one matrix for queries and keys "
+    "nearly all weight lies on the diagonal, and on the other word the; with two matrices it is "
+    "scattered.",
 )
 
 # %% [markdown]
@@ -99,8 +98,8 @@ plots.show(
 # %% [markdown]
 # ## 2. Eight heads
 #
-# So we take not one set of matrices W^Q, W^K, W^V but **eight**, each with its own random start, each free to
-# learn something else. Each set gives an attention of its own, called a **head**. M is the number of heads:
+# So we take not one set of matrices $W^Q$, $W^K$, $W^V$ but **eight**, each with its own random start, each free to
+# learn something else. Each set gives an attention of its own, called a **head**. $M$ is the number of heads:
 #
 # $$z_h = \text{Attention}(x\,W^Q_h,\; x\,W^K_h,\; x\,W^V_h), \qquad h = 0 \dots M - 1$$
 
@@ -122,7 +121,7 @@ print(tuple(together.shape))
 
 # %% [markdown]
 # One thing is missing. Number 5 of this vector comes from head 0 alone, and number 500 from head 7 alone. A last
-# matrix, **W^O**, lets the heads' findings meet: each of the 512 numbers of the output is a sum over all of
+# matrix, **$W^O$**, lets the heads' findings meet: each of the 512 numbers of the output is a sum over all of
 # them.
 #
 # $$\text{MultiHead}(x) = \text{Concat}(z_0, \dots, z_{M-1})\,W^O$$
@@ -145,52 +144,49 @@ for h in range(1, M):
     axes[2].axvline(h * D - 0.5, color=plots.INK, linewidth=1)
 plots.show(
     drawn,
-    alt="Eleven words as rows of colour, four times: the embeddings, the narrow result of one head, the results of "
-    "eight heads side by side with lines between them, and the output after W^O.",
+    alt="Eleven words as rows of colour, four times: the embeddings, the narrow result of one "
+    "head, the results of eight heads side by side with lines between them, and the output after "
+    "W^O.",
 )
 
 # %% [markdown]
-# **W^O by hand.** Two words, two heads of two numbers. Head 0 says (1, 0) about the first word, head 1 says (0, 3).
-# Side by side that is (1, 0, 0, 3). Let W^O be the identity, except for its last row, which is all ones. Then the 1
+# **$W^O$ by hand.** Two words, two heads of two numbers. Head 0 says (1, 0) about the first word, head 1 says (0, 3).
+# Side by side that is (1, 0, 0, 3). Let $W^O$ be the identity, except for its last row, which is all ones. Then the 1
 # picks the first row, (1, 0, 0, 0), and the 3 picks the last, 3 · (1, 1, 1, 1): together (4, 3, 3, 3). What head 1
 # said has reached every number. Try the second word before you look.
 
 # %%
-said = torch.tensor(
-    [[1.0, 0.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0]]
-)  # (N, M·D) = (2, 4): head 0 | head 1
+# (N, M·D) = (2, 4): head 0 | head 1
+said = torch.tensor([[1.0, 0.0, 0.0, 3.0], [0.0, 2.0, 1.0, 0.0]])
 join = torch.eye(4)
 join[3] = 1.0
 print(said @ join)
 
 # %% [markdown]
-# There is another way to see W^O. Its first 64 rows belong to head 0, the next 64 to head 1. So the product
+# There is another way to see $W^O$. Its first 64 rows belong to head 0, the next 64 to head 1. So the product
 # is a **sum**: each head adds its own contribution to the word.
 
 # %%
 contributions = [z[h] @ W_O[h * D : (h + 1) * D] for h in range(M)]  # (N, d) each
-print(
-    "sum of contributions equals Concat · W^O:",
-    torch.allclose(sum(contributions), output, atol=1e-4),
-)
+same = torch.allclose(sum(contributions), output, atol=1e-4)
+print("sum of contributions equals Concat · W^O:", same)
 
 # %% [markdown]
 # ## 3. All heads at once
 #
-# A loop over the heads makes eight small products where one large one would do. Put the eight matrices W^Q side by side,
+# A loop over the heads makes eight small products where one large one would do. Put the eight matrices $W^Q$ side by side,
 # and they become one of 512 × 512; a single product then gives the queries of all heads, side by side.
 
 # %%
-W_Q_all, W_K_all, W_V_all = (
-    torch.cat([head[i] for head in heads], dim=1) for i in range(3)
-)  # (d, M·D)
+# (d, M·D) each:
+W_Q_all, W_K_all, W_V_all = (torch.cat([head[i] for head in heads], dim=1) for i in range(3))
 Q_all = x @ W_Q_all  # (N, M·D)
 print(tuple(Q_all.shape))
 print("head 3 found in it:", torch.allclose(Q_all[:, 3 * D : 4 * D], x @ heads[3][0], atol=1e-4))
 
 # %% [markdown]
 # (One of the numbers of a vector is called a **channel**: a word has 512 here, a head's query 64.) Now cut each row
-# into eight pieces, (N, M, D), and bring the heads to the front, (M, N, D). Attention
+# into eight pieces, $(N, M, D)$, and bring the heads to the front, $(M, N, D)$. Attention
 # treats whatever stands in front of the last two dimensions as many separate cases: eight heads at once.
 
 
@@ -205,14 +201,14 @@ z_all = weights @ split(x @ W_V_all)  # (M, N, D)
 print("weights", tuple(weights.shape), " results", tuple(z_all.shape))
 
 # %% [markdown]
-# And back: the words to the front, (N, M, D), then the pieces side by side again, (N, M·D).
+# And back: the words to the front, $(N, M, D)$, then the pieces side by side again, $(N, M \cdot D)$.
 
 # %%
 merged = z_all.transpose(0, 1).reshape(len(x), M * D)  # (N, M·D)
 print("equal to the loop:", torch.allclose(merged @ W_O, output, atol=1e-4))
 
 # %% [markdown]
-# > **Claim:** `reshape` puts numbers into another shape; to get (M, N, D) one may as well ask for it at once.
+# > **Claim:** `reshape` puts numbers into another shape; to get $(M, N, D)$ one may as well ask for it at once.
 # >
 # > **Measurement:** two words, two heads of two channels, numbered.
 
@@ -245,14 +241,14 @@ for M_tried in (1, 8):
     print(f"M = {M_tried}: {parameters:,} parameters, {counter.get_total_flops():,} operations")
 
 # %% [markdown]
-# The same, to the last digit, since d is *shared out* among the heads: D = d / M. (A **parameter** is a number that
+# The same, to the last digit, since $d$ is *shared out* among the heads: $D = d / M$. (A **parameter** is a number that
 # training changes: 512² for each of four matrices, and 512 for each of four **biases**, numbers that are added to the
 # channels after a product, and that we left out. Operations: two for each of the 512² in each of the four products
 # for each of 100 words, and 2 · 2 · 100² · 512 for scores and weighted sums.)
 
 # %% [markdown]
-# What grows is only the number of attention weights, M · N² instead of N². The price: each head compares words by 64 numbers
-# instead of 512.
+# What grows is only the number of attention weights, $M \cdot N^2$ instead of $N^2$. The price: each head compares words
+# by 64 numbers instead of 512.
 
 # %% [markdown]
 # ## 5. What does "it" refer to?
@@ -279,9 +275,8 @@ from itertools import product
 sentences, answers = [], []
 for animal, verb, place in product(animals, verbs, places):
     for adjective in of_animals + of_places:
-        sentences.append(
-            f"the {animal} did not {verb} the {place} because it was too {adjective}".split()
-        )
+        text = f"the {animal} did not {verb} the {place} because it was too {adjective}"
+        sentences.append(text.split())
         answers.append(1 if adjective in of_animals else 6)
 print(len(sentences), "sentences; the first:", " ".join(sentences[0]))
 print("'it' is word 8, and means word", answers[0], "which is", sentences[0][answers[0]])
@@ -297,13 +292,12 @@ X = torch.tensor([[number[word] for word in s] for s in sentences])  # (sentence
 answer = torch.tensor(answers)  # (sentences,)
 unseen = torch.tensor([(animals.index(s[1]) + places.index(s[6])) % 4 == 0 for s in sentences])
 IT = sentences[0].index("it")
-print(
-    f"{len(vocabulary)} words; {int((~unseen).sum())} sentences to learn from, {int(unseen.sum())} kept back"
-)
+to_learn, kept_back = int((~unseen).sum()), int(unseen.sum())
+print(f"{len(vocabulary)} words; {to_learn} sentences to learn from, {kept_back} kept back")
 
 # %% [markdown]
 # The model: embeddings, then attention layers one on top of the other. `x + layer(x, x, x)` means that a word *keeps*
-# what it was, and adds what it has seen ([04](04_transformer.ipynb) says why that is good). The three x are what queries,
+# what it was, and adds what it has seen ([04](04_transformer.ipynb) says why that is good). The three `x` are what queries,
 # keys and values are made from; `layer.weights(x, x)` gives the weights alone. The last layer does not
 # answer with words. Its answer is **where it looks** from "it": the mean of its eight heads' weights.
 
@@ -320,12 +314,11 @@ class Pointer(torch.nn.Module):
     def __init__(self, layers, d=64, heads=8):
         super().__init__()
         self.embedding = torch.nn.Embedding(len(vocabulary), d)
-        self.layers = torch.nn.ModuleList(
-            package.MultiHeadAttention(d, heads) for _ in range(layers)
-        )
+        attention = (package.MultiHeadAttention(d, heads) for _ in range(layers))
+        self.layers = torch.nn.ModuleList(attention)
 
     def forward(self, numbers):
-        """numbers: (B, N). Returns the weights of the last layer's heads, seen from "it": (B, M, N)."""
+        """numbers: (B, N). Returns the last layer's weights, seen from "it": (B, M, N)."""
         x = self.embedding(numbers)  # (B, N, d)
         for layer in self.layers[:-1]:
             x = x + layer(x, x, x)
@@ -333,10 +326,11 @@ class Pointer(torch.nn.Module):
 
 
 # %% [markdown]
-# Training needs a number that says how wrong an answer is, the **loss**: here −log of the weight on the right
+# Training needs a number that says how wrong an answer is, the **loss**: here $-\log$ of the weight on the right
 # word. It is 0 where all weight lies on it, and grows without limit as the weight goes to 0. `backward()` works
-# out how each parameter changes the loss, and an **optimizer** moves each a little in the direction in which the loss falls. Adam is a common
-# one, `lr` says how large its steps are, and `zero_grad` makes it forget the gradients of the step before.
+# out how each parameter changes the loss, and an **optimizer** moves each a little in the direction in which the loss
+# falls. Adam is a common one, `lr` says how large its steps are, and `zero_grad` makes it forget the gradients of the
+# step before.
 
 
 # %%
@@ -387,10 +381,8 @@ pair = torch.tensor([[number[word] for word in s] for s in (tired, wide)])  # (2
 with torch.no_grad():
     looks = {layers: model(pair) for layers, model in pointers.items()}  # (2, M, N) each
 ratio = looks[1][:, :, 1] / looks[1][:, :, 6]  # (2, M)
-print(
-    "one layer, animal : street, the same in both sentences:",
-    torch.allclose(ratio[0], ratio[1], rtol=1e-4),
-)
+same = torch.allclose(ratio[0], ratio[1], rtol=1e-4)
+print("one layer, animal : street, the same in both sentences:", same)
 
 # %% [markdown]
 # The weight from "it" to "animal" is made of the query of "it" and the key of "animal", and "tired" is in neither. It
@@ -399,9 +391,9 @@ print(
 
 # %% [markdown]
 # So a head that gives more than half to "animal" after "tired" prefers "animal", and prefers it after "wide" too. In
-# numbers: if the ratio is r, "animal" gets at most r/(1 + r) in the first sentence, and "street" at most 1/(1 + r) in
-# the second; together at most 1. The same holds for the mean of eight heads, as it holds for each. **One layer can never
-# give more than half to the right noun in both.**
+# numbers: if the ratio is $r$, "animal" gets at most $r / (1 + r)$ in the first sentence, and "street" at most
+# $1 / (1 + r)$ in the second; together at most 1. The same holds for the mean of eight heads, as it holds for each. **One
+# layer can never give more than half to the right noun in both.**
 
 # %% [markdown]
 # With two layers the vectors that meet in the second are no longer words. Each has looked around in the first,
@@ -414,8 +406,8 @@ for which, (s, ax) in enumerate(zip((tired, wide), axes)):
     plots.matrix(looks[2][which], names, s, f"“… too {s[-1]}”", limit=1.0, numbers=False, ax=ax)
 plots.show(
     drawn,
-    alt="Where the eight heads of the second layer look from the word it. With tired all of them look at animal, "
-    "with wide all look at street.",
+    alt="Where the eight heads of the second layer look from the word it. With tired all of them "
+    "look at animal, with wide all look at street.",
 )
 
 # %%
@@ -438,7 +430,7 @@ for s, weights in zip((tired, wide), mean):
 
 # %%
 def share_right_without(hidden_from):
-    """The share of right answers when, in the first layer, the words `hidden_from` cannot see the last one."""
+    """The share of right answers when words `hidden_from` cannot see the last one in layer 1."""
     first, second = pointers[2].layers
     mask = torch.zeros(12, 12, dtype=torch.bool)  # (N_q, N_k)
     mask[hidden_from, 11] = True
@@ -449,15 +441,8 @@ def share_right_without(hidden_from):
     return (mean[torch.arange(len(mean)), answer[unseen]] > 0.5).float().mean().item()
 
 
-others = [0, 2, 3, 4, 5, 7, 9, 10]
-cuts = {
-    "no word": [],
-    "“it”": [IT],
-    "all others": others,
-    "animal": [1],
-    "place": [6],
-    "both nouns": [1, 6],
-}
+cuts = {"no word": [], "“it”": [IT], "all others": [0, 2, 3, 4, 5, 7, 9, 10]}
+cuts |= {"animal": [1], "place": [6], "both nouns": [1, 6]}
 shares = {name: share_right_without(words_cut) for name, words_cut in cuts.items()}
 for name in ("“it”", "both nouns"):
     print(f"hidden from {name}: {shares[name]:.1f} right")
@@ -467,8 +452,9 @@ title = "Right answers when layer 1 hides the last word from …"
 ax = plots.bars(list(shares.values()), list(shares), title)
 plots.show(
     ax,
-    alt="Six bars of the share of right answers. Hidden from no word, from it, or from all words but it and the nouns, "
-    "the last word is still put to use; hidden from one noun some answers are lost, from both nouns one half.",
+    alt="Six bars of the share of right answers. Hidden from no word, from it, or from all words "
+    "but it and the nouns, the last word is still put to use; hidden from one noun some answers "
+    "are lost, from both nouns one half.",
 )
 
 # %% [markdown]
@@ -507,8 +493,8 @@ class Blindfolded(torch.nn.Module):
 
 
 # %% [markdown]
-# (The layer is given zeros to make keys from: query x, key 0, value x. The loss is torch's `cross_entropy`: the softmax
-# of the scores, then −log of the weight of the right word, as before.)
+# (The layer is given zeros to make keys from: query $x$, key 0, value $x$. The loss is torch's `cross_entropy`: the softmax
+# of the scores, then $-\log$ of the weight of the right word, as before.)
 
 # %%
 meant = X[torch.arange(len(X)), answer]  # (sentences,), the number of the word that is meant
@@ -536,24 +522,19 @@ print(f"the noun that is meant scores higher than the other: {preferred:.0%}")
 # every sentence. How does it do it? Replace the last word "wide" by "tired", and see how far the score of each noun moves:
 
 # %%
+nouns = [number[noun] for noun in animals + places]
 with torch.no_grad():
-    change = (blindfolded(pair)[0] - blindfolded(pair)[1])[
-        [number[noun] for noun in animals + places]
-    ]  # (16,)
+    change = (blindfolded(pair)[0] - blindfolded(pair)[1])[nouns]  # (16,)
 print("all animals rise more than any place:", bool(change[:8].min() > change[8:].max()))
 
 # %%
-ax = plots.bars(
-    change,
-    animals + places,
-    "Scores of the answers after “tired”, minus those after “wide”",
-    form="{:.0f}",
-)
+title = "Scores of the answers after “tired”, minus those after “wide”"
+ax = plots.bars(change, animals + places, title, form="{:.0f}")
 ax.tick_params(axis="x", rotation=40)
 plots.show(
     ax,
-    alt="Sixteen bars. The scores of the eight animals rise when tired stands in the place of wide, those of the eight "
-    "places fall.",
+    alt="Sixteen bars. The scores of the eight animals rise when tired stands in the place of "
+    "wide, those of the eight places fall.",
 )
 
 # %% [markdown]
@@ -570,7 +551,7 @@ plots.show(
 # ## 7. The same, from the package and from torch
 #
 # Three other ways to the result of section 2: the package's `MultiHeadAttention`, torch's layer of that name, and torch's
-# fused attention between our own products. Both layers keep W^Q, W^K and W^V in one tensor, one below the other. They
+# fused attention between our own products. Both layers keep $W^Q$, $W^K$ and $W^V$ in one tensor, one below the other. They
 # compute `x @ W.T` where we wrote `x @ W`, so ours are transposed before they are copied.
 
 # %%
@@ -584,16 +565,13 @@ for name, parameter in ours.named_parameters():
     print(f"{name:15} {tuple(parameter.shape)}")
 
 # %%
+fused = torch.nn.functional.scaled_dot_product_attention
+tokens = torch.stack([vectors[word] for word in sentence])[None]  # (B, N, d)
+tokens = tokens / 10  # small, so that rounding is too
 with torch.no_grad():
-    tokens = (
-        torch.stack([vectors[word] for word in sentence])[None] / 10
-    )  # (B, N, d); small, so that rounding is too
     q, k, v = (split(tokens[0] @ W) for W in (W_Q_all, W_K_all, W_V_all))  # (M, N, D) each
     by_hand = (package.attention_weights(q, k) @ v).transpose(0, 1).reshape(-1, M * D) @ W_O
-    sdpa = (
-        torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(-1, M * D)
-        @ W_O
-    )
+    sdpa = fused(q, k, v).transpose(0, 1).reshape(-1, M * D) @ W_O
     ways = {
         "package": ours(tokens, tokens, tokens)[0],
         "torch, the layer": theirs(tokens, tokens, tokens)[0][0],
@@ -648,8 +626,9 @@ for (name, (row, column), kind), ax in zip(cells, axes[1:]):
     plots.attention_over_picture(scene.pixels, folded, (row, column), f"{name}: {kind}", ax=ax)
 plots.show(
     drawn,
-    alt="The picture, and attention over it from a patch of the large star and one of the ground, for two heads. The "
-    "head of colour lights up what has the patch's colour, the head of texture where the same colours change.",
+    alt="The picture, and attention over it from a patch of the large star and one of the ground, "
+    "for two heads. The head of colour lights up what has the patch's colour, the head of texture "
+    "where the same colours change.",
 )
 
 # %% [markdown]
@@ -667,9 +646,10 @@ plots.show(
 # ## Summary
 #
 # - One attention returns one mean; what went into it cannot be told apart any more.
-# - M heads: M sets of W^Q, W^K, W^V, each of D = d / M channels; their results side by side, joined by W^O.
-# - All at once: one product of d × d for each of Q, K, V; cut into heads, attend, merge. Cut first, then transpose.
-# - Parameters and operations are those of a single head of d channels.
+# - $M$ heads: $M$ sets of $W^Q$, $W^K$, $W^V$, each of $D = d / M$ channels; their results side by side, joined by $W^O$.
+# - All at once: one product of $d \times d$ for each of $Q$, $K$, $V$; cut into heads, attend, merge. Cut first,
+#   then transpose.
+# - Parameters and operations are those of a single head of $d$ channels.
 # - In one layer no third word can change the *ratio* of two weights. In two it can: "it" finds its noun.
 # - Weights say where a mean was taken from. Whether that explains an answer must be tested by changing something.
 
@@ -683,7 +663,7 @@ plots.show(
 #
 # Difficulty ●●○○○ · Importance ●●●●● · about 10 minutes
 #
-# Section 3's first half, for a batch of sentences: every head gets its own D channels, and the heads come
+# Section 3's first half, for a batch of sentences: every head gets its own $D$ channels, and the heads come
 # before the words.
 
 
@@ -697,7 +677,7 @@ def split_heads(x, heads):
 # <details>
 # <summary>Hint</summary>
 #
-# First cut the last dimension into two, (B, N, M, D), with `reshape` or `unflatten`. Then exchange the two
+# First cut the last dimension into two, $(B, N, M, D)$, with `reshape` or `unflatten`. Then exchange the two
 # dimensions in the middle.
 #
 # </details>
@@ -723,7 +703,7 @@ course.check("split_heads", split_heads)
 #
 # Difficulty ●●○○○ · Importance ●●●●○ · about 5 minutes
 #
-# The way back. `merge_heads(split_heads(x, heads))` is x again.
+# The way back. `merge_heads(split_heads(x, heads))` is `x` again.
 
 
 # %% tags=["exercise"]
@@ -762,13 +742,14 @@ course.check("merge_heads", merge_heads)
 # Difficulty ●●●○○ · Importance ●●●●○ · about 10 minutes
 #
 # A layer is given two kinds of masks: padding, one row for each sentence, and a pattern such as the causal mask,
-# the same for all sentences. Attention wants a single mask that stretches to (B, M, N_q, N_k). Either kind may be missing. Make the result no
-# larger than it must be: (B, 1, 1, N_k) from padding alone, a pattern alone as it is, (B, 1, N_q, N_k) from both.
+# the same for all sentences. Attention wants a single mask that stretches to $(B, M, N_q, N_k)$. Either kind may be
+# missing. Make the result no larger than it must be: $(B, 1, 1, N_k)$ from padding alone, a pattern alone as it is,
+# $(B, 1, N_q, N_k)$ from both.
 
 
 # %% tags=["exercise"]
 def combine_masks(padding_mask, mask):
-    """padding_mask: (B, N_k) or None; mask: (N_q, N_k) or None; True hides. Returns one mask, or None."""
+    """padding_mask: (B, N_k) or None; mask: (N_q, N_k) or None; True hides. Returns one or None."""
     raise NotImplementedError
 
 
@@ -777,7 +758,7 @@ def combine_masks(padding_mask, mask):
 # <summary>Hint</summary>
 #
 # Dimensions are matched from the right, and a dimension of size 1 is stretched. What shape must the padding
-# get, so that its N_k stands under N_k and its B under B? `x[:, None]` inserts a dimension of size 1.
+# get, so that its $N_k$ stands under $N_k$ and its $B$ under $B$? `x[:, None]` inserts a dimension of size 1.
 #
 # </details>
 
@@ -790,7 +771,7 @@ course.check("combine_masks", combine_masks)
 #
 # ```python
 # def combine_masks(padding_mask, mask):
-#     """padding_mask: (B, N_k) or None; mask: (N_q, N_k) or None; True hides. Returns one mask, or None."""
+#     """padding_mask: (B, N_k) or None; mask: (N_q, N_k) or None; True hides. Returns one or None."""
 #     if padding_mask is None:
 #         return mask
 #     padding = padding_mask[:, None, None, :]  # (B, 1, 1, N_k): the same for each head and query
@@ -804,7 +785,7 @@ course.check("combine_masks", combine_masks)
 #
 # Difficulty ●●●○○ · Importance ●●●●● · about 20 minutes
 #
-# The whole of it for one sentence, from four matrices of d × d. A loop over heads is as welcome as a single
+# The whole of it for one sentence, from four matrices of $d \times d$. A loop over heads is as welcome as a single
 # product. You may use `package.scaled_dot_product_attention`, or write the softmax yourself.
 
 
@@ -818,8 +799,8 @@ def multi_head_attention(x, W_Q, W_K, W_V, W_O, heads):
 # <details>
 # <summary>Hint</summary>
 #
-# D is `x.shape[1] // heads`. Make Q, K and V of all heads; take the D columns of one head from each; attend; do
-# the same for the next. At the end `torch.cat(..., dim=-1)` and W_O.
+# $D$ is `x.shape[1] // heads`. Make $Q$, $K$ and $V$ of all heads; take the $D$ columns of one head from each; attend; do
+# the same for the next. At the end `torch.cat(..., dim=-1)` and `W_O`.
 #
 # </details>
 

@@ -20,7 +20,7 @@
 # %% [markdown]
 # | | |
 # |:--|:--|
-# | **You will be able to** | say why a bare position number is a poor mark of a place; compute a sine encoding by hand; tell its two layouts apart; turn a step of k positions into a rotation; choose between sines and learned tables knowing what each does beyond the lengths it was trained on; encode the cells of a picture, with padding |
+# | **You will be able to** | say why a bare position number is a poor mark of a place; compute a sine encoding by hand; tell its two layouts apart; turn a step of $k$ positions into a rotation; choose between sines and learned tables knowing what each does beyond the lengths it was trained on; encode the cells of a picture, with padding |
 # | **You need first** | [02 · Multi-head attention](02_multi_head_attention.ipynb); sine and cosine as a point that runs around a circle |
 # | **Time** | 75 minutes to read and run, 50 for the exercises |
 # | **Device** | any CPU; two cells train, together for about 20 seconds, and nothing is downloaded |
@@ -60,9 +60,8 @@ dog, bites, man = torch.randn(3, d)
 with torch.no_grad():
     news_1 = read(torch.stack([dog, bites, man]))
     news_2 = read(torch.stack([man, bites, dog]))
-print(
-    "'dog' after three layers, the same in both:", torch.allclose(news_1[0], news_2[2], atol=1e-4)
-)
+same = torch.allclose(news_1[0], news_2[2], atol=1e-4)
+print("'dog' after three layers, the same in both:", same)
 
 # %% [markdown]
 # So we change the words before attention sees them: to each word's vector we **add** a vector that depends on
@@ -82,23 +81,22 @@ print("with places, the same in both:", torch.allclose(news_1[0], news_2[2], ato
 # %% [markdown]
 # ## 2. From a number to a pattern
 #
-# **The number itself.** Add p to every channel of a word at place p. But the numbers of an embedding are about 1 in size, and at
-# place 500 we would add 500: the word drowns in its place.
+# **The number itself.** Add $p$ to every channel of a word at place $p$. But the numbers of an embedding are about 1 in
+# size, and at place 500 we would add 500: the word drowns in its place.
 
 # %%
 word = torch.randn(d)
 for p in (1, 10, 500):
-    share = word.norm() ** 2 / (
-        word.norm() ** 2 + d * p**2
-    )  # of the squared length; about right for a random word
+    # of the squared length; about right for a random word
+    share = word.norm() ** 2 / (word.norm() ** 2 + d * p**2)
     print(f"place {p:3}: the word's part of the sum is {share:.1%}")
 
 # %% [markdown]
-# **A share of the length.** Divide p by the length of the sentence, and it stays in 0..1. But then the step from a
+# **A share of the length.** Divide $p$ by the length of the sentence, and it stays in 0..1. But then the step from a
 # word to the next is 1/10 in a short sentence and 1/100 in a long one: "the next word" has no fixed meaning.
 
 # %% [markdown]
-# **Binary digits.** Write p with zeros and ones, a digit for each channel. All numbers stay small, a step has a
+# **Binary digits.** Write $p$ with zeros and ones, a digit for each channel. All numbers stay small, a step has a
 # fixed meaning, and four channels already tell sixteen places apart:
 
 # %%
@@ -128,17 +126,17 @@ print("digits that change from 7 to 8:", int((digits(8) != digits(7)).sum()))
 # %% [markdown]
 # ## 3. Four channels by hand
 #
-# *Attention Is All You Need*, section 3.5: with d channels there are d/2 hands. Hand i stands in channels 2i and
-# 2i + 1, and turns by 1/10000^(2i/d) with each place (so that it comes around after 2π · 10000^(2i/d) places, its
-# **wavelength**). At place p it points to the angle p / 10000^(2i/d) (PE stands for
-# positional encoding):
+# *Attention Is All You Need*, section 3.5: with $d$ channels there are $d/2$ hands. Hand $i$ stands in channels $2i$ and
+# $2i + 1$, and turns by $1 / 10000^{2i/d}$ with each place (so that it comes around after $2\pi \cdot 10000^{2i/d}$
+# places, its **wavelength**). At place $p$ it points to the angle $p / 10000^{2i/d}$ ($PE$ stands for positional
+# encoding):
 #
 # $$PE_{p,\,2i} = \sin\frac{p}{10000^{2i/d}} \qquad PE_{p,\,2i+1} = \cos\frac{p}{10000^{2i/d}}$$
 
 # %% [markdown]
-# With d = 4 there are two hands. The first has 10000⁰ = 1: its angle at place p is p. The second has 10000^(2/4) = 100:
-# its angle is p/100. (Angles in radians; once around is 2π ≈ 6.28.) For place 1: sin 1 = 0.841, cos 1 = 0.540, sin
-# 0.01 = 0.010, cos 0.01 = 1.000. At place 0 all sines are 0 and all cosines 1.
+# With $d = 4$ there are two hands. The first has $10000^0 = 1$: its angle at place $p$ is $p$. The second has
+# $10000^{2/4} = 100$: its angle is $p / 100$. (Angles in radians; once around is $2\pi \approx 6.28$.) For place 1:
+# sin 1 = 0.841, cos 1 = 0.540, sin 0.01 = 0.010, cos 0.01 = 1.000. At place 0 all sines are 0 and all cosines 1.
 
 
 # %%
@@ -174,8 +172,8 @@ for i, ax in enumerate(axes):
 _ = axes[1].annotate("0 … 6", (1.08, 0.0), va="center")
 plots.show(
     drawn,
-    alt="Two circles with hands like a clock's. On the first the places 0 to 6 are spread nearly once around; on the second "
-    "all seven hands lie on one another on the right, near angle zero.",
+    alt="Two circles with hands like a clock's. On the first the places 0 to 6 are spread nearly "
+    "once around; on the second all seven hands lie on one another on the right, near angle zero.",
 )
 
 # %% [markdown]
@@ -201,8 +199,9 @@ plots.encoding(halves, "halves, as in Tensor2Tensor", ax=axes[1])
 axes[1].set_ylabel("")
 plots.show(
     drawn,
-    alt="Two heatmaps of 20 positions by 512 channels. Interleaved, thin stripes of sine and cosine alternate; in "
-    "halves, waves slow down from left to the middle for the sines, and again to the right for the cosines.",
+    alt="Two heatmaps of 20 positions by 512 channels. Interleaved, thin stripes of sine and "
+    "cosine alternate; in halves, waves slow down from left to the middle for the sines, and again "
+    "to the right for the cosines.",
 )
 
 # %% [markdown]
@@ -217,18 +216,17 @@ plots.show(
 
 # %%
 for length in (20, 200, 1000):
-    first, second = (
-        package.sine_encoding_1d(length, 512, layout) for layout in ("interleaved", "halves")
-    )
+    first = package.sine_encoding_1d(length, 512, "interleaved")
+    second = package.sine_encoding_1d(length, 512, "halves")
     ordered = torch.cat([first[:, 0::2], first[:, 1::2]], dim=1)  # (N, d)
     before, after = (first - second).abs().max(), (ordered - second).abs().max()
     print(f"{length:4} places: largest difference {before:.2f}, in the same order {after:.2f}")
 
 # %% [markdown]
-# Not quite: the exponents differ too. The paper's are 2i/d, that is 0, 1/n, 2/n ... (n − 1)/n for n = d/2 hands; the code
-# divides by n − 1, so that the last is 1 and the slowest hand has the divisor 10000 exactly. A model can be trained with
-# either. But load weights that were trained with the other, and places go wrong: at once if the order of channels differs,
-# little by little if only the exponents do.
+# Not quite: the exponents differ too. The paper's are $2i/d$, that is $0, 1/n, 2/n, \ldots, (n - 1)/n$ for $n = d/2$
+# hands; the code divides by $n - 1$, so that the last is 1 and the slowest hand has the divisor 10000 exactly. A model can
+# be trained with either. But load weights that were trained with the other, and places go wrong: at once if the order of
+# channels differs, little by little if only the exponents do.
 
 # %%
 n = 512 // 2
@@ -249,16 +247,16 @@ for line in ax.get_lines():
     line.set_marker("")
 plots.show(
     ax,
-    alt="Two curves over places 0 to 99, with their peaks at 30 and 50. Both fall off to either side in the same way, "
-    "with small ripples.",
+    alt="Two curves over places 0 to 99, with their peaks at 30 and 50. Both fall off to either "
+    "side in the same way, with small ripples.",
 )
 
 # %% [markdown]
-# It is largest at the place itself and falls off on both sides, with small ripples (though not to zero here, for the slow hands
-# hardly move in 100 places); and the two curves have the same shape, one moved by 20. The dot product depends on the **distance** of two
-# places and on nothing else. By hand: two hands at angles a and b give sin a sin b + cos a cos b = cos(a − b). For places p
-# and q the angles are p/s and q/s, with s = 10000^(2i/d), so this is cos((p − q)/s): only p − q is left. The dot product is
-# the sum of it over all hands.
+# It is largest at the place itself and falls off on both sides, with small ripples (though not to zero here, for the
+# slow hands hardly move in 100 places); and the two curves have the same shape, one moved by 20. The dot product depends
+# on the **distance** of two places and on nothing else. By hand: two hands at angles $a$ and $b$ give
+# $\sin a \sin b + \cos a \cos b = \cos(a - b)$. For places $p$ and $q$ the angles are $p/s$ and $q/s$, with
+# $s = 10000^{2i/d}$, so this is $\cos((p - q)/s)$: only $p - q$ is left. The dot product is the sum of it over all hands.
 
 # %%
 gaps = {k: [float(table[p] @ table[p + k]) for p in (0, 20, 60)] for k in (0, 1, 5, 30)}
@@ -266,12 +264,12 @@ for k, products in gaps.items():
     print(f"distance {k:2}:", " ".join(f"{value:6.2f}" for value in products))
 
 # %% [markdown]
-# There is more. To go k places on, every hand turns by a fixed angle, wherever it stands: k / 10000^(2i/d). A turn is
+# There is more. To go $k$ places on, every hand turns by a fixed angle, wherever it stands: $k / 10000^{2i/d}$. A turn is
 # a product with a matrix:
 #
 # $$(\sin(a+b),\ \cos(a+b)) = (\sin a,\ \cos a)\begin{pmatrix}\cos b & -\sin b\\ \sin b & \cos b\end{pmatrix}$$
 #
-# So there is **one** matrix for "k places further", and it is the same for all places.
+# So there is **one** matrix for "$k$ places further", and it is the same for all places.
 
 
 # %%
@@ -289,8 +287,8 @@ seven_on = table[:-7] @ turn(7, 128)  # (93, d): all places, moved by 7 at once
 print("equal to the encodings seven places on:", torch.allclose(seven_on, table[7:], atol=1e-5))
 
 # %% [markdown]
-# Why does that matter? W^Q and W^K are matrices. If W^Q turns by −1 and W^K does nothing, then the query of place p
-# fits the key of place p − 1 best: *look at the word before you*, for all places, with one matrix. A head can learn it.
+# Why does that matter? $W^Q$ and $W^K$ are matrices. If $W^Q$ turns by −1 and $W^K$ does nothing, then the query of place
+# $p$ fits the key of place $p - 1$ best: *look at the word before you*, for all places, with one matrix. A head can learn it.
 
 # %%
 Q, K = table[:12] @ turn(-1, 128), table[:12]
@@ -311,7 +309,7 @@ print("each place looks most at place:", weights.argmax(dim=-1).tolist())
 
 # %%
 class WordBefore(torch.nn.Module):
-    """Embeddings plus encoding, one attention layer, and a score for each of the 20 words at every place."""
+    """Embeddings plus encoding, one attention layer, and scores of the 20 words at every place."""
 
     def __init__(self, encoding, d=64, longest=64):
         super().__init__()
@@ -333,7 +331,7 @@ class WordBefore(torch.nn.Module):
 
 # %%
 def train(model, steps=600, moving=False):
-    """Sentences of 16 words. moving: begin at any place from 0 to 47, where otherwise all begin at place 0."""
+    """Sentences of 16 words. moving: begin at any place from 0 to 47; otherwise all begin at 0."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         words = torch.randint(20, (64, 16))
@@ -374,13 +372,12 @@ for encoding in ("none", "interleaved", "learned"):
         tables.append(model.layer.weights(x, x)[0].mean(dim=0))  # (16, 16)
 names = [str(place) if place % 5 == 0 else "" for place in range(16)]
 titles = ["no encoding", "sines", "learned table"]
-drawn = plots.matrices(
-    tables, titles, names, names, height=3.1, xlabel="looked at (key)", ylabel="looks (query)"
-)
+labels = {"xlabel": "looked at (key)", "ylabel": "looks (query)"}
+drawn = plots.matrices(tables, titles, names, names, height=3.1, **labels)
 plots.show(
     drawn,
-    alt="Three matrices of weights, 16 words by 16. Without encoding the weights are nearly even; with sines and with "
-    "a learned table they lie on a line one place left of the diagonal.",
+    alt="Three matrices of weights, 16 words by 16. Without encoding the weights are nearly even; "
+    "with sines and with a learned table they lie on a line one place left of the diagonal.",
 )
 
 # %% [markdown]
@@ -395,10 +392,9 @@ plots.show(
 
 # %%
 for encoding in ("interleaved", "learned"):
-    names = dict(models[encoding].named_parameters())
-    print(
-        f"{encoding:12} parameters in the encoding: {names['places'].numel() if 'places' in names else 0}"
-    )
+    parameters = dict(models[encoding].named_parameters())
+    count = parameters["places"].numel() if "places" in parameters else 0
+    print(f"{encoding:12} parameters in the encoding: {count}")
 
 # %% [markdown]
 # In the sines nothing is learned: they are a formula. What is learned is how to *use* them. A table is learned, number by
@@ -417,9 +413,8 @@ for encoding in ("interleaved", "learned"):
 # do with the new values?
 
 # %%
-ends = list(
-    range(7, 48, 4)
-)  # places in groups of four, each named by its last: 4 to 7, 8 to 11, ...
+# places in groups of four, each named by its last: 4 to 7, 8 to 11, ...
+ends = list(range(7, 48, 4))
 
 
 def by_groups(model):
@@ -428,15 +423,14 @@ def by_groups(model):
 
 
 lines = {"sines": by_groups(models["interleaved"]), "learned": by_groups(models["learned"])}
-ax = plots.curves(
-    ends, lines, "Trained on 16 words: right answers by place", "place", "share right"
-)
+title = "Trained on 16 words: right answers by place"
+ax = plots.curves(ends, lines, title, "place", "share right")
 ax.axvline(15.5, color=plots.INK, linewidth=1, linestyle=":")
 ax.set_ylim(0, 1.05)
 plots.show(
     ax,
-    alt="Two curves over the place in a sentence. Up to place 15, marked by a dotted line, both are near 1; beyond it the "
-    "table falls below 0.1 and the sines to between 0.08 and 0.3.",
+    alt="Two curves over the place in a sentence. Up to place 15, marked by a dotted line, both "
+    "are near 1; beyond it the table falls below 0.1 and the sines to between 0.08 and 0.3.",
 )
 
 # %%
@@ -446,10 +440,10 @@ for name in ("interleaved", "learned"):
     print(f"{name:12} less than a third right beyond place 15: {beyond[name] < 1 / 3}")
 
 # %% [markdown]
-# Both fail, and at once. That the formula *has* values out there is one thing; that W^Q and W^K, trained on the first 16
-# places only, treat new ones as they should is another. Nothing in training asked them to turn *every* hand back by one place: whatever
-# tells 16 places apart was good enough. (The sines even slip a little before the line, since words at unknown places now
-# take some of the weight.)
+# Both fail, and at once. That the formula *has* values out there is one thing; that $W^Q$ and $W^K$, trained on the first
+# 16 places only, treat new ones as they should is another. Nothing in training asked them to turn *every* hand back by
+# one place: whatever tells 16 places apart was good enough. (The sines even slip a little before the line, since words at
+# unknown places now take some of the weight.)
 
 # %% [markdown]
 # What helps? Let training see more places. Not longer sentences: the same 16 words, but beginning at a random place from 0
@@ -468,21 +462,19 @@ lines = {
     "sines, anywhere": by_groups(moved["interleaved"]),
     "table, anywhere": by_groups(moved["learned"]),
 }
-ax = plots.curves(
-    ends, lines, "Right answers by place, trained from place 0 or anywhere", "place", "share right"
-)
+title = "Right answers by place, trained from place 0 or anywhere"
+ax = plots.curves(ends, lines, title, "place", "share right")
 ax.set_ylim(0, 1.05)
 plots.show(
     ax,
-    alt="Three curves over the place. The sines whose sentences all began at place 0 fall off beyond 15; sines and table whose "
-    "sentences began anywhere stay near one up to place 47.",
+    alt="Three curves over the place. The sines whose sentences all began at place 0 fall off "
+    "beyond 15; sines and table whose sentences began anywhere stay near one up to place 47.",
 )
 
 # %%
 for name, model in moved.items():
-    print(
-        f"{name:12} at least 85 % right up to place 47: {right_at_each_place(model, 48).mean().item() > 0.85}"
-    )
+    right = right_at_each_place(model, 48).mean().item()
+    print(f"{name:12} at least 85 % right up to place 47: {right > 0.85}")
 
 # %% [markdown]
 # Now sentences of 48 words are mostly answered rightly, though none in training had more than 16; and on the whole the table
@@ -495,13 +487,15 @@ for name, model in moved.items():
 # %% [markdown]
 # ## 8. Two dimensions
 #
-# The cells of a picture have a row and a column. So half of the channels encode the row y, the other half the column x,
-# each as above. DETR adds two things. Places are **scaled**: every picture spans 0..2π, whatever its size, so that "in
-# the middle" means the same everywhere. And they are counted over **real cells** only, since pictures of a
+# The cells of a picture have a row and a column. So half of the channels encode the row $y$, the other half the column
+# $x$, each as above. DETR adds two things. Places are **scaled**: every picture spans $0 \ldots 2\pi$, whatever its size,
+# so that "in the middle" means the same everywhere. And they are counted over **real cells** only, since pictures of a
 # batch are padded.
 
 # %% [markdown]
-# Two more things were made for sentences and simply kept. The fastest hand now turns only a little from cell to cell: once around per *picture*. And 10000 was chosen for texts. How many hands turn by more than a tenth of a circle from one border to the other, for DETR's d = 256?
+# Two more things were made for sentences and simply kept. The fastest hand now turns only a little from cell to cell:
+# once around per *picture*. And 10000 was chosen for texts. How many hands turn by more than a tenth of a circle from one
+# border to the other, for DETR's $d = 256$?
 
 # %%
 turns = [1 / 10000 ** (2 * i / 128) for i in range(64)]  # of each hand for y, over 2π
@@ -527,14 +521,9 @@ def encode(y, x, d):
 
 
 H, W, d = 6, 8, 16
-by_hand = torch.stack(
-    [
-        torch.stack(
-            [encode((i + 1) / H * 2 * math.pi, (j + 1) / W * 2 * math.pi, d) for j in range(W)]
-        )
-        for i in range(H)
-    ]
-)  # (H, W, d)
+ys = [(i + 1) / H * 2 * math.pi for i in range(H)]
+xs = [(j + 1) / W * 2 * math.pi for j in range(W)]
+by_hand = torch.stack([torch.stack([encode(y, x, d) for x in xs]) for y in ys])  # (H, W, d)
 nothing_padded = torch.zeros(1, H, W, dtype=torch.bool)
 same = (by_hand - package.sine_encoding_2d(nothing_padded, d)[0]).abs().max().item() < 1e-5
 print(tuple(by_hand.shape), " equal to the package's:", same)
@@ -546,25 +535,21 @@ print(tuple(by_hand.shape), " equal to the package's:", same)
 padded = torch.ones(1, 10, 12, dtype=torch.bool)  # (B, H, W), True is padding
 padded[:, :H, :W] = False
 inside = package.sine_encoding_2d(padded, d)[0, :H, :W]
-print(
-    "same as alone:",
-    torch.allclose(inside, package.sine_encoding_2d(nothing_padded, d)[0], atol=1e-5),
-)
+alone = package.sine_encoding_2d(nothing_padded, d)[0]
+print("same as alone:", torch.allclose(inside, alone, atol=1e-5))
 
 # %% [markdown]
-# **Two conventions.** DETR puts the first of H rows at 1/H and the last at 1: at the lower edges of its cells. Deformable
+# **Two conventions.** DETR puts the first of $H$ rows at $1/H$ and the last at 1: at the lower edges of its cells. Deformable
 # DETR subtracts a half first, so that places are the *centres* of cells. Why the second matters: feature maps of several
 # sizes lie over one picture, and a point of it should get the same code in each.
 
 # %%
 for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
     coarse = (1 - shift) / 2  # the first row of 2
-    fine = (
-        (1 - shift) / 4 + (2 - shift) / 4
-    ) / 2  # the middle of the first two rows of 4: the same stripe
-    print(
-        f"{convention:10} first of two rows: {coarse:.3f}  middle of the first two of four: {fine:.3f}"
-    )
+    # the middle of the first two rows of 4, which cover the same stripe:
+    fine = ((1 - shift) / 4 + (2 - shift) / 4) / 2
+    print(f"{convention:10} first of two rows: {coarse:.3f}", end="  ")
+    print(f"middle of the first two of four: {fine:.3f}")
 
 # %% [markdown]
 # The first of two rows covers the same stripe as the first two of four. Deformable DETR gives its middle the same number,
@@ -583,16 +568,14 @@ for convention, shift in (("detr", 0.0), ("deformable", 0.5)):
 
 # %%
 scene = course.picture()
-grid = package.sine_encoding_2d(torch.zeros(1, 12, 12, dtype=torch.bool), 64, "deformable")[
-    0
-]  # (12, 12, d)
+no_padding = torch.zeros(1, 12, 12, dtype=torch.bool)
+grid = package.sine_encoding_2d(no_padding, 64, "deformable")[0]  # (12, 12, d)
 cells = [(2, 3), (6, 6), (10, 8)]
 drawn, axes = plots.panels(3, height=2.7)
 for cell, ax in zip(cells, axes):
     nearness = (grid @ grid[cell]).flatten().softmax(dim=0).reshape(12, 12)
-    plots.attention_over_picture(
-        scene.pixels, nearness, cell, f"row {cell[0]}, column {cell[1]}", ax=ax
-    )
+    title = f"row {cell[0]}, column {cell[1]}"
+    plots.attention_over_picture(scene.pixels, nearness, cell, title, ax=ax)
 plots.show(
     drawn,
     alt="The picture three times, with a glow around the framed cell that fades with distance.",
@@ -603,9 +586,8 @@ plots.show(
 # and beside it the encoding. The dot product of two such vectors is the sum of both: alike *and* near.
 
 # %%
-colour = (
-    (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-2, -1)).flatten(1).T
-)  # (N, 3)
+patches = (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8)  # (3, 12, 12, 8, 8)
+colour = patches.mean(dim=(-2, -1)).flatten(1).T  # (N, 3)
 centred = (colour - colour.mean(dim=0)) / colour.std(dim=0)
 directions = 3 * torch.nn.functional.normalize(centred, dim=-1)  # (N, 3), as in 01
 place = grid.flatten(0, 1) / 2  # (N, 64), halved so that colour counts for more
@@ -622,13 +604,12 @@ ways = {"colour": look(directions), "place": look(place), "both": look(direction
 cell = (1, 10)  # ground, in the upper right
 drawn, axes = plots.panels(3, height=2.7)
 for (name, weights), ax in zip(ways.items(), axes):
-    plots.attention_over_picture(
-        scene.pixels, weights.reshape(12, 12, 12, 12)[cell], cell, name, ax=ax
-    )
+    seen = weights.reshape(12, 12, 12, 12)[cell]  # (12, 12)
+    plots.attention_over_picture(scene.pixels, seen, cell, name, ax=ax)
 plots.show(
     drawn,
-    alt="Attention of a ground patch in the upper right. By colour it looks at ground far away, most of all on the "
-    "left, by place at its surroundings, by both at the ground around it.",
+    alt="Attention of a ground patch in the upper right. By colour it looks at ground far away, "
+    "most of all on the left, by place at its surroundings, by both at the ground around it.",
 )
 
 # %% [markdown]
@@ -657,11 +638,11 @@ course.equation_map("03")
 # ## Summary
 #
 # - Attention is blind to order; a vector for each place, added to the word, opens its eyes.
-# - Sine encoding: d/2 hands of a clock, each slower than the one before, a sine and a cosine for each.
+# - Sine encoding: $d/2$ hands of a clock, each slower than the one before, a sine and a cosine for each.
 # - Two layouts: interleaved (the paper) and halves (Tensor2Tensor); the exponents differ as well.
-# - Dot products depend on distance alone; a step of k places is one rotation, the same everywhere.
+# - Dot products depend on distance alone; a step of $k$ places is one rotation, the same everywhere.
 # - The formula goes on for ever; a model trained on short sentences does not. Train on the places that you will need.
-# - Pictures: half of the channels for y, half for x, scaled to 0..2π over real cells.
+# - Pictures: half of the channels for $y$, half for $x$, scaled to $0 \ldots 2\pi$ over real cells.
 
 # %% [markdown]
 # ## Exercises
@@ -678,7 +659,7 @@ course.equation_map("03")
 
 # %% tags=["exercise"]
 def sine_encoding_of(values, dim):
-    """values: (...). Returns (..., d), d = dim: sine and cosine alternate, of value / 10000^(2i/d)."""
+    """values: (...). Returns (..., d), d = dim: sine, cosine, sine ... of value / 10000^(2i/d)."""
     raise NotImplementedError
 
 
@@ -686,7 +667,7 @@ def sine_encoding_of(values, dim):
 # <details>
 # <summary>Hint</summary>
 #
-# `values[..., None]` gives each number a dimension of its own, along which the d/2 divisors can stretch. To make
+# `values[..., None]` gives each number a dimension of its own, along which the $d/2$ divisors can stretch. To make
 # two tensors alternate, stack them along a new last dimension and flatten the last two.
 #
 # </details>
@@ -700,7 +681,7 @@ course.check("sine_encoding_of", sine_encoding_of)
 #
 # ```python
 # def sine_encoding_of(values, dim):
-#     """values: (...). Returns (..., d), d = dim: sine and cosine alternate, of value / 10000^(2i/d)."""
+#     """values: (...). Returns (..., d), d = dim: sine, cosine, sine ... of value / 10000^(2i/d)."""
 #     i = torch.arange(dim // 2)
 #     angles = values[..., None] / 10000 ** (2 * i / dim)  # (..., d/2)
 #     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (..., d/2, 2) → (..., d)
@@ -713,7 +694,7 @@ course.check("sine_encoding_of", sine_encoding_of)
 #
 # Difficulty ●●○○○ · Importance ●●○○○ · about 10 minutes
 #
-# Tensor2Tensor's form: sines left, cosines right, and exponents i / (n − 1) for the n = d/2 hands.
+# Tensor2Tensor's form: sines left, cosines right, and exponents $i / (n - 1)$ for the $n = d/2$ hands.
 
 
 # %% tags=["exercise"]
@@ -753,7 +734,7 @@ course.check("timing_signal", timing_signal)
 #
 # Difficulty ●●●○○ · Importance ●●●○○ · about 15 minutes
 #
-# Section 5 gives it as `turn`. Write it without looking, from the formulas of sin(a + b) and cos(a + b), for the
+# Section 5 gives it as `turn`. Write it without looking, from the formulas of $\sin(a + b)$ and $\cos(a + b)$, for the
 # interleaved layout. `step` may be negative.
 
 
@@ -767,7 +748,7 @@ def shift_matrix(step, dim):
 # <details>
 # <summary>Hint</summary>
 #
-# R is zero but for d/2 blocks of 2 × 2 on the diagonal. Which two numbers make the new sine out of the old sine and
+# $R$ is zero but for $d/2$ blocks of 2 × 2 on the diagonal. Which two numbers make the new sine out of the old sine and
 # the old cosine? They stand in the block's first column.
 #
 # </details>
@@ -799,14 +780,17 @@ course.check("shift_matrix", shift_matrix)
 # Difficulty ●●●●○ · Importance ●●●●● · about 15 minutes
 #
 # The encoding of every cell of a padded batch. Count real cells down and across (`cumsum` adds up along a dimension),
-# subtract `shift`, divide by the number of real cells in that column or row, and multiply by 2π. Add
+# subtract `shift`, divide by the number of real cells in that column or row, and multiply by $2\pi$. Add
 # 1e-6 to the divisor, as the official code does, so that nothing is divided by zero. What then stands on padding means
 # nothing, and is not compared. Use `package.sine_encoding_of`.
 
 
 # %% tags=["exercise"]
 def sine_encoding_2d(padding, dim, shift):
-    """padding: (B, H, W), True on padding; shift: 0 for DETR, 0.5 for Deformable DETR. Returns (B, H, W, d)."""
+    """padding: (B, H, W), True on padding. Returns (B, H, W, d), d = dim.
+
+    shift: 0 for DETR, 0.5 for Deformable DETR.
+    """
     raise NotImplementedError
 
 
@@ -814,7 +798,7 @@ def sine_encoding_2d(padding, dim, shift):
 # <details>
 # <summary>Hint</summary>
 #
-# `(~padding).float().cumsum(1)` is the y of every cell, counted 1, 2, 3 …, and its last row is the number of real
+# `(~padding).float().cumsum(1)` is the $y$ of every cell, counted 1, 2, 3 …, and its last row is the number of real
 # cells in each column.
 #
 # </details>
@@ -828,7 +812,10 @@ course.check("sine_encoding_2d", sine_encoding_2d)
 #
 # ```python
 # def sine_encoding_2d(padding, dim, shift):
-#     """padding: (B, H, W), True on padding; shift: 0 for DETR, 0.5 for Deformable DETR. Returns (B, H, W, d)."""
+#     """padding: (B, H, W), True on padding. Returns (B, H, W, d), d = dim.
+#
+#     shift: 0 for DETR, 0.5 for Deformable DETR.
+#     """
 #     real = (~padding).float()
 #     y, x = real.cumsum(1), real.cumsum(2)  # (B, H, W)
 #     y = (y - shift) / (y[:, -1:] + 1e-6) * 2 * math.pi
