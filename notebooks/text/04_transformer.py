@@ -61,7 +61,7 @@ def likeness(x):
 
 @torch.no_grad()
 def through(keep):
-    """The likeness before the first layer and after each; `keep`: whether a word is added to what it attends to."""
+    """Likeness before the first layer and after each; `keep` adds a word to what it attends to."""
     x, seen = torch.randn(1, N, d, generator=torch.Generator().manual_seed(1)), []
     for layer in [None, *stack]:
         x = x if layer is None else layer(x, x, x) + (x if keep else 0)
@@ -75,14 +75,13 @@ alike = {"attention alone": through(keep=False), "x + attention": through(keep=T
 ax = plots.curves(range(17), alike, "How much 20 words are alike", "layers", "mean cosine")
 plots.show(
     ax,
-    alt="Two curves over 16 layers. With attention alone the words are fully alike after the first layers; with the "
-    "sum they stay different far longer.",
+    alt="Two curves over 16 layers. With attention alone the words are fully alike after the "
+    "first layers; with the sum they stay different far longer.",
 )
 
 # %%
-print(
-    f"after 3 layers: attention alone {alike['attention alone'][3]:.1f}, with the sum {alike['x + attention'][3]:.1f}"
-)
+alone, with_sum = (values[3] for values in alike.values())
+print(f"after 3 layers: attention alone {alone:.1f}, with the sum {with_sum:.1f}")
 
 # %% [markdown]
 # With attention alone, all words are the same after a few layers, and no later layer can tell them apart. The remedy is as
@@ -106,11 +105,8 @@ for keep in (False, True):
     nudge = torch.randn(1, N, d, generator=torch.Generator().manual_seed(2))
     (y * nudge / nudge.norm()).sum().backward()
     size = math.floor(math.log10(x.grad.norm()))
-    print(
-        "with the sum:   " if keep else "attention alone:",
-        "gradient of the order of 10 to the",
-        size,
-    )
+    name = "with the sum:   " if keep else "attention alone:"
+    print(name, "gradient of the order of 10 to the", size)
 
 # %% [markdown]
 # ## 2. To stay in bounds: layer norm
@@ -134,14 +130,15 @@ spreads = {"without norm": lengths(nn.Identity()), "with layer norm": lengths(nn
 ax = plots.curves(range(1, 17), spreads, "Spread of the channels", "layers", log="y")
 plots.show(
     ax,
-    alt="Two curves over 16 layers on a logarithmic axis. Without norm the spread grows by orders of magnitude; with "
-    "layer norm it stays at one.",
+    alt="Two curves over 16 layers on a logarithmic axis. Without norm the spread grows by "
+    "orders of magnitude; with layer norm it stays at one.",
 )
 
 # %% [markdown]
-# Remember the saturated softmax of 01: scores are products of such numbers, and with numbers in the hundreds nearly every softmax is
-# a hard choice. **Layer norm** brings each word back to mean 0 and spread 1 over its own d channels, and then lets
-# training choose another spread and another mean for each channel (γ and β; 10⁻⁵ avoids a division by zero):
+# Remember the saturated softmax of 01: scores are products of such numbers, and with numbers in the hundreds nearly
+# every softmax is a hard choice. **Layer norm** brings each word back to mean 0 and spread 1 over its own $d$ channels,
+# and then lets training choose another spread and another mean for each channel ($\gamma$ and $\beta$; 10⁻⁵ avoids a
+# division by zero):
 #
 # $$\text{LayerNorm}(x) = \gamma\,\frac{x - \text{mean}(x)}{\sqrt{\text{var}(x) + 10^{-5}}} + \beta$$
 
@@ -170,9 +167,10 @@ print("torch's within 1e-6:", (by_hand - nn.LayerNorm(4)(word)).abs().max().item
 # $$\text{FFN}(x) = \max(0,\ x W_1 + b_1)\,W_2 + b_2$$
 
 # %% [markdown]
-# max(0, ·), the **ReLU**, is the bend: it keeps what is positive and drops what is negative. Without it, two matrices
-# in a row would be one matrix. The row between them is wider than the word (four times, in *Attention Is All You Need*, the paper of 2017 that the Transformer comes from): many
-# small questions about the word, each answered with "how much", or not at all.
+# $\max(0, \cdot)$, the **ReLU**, is the bend: it keeps what is positive and drops what is negative. Without it, two
+# matrices in a row would be one matrix. The row between them is wider than the word (four times, in *Attention Is All
+# You Need*, the paper of 2017 that the Transformer comes from): many small questions about the word, each answered with
+# "how much", or not at all.
 #
 # (In training, **dropout** usually sets a tenth of such numbers to zero, a different tenth in every step, and divides the rest by nine tenths: so a network cannot rely on any single one of them. That paper and DETR have it; at our sizes it would only blur what we compare, so in these notebooks it is 0.)
 
@@ -250,13 +248,10 @@ theirs.load_state_dict(layer.state_dict())
 memory, written, mask = torch.randn(2, 7, d), torch.randn(2, 4, d), attention.causal_mask(4)
 with torch.no_grad():
     ours = decoder_layer(written, memory, mask, layer)
-    print(
-        "package within 1e-6:", (ours - layer(written, memory, mask=mask)).abs().max().item() < 1e-6
-    )
-    print(
-        "torch within 2e-6:  ",
-        (ours - theirs(written, memory, tgt_mask=mask)).abs().max().item() < 2e-6,
-    )
+    from_package = layer(written, memory, mask=mask)
+    from_torch = theirs(written, memory, tgt_mask=mask)
+print("package within 1e-6:", (ours - from_package).abs().max().item() < 1e-6)
+print("torch within 2e-6:  ", (ours - from_torch).abs().max().item() < 2e-6)
 
 # %% [markdown]
 # Both layers, and what passes between them:
@@ -264,8 +259,9 @@ with torch.no_grad():
 # %%
 plots.show(
     course.architecture("transformer"),
-    alt="Two rows of blocks. Above, the encoder layer: self-attention, feed-forward, memory. Below, the decoder layer: causal "
-    "self-attention, cross-attention, which takes keys and values from the memory, feed-forward.",
+    alt="Two rows of blocks. Above, the encoder layer: self-attention, feed-forward, memory. "
+    "Below, the decoder layer: causal self-attention, cross-attention, which takes keys and values "
+    "from the memory, feed-forward.",
 )
 
 # %% [markdown]
@@ -285,8 +281,8 @@ with torch.no_grad():
 
 # %%
 ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
 ).split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
@@ -456,16 +452,15 @@ print("recorded:", *weights, sep="\n  ")
 
 # %%
 names = [*say(n), "end"]  # what is said at each place
-tables = [
-    weights[f"decoder.layers.{k}.multihead_attn"][0].mean(dim=0) for k in (0, 1)
-]  # (N_q, 4) each
+# for each layer the mean of its heads, (N_q, 4)
+tables = [weights[f"decoder.layers.{k}.multihead_attn"][0].mean(dim=0) for k in (0, 1)]
 drawn = plots.matrices(
     tables, ["layer 1", "layer 2"], names, list(str(n)), height=3.0, xlabel="digit", ylabel="says"
 )
 plots.show(
     drawn,
-    alt="Two matrices of weights, the five words said by the four digits 4, 0, 7, 1, for the two layers of the decoder, "
-    "each the mean of four heads.",
+    alt="Two matrices of weights, the five words said by the four digits 4, 0, 7, 1, for the two "
+    "layers of the decoder, each the mean of four heads.",
 )
 
 # %% [markdown]
@@ -480,17 +475,12 @@ for place in range(4):
     with torch.no_grad():
         before, after = reader(digits, asked).softmax(-1), reader(other, asked).softmax(-1)
     changes[place] = (before - after).abs().sum(dim=-1)[0] / 2  # how much probability moves, 0..1
-ax = plots.matrix(
-    changes.T,
-    names,
-    [f"{digit} → 5" for digit in str(n)],
-    "probability moved",
-    "one digit changed",
-    "says",
-)
+columns = [f"{digit} → 5" for digit in str(n)]
+ax = plots.matrix(changes.T, names, columns, "probability moved", "one digit changed", "says")
 plots.show(
     ax,
-    alt="A matrix of the five words said by the four digits changed to five: how much of the probability of each word moves.",
+    alt="A matrix of the five words said by the four digits changed to five: how much of the "
+    "probability of each word moves.",
 )
 
 # %% [markdown]
@@ -516,10 +506,8 @@ def without(part):
     if part == "places":
         model.places.zero_()
     if part == "feed-forward":
-        for layer in layers:
-            layer.feed_forward = (
-                torch.zeros_like
-            )  # a function in the module's place: thinks nothing
+        for layer in layers:  # a function in the module's place: thinks nothing
+            layer.feed_forward = torch.zeros_like
     if part == "encoder":
         model.encoder.layers = nn.ModuleList()
     return model
@@ -532,13 +520,13 @@ for part in ("nothing", "feed-forward", "encoder", "places"):
     shares[part] = share_right(model)
 
 # %%
-ax = plots.bars(
-    list(shares.values()), list(shares), "Unseen numbers read without a mistake, without …"
-)
+title = "Unseen numbers read without a mistake, without …"
+ax = plots.bars(list(shares.values()), list(shares), title)
 plots.show(
     ax,
-    alt="Four bars of the share of unseen numbers read without a mistake. With all parts and without feed-forward it "
-    "is near one, without the encoder a little lower, without places near zero.",
+    alt="Four bars of the share of unseen numbers read without a mistake. With all parts and "
+    "without feed-forward it is near one, without the encoder a little lower, without places near "
+    "zero.",
 )
 print("without places, less than one in five:", shares["places"] < 0.2)
 print("without feed-forward, still more than nine in ten:", shares["feed-forward"] > 0.9)
@@ -558,15 +546,13 @@ print("without feed-forward, still more than nine in ten:", shares["feed-forward
 
 # %%
 scene = course.picture()
-colour = (
-    (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-2, -1)).flatten(1).T
-)  # (N, 3)
+patches = (scene.pixels / 255).unfold(1, 8, 8).unfold(2, 8, 8)  # (3, 12, 12, 8, 8)
+colour = patches.mean(dim=(-2, -1)).flatten(1).T  # (N, 3)
 mean, spread = colour.mean(dim=0), colour.std(dim=0)
 memory = nn.functional.normalize((colour - mean) / spread, dim=-1)  # (144, 3)
 asked = {"teal": (0.1, 0.6, 0.6), "yellow": (0.85, 0.8, 0.3), "orange": (0.95, 0.65, 0.45)}
-queries = nn.functional.normalize(
-    (torch.tensor(list(asked.values())) - mean) / spread, dim=-1
-)  # (N_q, 3)
+named = torch.tensor(list(asked.values()))
+queries = nn.functional.normalize((named - mean) / spread, dim=-1)  # (N_q, 3)
 weights = attention.attention_weights(10 * queries, memory)  # (3, 144)
 
 # %%
@@ -576,8 +562,8 @@ for name, row, ax in zip(asked, weights, axes[1:]):
     plots.attention_over_picture(scene.pixels, row.reshape(12, 12), title=f"“{name}?”", ax=ax)
 plots.show(
     drawn,
-    alt="The picture, and where three queries of a colour look. Teal lights up the small star, yellow the ring, orange the "
-    "triangle and parts of the large star.",
+    alt="The picture, and where three queries of a colour look. Teal lights up the small star, "
+    "yellow the ring, orange the triangle and parts of the large star.",
 )
 
 # %% [markdown]
@@ -591,7 +577,7 @@ course.equation_map("04")
 # %% [markdown]
 # ## Summary
 #
-# - Residual: x + step(x). Attention alone makes all words alike; the sum keeps them, and lets gradients pass.
+# - Residual: $x + \text{step}(x)$. Attention alone makes all words alike; the sum keeps them, and lets gradients pass.
 # - Layer norm: each word back to mean 0 and spread 1 over its own channels.
 # - Feed-forward: two matrices with a bend, the same for each place; in the encoder layer of 2017, two thirds of the parameters. (Our task did not need it.)
 # - Encoder layer: attend, add, norm; think, add, norm. Decoder layer: the same, with cross-attention (add, norm) in between.
@@ -646,7 +632,7 @@ course.check("layer_norm", layer_norm)
 #
 # Difficulty ●●○○○ · Importance ●●●●● · about 5 minutes
 #
-# The order of section 4, whatever the steps are: `attend`, `think`, `norm1` and `norm2` are functions of x.
+# The order of section 4, whatever the steps are: `attend`, `think`, `norm1` and `norm2` are functions of $x$.
 
 
 # %% tags=["exercise"]
@@ -684,7 +670,7 @@ course.check("encoder_layer", encoder_layer)
 #
 # Difficulty ●○○○○ · Importance ●●●○○ · about 3 minutes
 #
-# The smallest part of the package, called in every layer of every detector: x with its position, where there is one.
+# The smallest part of the package, called in every layer of every detector: $x$ with its position, where there is one.
 
 
 # %% tags=["exercise"]
@@ -697,7 +683,7 @@ def with_position(x, position):
 # <details>
 # <summary>Hint</summary>
 #
-# One question, then a sum; and do not change x itself.
+# One question, then a sum; and do not change $x$ itself.
 #
 # </details>
 
@@ -727,7 +713,8 @@ course.check("with_position", with_position)
 
 # %% tags=["exercise"]
 def greedy(scores_of, begin, end, longest):
-    """scores_of: words so far (n,) → scores of the next (vocabulary,). Returns the words between begin and end."""
+    """scores_of: words so far (n,) → scores of the next (vocabulary,).
+    Returns the words between begin and end."""
     raise NotImplementedError
 
 
@@ -749,7 +736,8 @@ course.check("greedy", greedy)
 #
 # ```python
 # def greedy(scores_of, begin, end, longest):
-#     """scores_of: words so far (n,) → scores of the next (vocabulary,). Returns the words between begin and end."""
+#     """scores_of: words so far (n,) → scores of the next (vocabulary,).
+#     Returns the words between begin and end."""
 #     words = [begin]
 #     for _ in range(longest):
 #         best = int(scores_of(torch.tensor(words)).argmax())

@@ -61,7 +61,7 @@ plots.show(
 # share and divides it by the area that at least one of them covers: 0 where they do not touch, 1 where they are the same.
 #
 # By hand: one box from (0, 0) to (4, 2), another from (2, 1) to (5, 5). They share the region from (2, 1) to (4, 2),
-# an area of 2. The areas are 8 and 12; together they cover 8 + 12 − 2 = 18. IoU = 2/18 = 0.111.
+# an area of 2. The areas are 8 and 12; together they cover 8 + 12 − 2 = 18. $\text{IoU} = 2/18 = 0.111$.
 
 
 # %%
@@ -77,8 +77,8 @@ def iou(a, b):
 print("by hand:", round(iou((0, 0, 4, 2), (2, 1, 5, 5)), 3))
 
 # %% [markdown]
-# `max(width, 0)` matters. Boxes apart in x *and* in y have a negative width and a negative height, and their product is positive:
-# without it, two boxes at opposite corners would "overlap".
+# `max(width, 0)` matters. Boxes apart in $x$ *and* in $y$ have a negative width and a negative height, and their
+# product is positive: without it, two boxes at opposite corners would "overlap".
 #
 # For all pairs of many boxes at once: `several[:, None]` has the shape (6, 1, 4); torch repeats it against (5, 4), which gives (6, 5).
 
@@ -104,12 +104,10 @@ from torchvision.models.detection.image_list import ImageList
 
 
 def anchors_of(sizes, shapes=(0.5, 1.0, 2.0), stride=8, side=96):
-    """Anchors (A, 4), corners in pixels, for each cell of a map of this stride; shapes are height : width."""
+    """Anchors (A, 4), corners in pixels, at each cell of this stride; shapes are height : width."""
     generator = AnchorGenerator((tuple(sizes),), (tuple(shapes),))
-    picture, cells = (
-        torch.zeros(1, 3, side, side),
-        torch.zeros(1, 1, side // stride, side // stride),
-    )
+    picture = torch.zeros(1, 3, side, side)
+    cells = torch.zeros(1, 1, side // stride, side // stride)
     return generator(ImageList(picture, [(side, side)]), [cells])[0]
 
 
@@ -128,8 +126,8 @@ draw_boxes(
 )
 plots.show(
     drawn,
-    alt="Nine boxes of three sizes and three shapes around one point; and for each object the anchor that "
-    "fits best.",
+    alt="Nine boxes of three sizes and three shapes around one point; and for each object the "
+    "anchor that fits best.",
 )
 
 # %% [markdown]
@@ -144,17 +142,16 @@ for side in sides:
     centre = side / 2 + (96 - side) * torch.rand(100, 2, generator=generator)
     squares = torch.cat((centre - side / 2, centre + side / 2), dim=1)
     for name, sizes in zip(fits, ((16, 32, 48), (32, 64, 128, 256, 512))):
-        best = (
-            package_boxes.box_iou(squares[:, None], anchors_of(sizes)).max(dim=1).values
-        )  # (100,)
-        fits[name].append(best.mean().item())
+        overlap = package_boxes.box_iou(squares[:, None], anchors_of(sizes))  # (100, A)
+        fits[name].append(overlap.max(dim=1).values.mean().item())
 
 # %%
 ax = plots.curves(sides, fits, "IoU of the best anchor", "side of the object in pixels", log="x")
 plots.show(
     ax,
-    alt="IoU of the best anchor against the side of the object, for two sets of sizes. Both have hills at their own sizes and "
-    "fall between and beyond them; the set for photos has next to nothing for objects below 16 pixels.",
+    alt="IoU of the best anchor against the side of the object, for two sets of sizes. Both have "
+    "hills at their own sizes and fall between and beyond them; the set for photos has next to "
+    "nothing for objects below 16 pixels.",
 )
 
 # %% [markdown]
@@ -164,9 +161,10 @@ plots.show(
 # %% [markdown]
 # ## 3. Part two: the rule that assigns
 #
-# 1296 anchors (A of them, for short), four objects (T): which anchor shall learn what? A usual **assignment rule**: an anchor learns an object if their IoU is at
-# least 0.5 (some take 0.7); it learns "background" if its best IoU is below 0.3 (or 0.4); in between it learns nothing; but the best anchors
-# of each object always learn the object that they overlap most.
+# 1296 anchors ($A$ of them, for short), four objects ($T$): which anchor shall learn what? A usual **assignment rule**:
+# an anchor learns an object if their IoU is at least 0.5 (some take 0.7); it learns "background" if its best IoU is
+# below 0.3 (or 0.4); in between it learns nothing; but the best anchors of each object always learn the object that
+# they overlap most.
 
 
 # %%
@@ -190,14 +188,12 @@ print("the same as torchvision's matcher:", same)
 # %%
 counts = [(rule == t).sum().item() for t in range(4)]
 area = package_boxes.box_area(scene.boxes).tolist()
-labels = [
-    f"{name} {t}\n{pixels:.0f} px²" for t, (name, pixels) in enumerate(zip(scene.names, area))
-]
+labels = [f"{name} {t}\n{a:.0f} px²" for t, (name, a) in enumerate(zip(scene.names, area))]
 ax = plots.bars(counts, labels, "Anchors that learn each object", "anchors", form="{:.0f}")
 plots.show(
     ax,
-    alt="Four bars with the area of each object: the two large ones, a star and the ring, are learned by about three "
-    "times as many anchors as the two small ones.",
+    alt="Four bars with the area of each object: the two large ones, a star and the ring, are "
+    "learned by about three times as many anchors as the two small ones.",
 )
 
 # %% [markdown]
@@ -223,18 +219,15 @@ def nms(boxes, scores, threshold):
     return kept
 
 
+# %%
 def candidates(distance, copies=12, spread=4.0, seed=0):
-    """Two objects of 44 pixels, `distance` apart, each found `copies` times: boxes and scores as a detector gives them."""
+    """What a detector might say of two objects of 44 pixels, `distance` apart: boxes and scores."""
     generator = torch.Generator().manual_seed(seed)
-    centre = torch.tensor([[48 - distance / 2, 48], [48 + distance / 2, 48]]).repeat_interleave(
-        copies, dim=0
-    )
-    centre = centre + spread * torch.randn(
-        centre.shape, generator=generator
-    )  # each a few pixels off
-    return torch.cat((centre - 22, centre + 22), dim=1), torch.rand(
-        len(centre), generator=generator
-    )
+    centre = torch.tensor([[48 - distance / 2, 48], [48 + distance / 2, 48]])
+    centre = centre.repeat_interleave(copies, dim=0)  # each object is found so many times,
+    centre = centre + spread * torch.randn(centre.shape, generator=generator)  # a few pixels off
+    boxes = torch.cat((centre - 22, centre + 22), dim=1)
+    return boxes, torch.rand(len(centre), generator=generator)
 
 
 found, scores = candidates(48)
@@ -254,10 +247,8 @@ def discs(distance):
     """A picture (3, 96, 96) with two discs of radius 22."""
     y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
     pixels = torch.full((3, 96, 96), 0.9)
-    for cx, colour in (
-        (48 - distance / 2, (0.55, 0.75, 0.9)),
-        (48 + distance / 2, (0.95, 0.8, 0.6)),
-    ):
+    left, right = 48 - distance / 2, 48 + distance / 2
+    for cx, colour in ((left, (0.55, 0.75, 0.9)), (right, (0.95, 0.8, 0.6))):
         inside = (x - cx) ** 2 + (y - 48) ** 2 < 22**2
         pixels = torch.where(inside, torch.tensor(colour)[:, None, None], pixels)
     return pixels
@@ -270,13 +261,12 @@ for i, (name, distance) in enumerate((("apart", 48), ("crowd", 12))):
     (found, scores), picture = candidates(distance), discs(distance)
     kept = nms(found, scores, threshold)
     draw_boxes(picture, found, one_colour=3, title=f"{name}: {len(found)} boxes", ax=axes[2 * i])
-    draw_boxes(
-        picture, found[kept], one_colour=3, title=f"after NMS, {threshold}", ax=axes[2 * i + 1]
-    )
+    after = f"after NMS, {threshold}"
+    draw_boxes(picture, found[kept], one_colour=3, title=after, ax=axes[2 * i + 1])
 plots.show(
     drawn,
-    alt="Left: two discs apart with many boxes each, one box each after NMS. Right: two discs that overlap; after NMS with "
-    "the same threshold only one box is left for both.",
+    alt="Left: two discs apart with many boxes each, one box each after NMS. Right: two discs that "
+    "overlap; after NMS with the same threshold only one box is left for both.",
 )
 
 # %% [markdown]
@@ -289,9 +279,7 @@ def answered(distance, threshold, pictures=200):
     right = 0
     for seed in range(pictures):
         found, scores = candidates(distance, seed=seed)
-        whose = (
-            torchvision.ops.nms(found, scores, threshold) // 12
-        )  # the first 12 boxes are of disc 0
+        whose = torchvision.ops.nms(found, scores, threshold) // 12  # the first 12 are of disc 0
         right += sorted(whose.tolist()) == [0, 1]
     return right / pictures
 
@@ -303,15 +291,13 @@ shares = {name: [answered(d, t) for t in thresholds] for name, d in (("apart", 4
 ax = plots.curves(thresholds, shares, "Pictures answered rightly by NMS", "threshold", "share")
 plots.show(
     ax,
-    alt="Share of pictures answered rightly against the threshold. Apart: all up to 0.2, then falling to none. Crowd: a hill "
-    "around 0.4 that stays below 0.7.",
+    alt="Share of pictures answered rightly against the threshold. Apart: all up to 0.2, then "
+    "falling to none. Crowd: a hill around 0.4 that stays below 0.7.",
 )
 best = {name: thresholds[values.index(max(values))] for name, values in shares.items()}
 print("the crowd needs a higher threshold than the others:", best["crowd"] > best["apart"])
-print(
-    "a threshold that serves nine of ten in both:",
-    any(min(pair) > 0.9 for pair in zip(*shares.values())),
-)
+in_both = [min(pair) for pair in zip(*shares.values())]
+print("a threshold that serves nine of ten in both:", max(in_both) > 0.9)
 
 # %% [markdown]
 # Low enough to remove the copies, and neighbours vanish; high enough to keep the neighbours, and copies stay. From the boxes alone NMS cannot tell a copy from a neighbour: it never looks at the picture.
@@ -322,8 +308,8 @@ print(
 # %% [markdown]
 # ## 5. A loss for boxes
 #
-# Before we choose who learns what, we need to say how *wrong* a box is, so that a gradient can mend it. 1 − IoU? A box slides from left to right
-# over another of the same size:
+# Before we choose who learns what, we need to say how *wrong* a box is, so that a gradient can mend it.
+# $1 - \text{IoU}$? A box slides from left to right over another of the same size:
 
 # %%
 fixed = torch.tensor([40.0, 40, 60, 60])
@@ -336,8 +322,8 @@ lines = {
 ax = plots.curves(shifts.tolist(), lines, "A box of 20 px slides over another", "shift in pixels")
 plots.show(
     ax,
-    alt="IoU is a peak, and flat zero where the boxes do not touch; GIoU goes on falling there, down to "
-    "−0.33.",
+    alt="IoU is a peak, and flat zero where the boxes do not touch; GIoU goes on falling there, "
+    "down to −0.33.",
 )
 
 # %% [markdown]
@@ -348,33 +334,33 @@ plots.show(
 #
 # (In the figure the curves coincide where the boxes touch, for two boxes of one size in a row fill their hull.)
 #
-# Our two boxes by hand: the hull goes from (0, 0) to (5, 5), an area of 25; the union was 18. GIoU = 0.111 − 7/25 = −0.169.
+# Our two boxes by hand: the hull goes from (0, 0) to (5, 5), an area of 25; the union was 18.
+# $\text{GIoU} = 0.111 - 7/25 = -0.169$.
 
 
 # %%
 def giou(a, b):
     """(..., 4) and (..., 4), corners → (...)."""
-    shared = (
-        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]))
-        .clamp(min=0)
-        .prod(-1)
-    )
+    begin = torch.maximum(a[..., :2], b[..., :2])
+    end = torch.minimum(a[..., 2:], b[..., 2:])
+    shared = (end - begin).clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
     return shared / union - (hull - union) / hull
 
 
 print("by hand:", giou(torch.tensor([0.0, 0, 4, 2]), torch.tensor([2.0, 1, 5, 5])))
-ours, theirs = giou(several[:, None], others), torchvision.ops.generalized_box_iou(several, others)
+ours = giou(several[:, None], others)  # (6, 5)
+theirs = torchvision.ops.generalized_box_iou(several, others)
+package = package_boxes.generalized_box_iou(several[:, None], others)
 print("torchvision within 1e-6:", (ours - theirs).abs().max().item() < 1e-6)
-print(
-    "package within 1e-6:    ",
-    (ours - package_boxes.generalized_box_iou(several[:, None], others)).abs().max().item() < 1e-6,
-)
+print("package within 1e-6:    ", (ours - package).abs().max().item() < 1e-6)
 
 
 # %% [markdown]
-# The plain distance of the numbers, |Δcx| + |Δcy| + |Δw| + |Δh|, called **L1**, has a gradient everywhere.
+# The plain distance of the numbers,
+# $\lvert\Delta c_x\rvert + \lvert\Delta c_y\rvert + \lvert\Delta w\rvert + \lvert\Delta h\rvert$, called **L1**, has a
+# gradient everywhere.
 #
 # > **Claim:** so L1 is loss enough for boxes.
 # >
@@ -390,19 +376,30 @@ for name, true in (("large", (0.5, 0.5, 0.8, 0.8)), ("small", (0.5, 0.5, 0.08, 0
 # %% [markdown]
 # Equally wrong to the eye, and in the GIoU. But L1 takes the small object ten times less seriously.
 #
-# And GIoU alone? Let a box walk towards an object that it does not touch, by each loss, and by DETR's sum of both, 5 L1 + 2 (1 − GIoU):
+# And GIoU alone? Let a box walk towards an object that it does not touch, by each loss, and by DETR's sum of both,
+# $5\,\text{L1} + 2\,(1 - \text{GIoU})$:
 
 # %%
 true, start = torch.tensor([0.7, 0.7, 0.2, 0.2]), torch.tensor([0.25, 0.3, 0.15, 0.1])
 corners = package_boxes.cxcywh_to_xyxy
+
+
+def l1(box):
+    return (box - true).abs().sum()
+
+
+def giou_loss(box):
+    return 1 - giou(corners(box), corners(true))
+
+
 walkers = {
-    "1 − IoU": lambda b: 1 - package_boxes.box_iou(corners(b), corners(true)),
-    "L1": lambda b: (b - true).abs().sum(),
-    "1 − GIoU": lambda b: 1 - giou(corners(b), corners(true)),
-    "5 L1 + 2 (1 − GIoU)": lambda b: (
-        5 * (b - true).abs().sum() + 2 * (1 - giou(corners(b), corners(true)))
-    ),
+    "1 − IoU": lambda box: 1 - package_boxes.box_iou(corners(box), corners(true)),
+    "L1": l1,
+    "1 − GIoU": giou_loss,
+    "5 L1 + 2 (1 − GIoU)": lambda box: 5 * l1(box) + 2 * giou_loss(box),
 }
+
+# %%
 reached = {}
 for name, loss in walkers.items():
     box, reached[name] = start.clone().requires_grad_(), []
@@ -415,13 +412,8 @@ for name, loss in walkers.items():
 
 # %%
 every = list(range(0, 101, 5))
-ax = plots.curves(
-    every,
-    {name: [v[i] for i in every] for name, v in reached.items()},
-    "A box walks to its object",
-    "steps",
-    "IoU",
-)
+lines = {name: [values[i] for i in every] for name, values in reached.items()}
+ax = plots.curves(every, lines, "A box walks to its object", "steps", "IoU")
 plots.show(
     ax,
     alt="IoU against steps for four losses. With 1 − IoU the box never moves; the others arrive.",
@@ -429,13 +421,15 @@ plots.show(
 print("it never moved:", [name for name, values in reached.items() if max(values) == 0])
 
 # %% [markdown]
-# With 1 − IoU the box stays where it is. With GIoU it touches first, then stalls for some twenty steps; with L1 there is no such pause. DETR takes both: L1 that pulls from anywhere, GIoU that treats small and large alike.
+# With $1 - \text{IoU}$ the box stays where it is. With GIoU it touches first, then stalls for some twenty steps; with
+# L1 there is no such pause. DETR takes both: L1 that pulls from anywhere, GIoU that treats small and large alike.
 
 # %% [markdown]
 # ## 6. Who learns what? The match
 #
-# Now the central step. A model makes N_q predictions, always the same number and many more than a picture usually has objects: DETR 100. The T objects of the picture are to be
-# given to T *different* predictions, so that the total cost is least. The other predictions are given **"no object"**.
+# Now the central step. A model makes $N_q$ predictions, always the same number and many more than a picture usually has
+# objects: DETR 100. The $T$ objects of the picture are to be given to $T$ *different* predictions, so that the total
+# cost is least. The other predictions are given **"no object"**.
 #
 # A small case: the costs of four predictions (rows) for three objects (columns).
 
@@ -471,19 +465,12 @@ for name, way in (("greedy", greedy(cost)), ("brute force", brute_force(cost))):
 # %%
 drawn, axes = plots.panels(2, height=2.6)
 for ax, (name, way) in zip(axes, (("greedy", greedy(cost)), ("the best", brute_force(cost)))):
-    total = cost[way, range(3)].sum()
-    plots.matching(
-        cost,
-        [(i, t) for t, i in enumerate(way)],
-        queries,
-        objects,
-        f"{name}: {total:.0f} in all",
-        ax=ax,
-    )
+    pairs, total = [(i, t) for t, i in enumerate(way)], cost[way, range(3)].sum()
+    plots.matching(cost, pairs, queries, objects, f"{name}: {total:.0f} in all", ax=ax)
 plots.show(
     drawn,
-    alt="Two graphs between four queries and three objects. Greedy pays 11; the best match pays 10 by giving the cross "
-    "to query 0.",
+    alt="Two graphs between four queries and three objects. Greedy pays 11; the best match pays 10 "
+    "by giving the cross to query 0.",
 )
 
 # %% [markdown]
@@ -505,8 +492,11 @@ for n, t in ((4, 3), (20, 5), (100, 7)):
 # By hand: star takes query 1 (cost 2). Ring takes query 0 (cost 1). Now the cross. Directly, the cheapest free query is 3, for 8. Through query 0: cross takes it (6), ring gives it
 # up (−1) and moves to query 3 (2): 7 in all. That chain is the cheapest.
 #
-# In the code `price[j]` is the cheapest chain found so far that ends at query j, and `before[j]` the query that it came through. For the cross `price` begins as its own column of costs (6 at query 0, 8 at query 3), with `before` None. Looking at query 0, held by ring, the chain through it ends at 3 for 7: so `price[3]` becomes 7 and `before[3]` becomes 0.
-# Then the way is walked back: query 3 takes over what query 0 held (ring), and query 0, which came from nowhere, takes the cross.
+# In the code `price[j]` is the cheapest chain found so far that ends at query $j$, and `before[j]` the query that it
+# came through. For the cross `price` begins as its own column of costs (6 at query 0, 8 at query 3), with `before`
+# None. Looking at query 0, held by ring, the chain through it ends at 3 for 7: so `price[3]` becomes 7 and `before[3]`
+# becomes 0. Then the way is walked back: query 3 takes over what query 0 held (ring), and query 0, which came from
+# nowhere, takes the cross.
 
 
 # %%
@@ -514,12 +504,8 @@ def hungarian(cost):
     """The query of each object, for a cost (N_q, T), by cheapest chains."""
     holder = {}  # query → its object
     for newcomer in range(cost.shape[1]):
-        price = {
-            i: cost[i, newcomer].item() for i in range(len(cost))
-        }  # of a chain that ends at query i
-        before = dict.fromkeys(
-            price
-        )  # the query that its object comes from; None: from the newcomer
+        price = dict(enumerate(cost[:, newcomer].tolist()))  # query → price of a chain to it
+        before = dict.fromkeys(price)  # the query its object comes from; None: it is the newcomer
         for _ in range(len(holder)):  # longer and longer chains
             for i, t in holder.items():  # the object at i could move on to j
                 for j in price:
@@ -547,30 +533,27 @@ for _ in range(50):
     random = torch.rand(8, 4)
     rows, columns = linear_sum_assignment(random)
     least = random[rows, columns].sum()
-    agree += all(
-        abs(random[way, range(4)].sum() - least) < 1e-6
-        for way in (brute_force(random), hungarian(random))
-    )
+    ways = brute_force(random), hungarian(random)
+    agree += all(abs(random[way, range(4)].sum() - least) < 1e-6 for way in ways)
 print("all three find the same least cost:", agree, "of 50")
 
 large = torch.rand(100, 20)
 rows, columns = linear_sum_assignment(large)
-print(
-    "100 queries, 20 objects, the same match:", hungarian(large) == rows[columns.argsort()].tolist()
-)
+same = hungarian(large) == rows[columns.argsort()].tolist()
+print("100 queries, 20 objects, the same match:", same)
 
 # %% [markdown]
 # And with more objects than queries? Then some objects get none, whatever the match. scipy serves those that cost least in all, without a word:
 
 # %%
-crowded = torch.tensor(
-    [[5.0, 1, 4, 2, 9], [3, 8, 1, 7, 5], [6, 2, 9, 1, 4]]
-)  # 3 queries, 5 objects
+# 3 queries, 5 objects
+crowded = torch.tensor([[5.0, 1, 4, 2, 9], [3, 8, 1, 7, 5], [6, 2, 9, 1, 4]])
 rows, columns = linear_sum_assignment(crowded)
 print("of the objects 0 to 4 these have a query:", sorted(columns.tolist()))
 
 # %% [markdown]
-# The loss would then teach that the others are not there. So the package refuses such a picture, and names it; N_q is chosen well above the most objects that a picture has.
+# The loss would then teach that the others are not there. So the package refuses such a picture, and names it; $N_q$ is
+# chosen well above the most objects that a picture has.
 
 # %% [markdown]
 # ## 7. The cost of a pair
@@ -619,15 +602,12 @@ print("package within 1e-5:", (total - ours).abs().max().item() < 1e-5)
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 target = {"class_labels": true_labels, "boxes": true_boxes}
-theirs = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)(
-    {"logits": logits[None], "pred_boxes": said_boxes[None]}, [target]
-)[0]
+said = {"logits": logits[None], "pred_boxes": said_boxes[None]}
+theirs = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)(said, [target])[0]
 rows, columns = linear_sum_assignment(total)
 print("our match:               ", list(zip(rows.tolist(), columns.tolist())))
-print(
-    "the same in Hugging Face:",
-    theirs[0].tolist() == rows.tolist() and theirs[1].tolist() == columns.tolist(),
-)
+same = theirs[0].tolist() == rows.tolist() and theirs[1].tolist() == columns.tolist()
+print("the same in Hugging Face:", same)
 
 # %%
 names = [f"{name} {t}" for t, name in enumerate(scene.names)]
@@ -638,8 +618,8 @@ plots.matching(total, pairs, asked, names, "the match", ax=axes[0])
 draw_boxes(scene.pixels, chosen, [names[t] for t in columns], title="the chosen boxes", ax=axes[1])
 plots.show(
     drawn,
-    alt="Eight queries on the left, the four objects on the right, four lines of the match; and the four "
-    "chosen boxes on the picture.",
+    alt="Eight queries on the left, the four objects on the right, four lines of the match; and "
+    "the four chosen boxes on the picture.",
 )
 
 # %% [markdown]
@@ -658,21 +638,24 @@ for name, costs in (
     overlap = package_boxes.box_iou(corners(said_boxes[rows]), corners(true_boxes[columns]))
     sure = logits.softmax(-1)[rows, true_labels[columns]]
     print(
-        f"{name:>13}: queries {rows.tolist()}, mean IoU {overlap.mean():.1f}, mean p of the class {sure.mean():.1f}"
+        f"{name:>13}: queries {rows.tolist()}, mean IoU {overlap.mean():.1f}, "
+        f"mean p of the class {sure.mean():.1f}"
     )
 
 # %% [markdown]
 # Without the class the triangle goes to the prediction that is sure of a ring. With the class alone boxes may be anywhere, and the loss would drag them across the picture. The match must look
 # at everything that the loss will look at.
 #
-# (Two differences from the loss below. The match takes p, the loss −log p: so here the class changes the cost of a pair by at most 1, and cannot drown the other two. And the loss has 1 − GIoU; the 1 is the same for
-# every pair and changes no match.)
+# (Two differences from the loss below. The match takes $p$, the loss $-\log p$: so here the class changes the cost of a
+# pair by at most 1, and cannot drown the other two. And the loss has $1 - \text{GIoU}$; the 1 is the same for every
+# pair and changes no match.)
 
 # %% [markdown]
 # ## 8. The loss
 #
-# The match is fixed; no gradient goes through it. Now each prediction knows what it should have said. For the class, **cross-entropy**: how surprised is the model
-# by the truth? With p the probability that it gave to the right answer, the loss is −log p: nothing for p = 1, 0.69 for p = ½, 4.6 for p = 0.01.
+# The match is fixed; no gradient goes through it. Now each prediction knows what it should have said. For the class,
+# **cross-entropy**: how surprised is the model by the truth? With $p$ the probability that it gave to the right answer,
+# the loss is $-\log p$: nothing for $p = 1$, 0.69 for $p = 1/2$, 4.6 for $p = 0.01$.
 
 # %%
 right = torch.full((8,), len(KINDS))  # "no object", the last class, for all ...
@@ -691,9 +674,8 @@ print("torch within 1e-6:", (surprise - theirs).abs().max().item() < 1e-6)
 # %%
 for weight in (1.0, 0.1):
     weights = torch.tensor([1.0] * 7 + [weight] * 93)
-    print(
-        f"weight {weight}: {weights[:7].sum() / weights.sum():.0%} of the loss comes from the 7 objects"
-    )
+    share = weights[:7].sum() / weights.sum()
+    print(f"weight {weight}: {share:.0%} of the loss comes from the 7 objects")
 
 # %% [markdown]
 # So about half of it, instead of a fourteenth: enough to be heard.
@@ -705,9 +687,8 @@ for weight in (1.0, 0.1):
 def hungarian_loss(logits, boxes, labels, target_boxes, no_object=0.1):
     """One picture: (N_q, C+1), (N_q, 4), (T,), (T, 4) → three losses, unweighted."""
     with torch.no_grad():
-        rows, columns = linear_sum_assignment(
-            sum(three_costs(logits.softmax(-1), boxes, labels, target_boxes))
-        )
+        cost = sum(three_costs(logits.softmax(-1), boxes, labels, target_boxes))
+        rows, columns = linear_sum_assignment(cost)
     right = torch.full((len(logits),), logits.shape[-1] - 1)
     right[rows] = labels[columns]
     weight = torch.ones(logits.shape[-1])
@@ -724,13 +705,10 @@ ours = hungarian_loss(logits, said_boxes, true_labels, true_boxes)
 target = {"labels": true_labels, "boxes": true_boxes}
 outputs = losses.Outputs(logits[None, None], said_boxes[None, None])  # one layer, one picture
 section_8 = losses.set_losses(outputs, [target], losses.DETR_LOSS)
-print(
-    "weighted by 1, 5 and 2:", {name: round(value.item(), 3) for name, value in section_8.items()}
-)
-print(
-    "package within 1e-5:",
-    all(abs(a * w - b) < 1e-5 for a, w, b in zip(ours, (1, 5, 2), section_8.values())),
-)
+rounded = {name: round(value.item(), 3) for name, value in section_8.items()}
+same = all(abs(a * w - b) < 1e-5 for a, w, b in zip(ours, (1, 5, 2), section_8.values()))
+print("weighted by 1, 5 and 2:", rounded)
+print("package within 1e-5:", same)
 
 # %% [markdown]
 # ### Order does not matter
@@ -745,10 +723,8 @@ again = [
     hungarian_loss(logits[shuffled], said_boxes[shuffled], true_labels, true_boxes),
     hungarian_loss(logits, said_boxes, true_labels[reordered], true_boxes[reordered]),
 ]
-print(
-    "the same within 1e-6:",
-    [all(abs(a - b) < 1e-6 for a, b in zip(ours, other)) for other in again],
-)
+same = [all(abs(a - b) < 1e-6 for a, b in zip(ours, other)) for other in again]
+print("the same within 1e-6:", same)
 
 # %% [markdown]
 # ## 9. It learns a set
@@ -764,19 +740,16 @@ def rule_loss(logits, boxes, labels, target_boxes):
     weight = torch.tensor([1.0, 1, 1, 0.1])
     by_class = torch.nn.functional.cross_entropy(logits[rule > -2], right[rule > -2], weight)
     said, true = boxes[told], target_boxes[rule[told]]
-    return (
-        by_class,
-        (said - true).abs().sum(-1).mean(),
-        (1 - giou(corners(said), corners(true))).mean(),
-    )
+    l1 = (said - true).abs().sum(-1).mean()
+    overlap = (1 - giou(corners(said), corners(true))).mean()
+    return by_class, l1, overlap
 
 
 # %%
 def learn(loss, steps=300):
     """The predictions after some steps: logits (A, 4) and boxes (A, 4)."""
-    first = (
-        package_boxes.xyxy_to_cxcywh(anchors / 96).clamp(0.01, 0.99).logit()
-    )  # the inverse of the sigmoid
+    first = package_boxes.xyxy_to_cxcywh(anchors / 96).clamp(0.01, 0.99)
+    first = first.logit()  # the inverse of the sigmoid
     free = torch.cat((torch.zeros(len(first), 4), first), dim=1).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.05)
     for _ in range(steps):
@@ -797,17 +770,13 @@ for ax, (title, loss) in zip(axes, (("the rule", rule_loss), ("the match", hunga
     fits = package_boxes.box_iou(corners(true_boxes)[:, None], said) > 0.5  # (T, n)
     per_object = (fits & (true_labels[:, None] == kinds)).sum(dim=1).tolist()
     print(f"{title:>9}: {len(said)} boxes surer than 0.5; right ones for each object {per_object}")
-    draw_boxes(
-        scene.pixels,
-        said * side,
-        [KINDS[k] for k in kinds],
-        title=f"{title}: {len(said)} boxes",
-        ax=ax,
-    )
+    called = [KINDS[k] for k in kinds]
+    title = f"{title}: {len(said)} boxes"
+    draw_boxes(scene.pixels, said * side, called, title=title, ax=ax)
 plots.show(
     drawn,
-    alt="What the predictions say after training by the rule, dozens of boxes that mostly lie on one another, and by the "
-    "match, exactly one box on each of the four objects.",
+    alt="What the predictions say after training by the rule, dozens of boxes that mostly lie on "
+    "one another, and by the match, exactly one box on each of the four objects.",
 )
 
 # %% [markdown]
@@ -819,8 +788,10 @@ plots.show(
 # %% [markdown]
 # ## 10. A loss after every layer
 #
-# A decoder has several layers (04), and each could already answer. DETR reads an answer after *every* layer, with the same *prediction heads* (small networks that read a class and a box off a query; not heads of attention), matches each by itself, and adds up all losses:
-# **auxiliary losses**. In the package the layers travel stacked in one tensor, (K, B, N_q, ...), and are matched in one go:
+# A decoder has several layers (04), and each could already answer. DETR reads an answer after *every* layer, with the
+# same *prediction heads* (small networks that read a class and a box off a query; not heads of attention), matches each
+# by itself, and adds up all losses: **auxiliary losses**. In the package the layers travel stacked in one tensor,
+# $(K, B, N_q, \ldots)$, and are matched in one go:
 
 # %%
 layers = torch.randn(3, 1, 8, 4), torch.rand(3, 1, 8, 4) * 0.4 + 0.2  # K = 3 layers, one picture
@@ -866,29 +837,29 @@ print(
 # %% [markdown]
 # ## 11. Focal loss
 #
-# The weight 0.1 for "no object" is one way to keep many easy answers from drowning a few hard ones. Deformable DETR takes another: a yes-or-no question for
-# every class (a sigmoid instead of a softmax; "no object" is simply *no* to all), and a loss that looks away from what is already right. With p_t the probability of the right answer:
+# The weight 0.1 for "no object" is one way to keep many easy answers from drowning a few hard ones. Deformable DETR
+# takes another: a yes-or-no question for every class (a sigmoid instead of a softmax; "no object" is simply *no* to
+# all), and a loss that looks away from what is already right. With $p_t$ the probability of the right answer:
 #
 # $$\text{FL}(p_t) = -\alpha_t\,(1 - p_t)^\gamma \log p_t, \qquad \gamma = 2$$
 #
-# α is 0.25 for *yes* and 0.75 for *no*. That looks the wrong way round, since *yes* is the rare answer. But the factor with γ has already taken nearly all of the weight away from
-# *no*, where most answers are easy: without that factor a large α for *yes* works best, and with γ = 2 a small one ([paper](https://arxiv.org/abs/1708.02002), found by trial). With the 300 queries of Deformable DETR and 80 classes there are 24,000 questions a picture, and for seven objects 7 of them are answered *yes*.
+# $\alpha_t$ is 0.25 for *yes* and 0.75 for *no*. That looks the wrong way round, since *yes* is the rare answer. But
+# the factor with $\gamma$ has already taken nearly all of the weight away from *no*, where most answers are easy:
+# without that factor a large $\alpha_t$ for *yes* works best, and with $\gamma = 2$ a small one
+# ([paper](https://arxiv.org/abs/1708.02002), found by trial). With the 300 queries of Deformable DETR and 80 classes
+# there are 24,000 questions a picture, and for seven objects 7 of them are answered *yes*.
 
 # %%
 p = torch.linspace(0.05, 0.95, 19)
 lines = {f"γ = {g}": (-((1 - p) ** g) * p.log()).tolist() for g in (0, 1, 2)}
-ax = plots.curves(
-    p.tolist(),
-    lines,
-    "Focal loss (without α); γ = 0 is cross-entropy",
-    "probability of the right answer",
-    "loss (logarithmic)",
-    log="y",
-)
+title = "Focal loss (without α); γ = 0 is cross-entropy"
+xlabel = "probability of the right answer"
+ax = plots.curves(p.tolist(), lines, title, xlabel, "loss (logarithmic)", log="y")
 plots.show(
     ax,
-    alt="Three falling curves over the probability of the right answer, on a logarithmic axis. For unlikely answers they are "
-    "close to each other; at 0.95, each step of γ divides the loss by twenty.",
+    alt="Three falling curves over the probability of the right answer, on a logarithmic axis. For "
+    "unlikely answers they are close to each other; at 0.95, each step of γ divides the loss by "
+    "twenty.",
 )
 
 # %%
@@ -898,22 +869,20 @@ theirs = torchvision.ops.sigmoid_focal_loss(sample, truth, alpha=0.25, gamma=2)
 print("torchvision within 1e-6:", (ours - theirs).abs().max().item() < 1e-6)
 
 # %% [markdown]
-# On the right of the figure, where an answer is nearly right, the curves part: at 0.95 each step of γ divides the loss by twenty. Now suppose that a model gives each of the 7 objects a probability of 0.12, and denies all else with 0.99 (the logits −2 and −4.6):
+# On the right of the figure, where an answer is nearly right, the curves part: at 0.95 each step of $\gamma$ divides
+# the loss by twenty. Now suppose that a model gives each of the 7 objects a probability of 0.12, and denies all else
+# with 0.99 (the logits −2 and −4.6):
 
 # %%
-hard, easy = (
-    torch.full((7,), -2.0),
-    torch.full((300 * 80 - 7,), -4.6),
-)  # logits: 7 objects missed, the rest rightly denied
+hard = torch.full((7,), -2.0)  # logits: 7 objects missed,
+easy = torch.full((300 * 80 - 7,), -4.6)  # the rest rightly denied
 for name, of in (
     ("cross-entropy", torch.nn.functional.binary_cross_entropy_with_logits),
     ("focal loss", torchvision.ops.sigmoid_focal_loss),
 ):
-    objects_, rest = (
-        of(hard, torch.ones(7), reduction="sum"),
-        of(easy, torch.zeros(len(easy)), reduction="sum"),
-    )
-    print(f"{name:>13}: {objects_ / (objects_ + rest):.0%} of the loss comes from the 7 objects")
+    missed = of(hard, torch.ones(7), reduction="sum")
+    denied = of(easy, torch.zeros(len(easy)), reduction="sum")
+    print(f"{name:>13}: {missed / (missed + denied):.0%} of the loss comes from the 7 objects")
 
 # %% [markdown]
 # Cross-entropy would spend nearly all of its effort on what is right already. Focal loss hears the seven.
@@ -960,11 +929,8 @@ for detections, crescents in judged:
     right += right_or_wrong(detections["boxes"][of_crescent], crescents)
 objects_in_all = sum(len(crescents) for _, crescents in judged)
 order = torch.tensor(scores).argsort(descending=True)
-print(
-    objects_in_all,
-    "crescents; some detections are right, most are very unsure and wrong:",
-    0.5 > sum(right) / len(right) > 0,
-)
+claim = "crescents; some detections are right, most are very unsure and wrong:"
+print(objects_in_all, claim, 0.5 > sum(right) / len(right) > 0)
 right = torch.tensor(right)[order]
 
 # %% [markdown]
@@ -985,8 +951,8 @@ ax = plots.precision_recall(
 )
 plots.show(
     ax,
-    alt="Precision against recall: near one for the surest detections, falling as recall grows. The area below the line "
-    "is AP.",
+    alt="Precision against recall: near one for the surest detections, falling as recall grows. "
+    "The area below the line is AP.",
 )
 
 # %% [markdown]
@@ -1004,14 +970,10 @@ def as_coco(rows):
     """Rows (picture, box, score) as pycocotools wants them."""
     notes = []
     for picture, (x0, y0, x1, y1), score in rows:
-        note = {
-            "id": len(notes) + 1,
-            "image_id": picture,
-            "category_id": 1,
-            "iscrowd": 0,
-            "score": score,
-        }
-        notes.append({**note, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})
+        width, height = x1 - x0, y1 - y0
+        note = {"id": len(notes) + 1, "image_id": picture, "category_id": 1, "score": score}
+        box = {"bbox": [x0, y0, width, height], "area": width * height, "iscrowd": 0}
+        notes.append({**note, **box})
     return notes
 
 
@@ -1019,11 +981,8 @@ def as_coco(rows):
 truth, said = COCO(), []
 crescents_of = [(i, box, 1.0) for i, (_, crescents) in enumerate(judged) for box in crescents]
 pictures_of = [{"id": i} for i in range(40)]
-truth.dataset = {
-    "images": pictures_of,
-    "categories": [{"id": 1}],
-    "annotations": as_coco(crescents_of),
-}
+notes = as_coco(crescents_of)
+truth.dataset = {"images": pictures_of, "categories": [{"id": 1}], "annotations": notes}
 for i, (d, _) in enumerate(judged):
     triples = zip(d["boxes"].tolist(), d["scores"].tolist(), d["labels"])
     said += [(i, box, score) for box, score, label in triples if label == CRESCENT]
@@ -1054,9 +1013,8 @@ precision_, recall_ = found / torch.arange(1, len(found) + 1), found / objects_i
 doubled = torch.stack(
     [precision_[recall_ >= r].max() if (recall_ >= r).any() else torch.tensor(0.0) for r in levels]
 )
-print(
-    f"AP of everything said twice, as a share of before: {doubled.mean() / best_beyond.mean():.1f}"
-)
+share = doubled.mean() / best_beyond.mean()
+print(f"AP of everything said twice, as a share of before: {share:.1f}")
 
 # %% [markdown]
 # A copy is a mistake, and costs as much as a wrong box. That is why detectors need NMS, or a loss that teaches to say it once.
@@ -1091,8 +1049,8 @@ plots.matching(cost, pairs, [str(i) for i in range(20)], names, "20 queries, 4 o
 draw_boxes(scene.pixels, chosen, [names[t] for t in own.target], title="matched boxes", ax=axes[1])
 plots.show(
     drawn,
-    alt="The match between 20 queries and the four objects of the picture, and the matched boxes, which "
-    "fit the objects.",
+    alt="The match between 20 queries and the four objects of the picture, and the matched boxes, "
+    "which fit the objects.",
 )
 
 # %% [markdown]
@@ -1125,7 +1083,8 @@ course.equation_map("05")
 
 # %% tags=["exercise"]
 def box_iou(a, b):
-    """a, b: (..., 4), corners, that stretch against one another. Returns (...). Two boxes without area give 0."""
+    """a, b: (..., 4), corners, that stretch against one another.
+    Returns (...). Two boxes without area give 0."""
     raise NotImplementedError
 
 
@@ -1146,7 +1105,8 @@ course.check("box_iou", box_iou)
 #
 # ```python
 # def box_iou(a, b):
-#     """a, b: (..., 4), corners, that stretch against one another. Returns (...). Two boxes without area give 0."""
+#     """a, b: (..., 4), corners, that stretch against one another.
+#     Returns (...). Two boxes without area give 0."""
 #     begin = torch.maximum(a[..., :2], b[..., :2])
 #     end = torch.minimum(a[..., 2:], b[..., 2:])
 #     shared = (end - begin).clamp(min=0).prod(-1)
@@ -1166,7 +1126,8 @@ course.check("box_iou", box_iou)
 
 # %% tags=["exercise"]
 def generalized_box_iou(a, b):
-    """a, b: (..., 4), corners, that stretch against one another; a box may have no area. Returns (...), in −1..1."""
+    """a, b: (..., 4), corners, that stretch against one another; a box may have no area.
+    Returns (...), in −1..1."""
     raise NotImplementedError
 
 
@@ -1187,7 +1148,8 @@ course.check("generalized_box_iou", generalized_box_iou)
 #
 # ```python
 # def generalized_box_iou(a, b):
-#     """a, b: (..., 4), corners, that stretch against one another; a box may have no area. Returns (...), in −1..1."""
+#     """a, b: (..., 4), corners, that stretch against one another; a box may have no area.
+#     Returns (...), in −1..1."""
 #     begin = torch.maximum(a[..., :2], b[..., :2])
 #     end = torch.minimum(a[..., 2:], b[..., 2:])
 #     shared = (end - begin).clamp(min=0).prod(-1)
@@ -1217,8 +1179,8 @@ def matching_cost(probabilities, boxes, labels, target_boxes):
 # <details>
 # <summary>Hint</summary>
 #
-# Three tables (N_q, T). `cxcywh_to_xyxy` and `generalized_box_iou` may be taken from `ddetr_lite.set_prediction.boxes`; import them inside the function, then it can be kept
-# for other notebooks.
+# Three tables $(N_q, T)$. `cxcywh_to_xyxy` and `generalized_box_iou` may be taken from
+# `ddetr_lite.set_prediction.boxes`; import them inside the function, then it can be kept for other notebooks.
 #
 # </details>
 
@@ -1252,7 +1214,8 @@ course.check("matching_cost", matching_cost)
 
 # %% tags=["exercise"]
 def class_loss(logits, labels, queries, no_object):
-    """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor, a weighted mean."""
+    """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object".
+    Returns a scalar tensor, a weighted mean."""
     raise NotImplementedError
 
 
@@ -1273,7 +1236,8 @@ course.check("class_loss", class_loss)
 #
 # ```python
 # def class_loss(logits, labels, queries, no_object):
-#     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object". Returns a scalar tensor, a weighted mean."""
+#     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object".
+#     Returns a scalar tensor, a weighted mean."""
 #     last = logits.shape[-1] - 1
 #     classes = torch.full((len(logits),), last, device=logits.device)
 #     classes[queries] = labels
@@ -1294,7 +1258,8 @@ course.check("class_loss", class_loss)
 
 # %% tags=["exercise"]
 def average_precision(scores, right, objects):
-    """scores: (n,), in any order; right: (n,), boolean; objects: how many there are. Returns a scalar in 0..1."""
+    """scores: (n,), in any order; right: (n,), boolean; objects: how many there are.
+    Returns a scalar in 0..1."""
     raise NotImplementedError
 
 
@@ -1315,7 +1280,8 @@ course.check("average_precision", average_precision)
 #
 # ```python
 # def average_precision(scores, right, objects):
-#     """scores: (n,), in any order; right: (n,), boolean; objects: how many there are. Returns a scalar in 0..1."""
+#     """scores: (n,), in any order; right: (n,), boolean; objects: how many there are.
+#     Returns a scalar in 0..1."""
 #     found = right[scores.argsort(descending=True)].float().cumsum(0)
 #     precision = found / torch.arange(1, len(found) + 1)
 #     recall = found / objects
@@ -1342,13 +1308,10 @@ for function in (box_iou, generalized_box_iou, matching_cost, class_loss):
 
 # %%
 target = {"labels": true_labels, "boxes": true_boxes}
-again = losses.set_losses(
-    losses.Outputs(logits[None, None], said_boxes[None, None]), [target], losses.DETR_LOSS
-)
-print(
-    "the same within 1e-5:",
-    all(abs(again[name] - before) < 1e-5 for name, before in section_8.items()),
-)
+outputs = losses.Outputs(logits[None, None], said_boxes[None, None])
+again = losses.set_losses(outputs, [target], losses.DETR_LOSS)
+same = all(abs(again[name] - before) < 1e-5 for name, before in section_8.items())
+print("the same within 1e-5:", same)
 course.reset()
 
 # %% [markdown]

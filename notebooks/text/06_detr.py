@@ -84,22 +84,23 @@ plots.picture(scene.pixels, "the picture", ax=axes[0])
 plots.matrix(edges, signed=True, limit=0.3, numbers=False, title="the kernel's answer", ax=axes[1])
 plots.show(
     drawn,
-    alt="The picture, and the kernel's answer: blue at edges that get brighter to the right, orange where "
-    "they get darker.",
+    alt="The picture, and the kernel's answer: blue at edges that get brighter to the right, "
+    "orange where they get darker.",
 )
 
 # %% [markdown]
-# Blue: brighter to the right; orange: darker. A **stride** of 2 looks only at every second place in x and y: a quarter of the answers, a coarser map. And a layer has many kernels, each with a table for
-# every channel of its input: their answers are the **channels** of the result. (`padding=1` puts a frame of zeros around the picture, so that the kernel can stand on its border too.)
+# Blue: brighter to the right; orange: darker. A **stride** of 2 looks only at every second place in $x$ and $y$: a
+# quarter of the answers, a coarser map. And a layer has many kernels, each with a table for every channel of its input:
+# their answers are the **channels** of the result. (`padding=1` puts a frame of zeros around the picture, so that the
+# kernel can stand on its border too.)
 
 # %%
 every_second = nn.functional.conv2d(grey[None, None], kernel[None, None], stride=2)[0, 0]
 print("stride 2 = every second answer:", torch.allclose(every_second, theirs[::2, ::2], atol=1e-6))
 layer = nn.Conv2d(3, 32, kernel_size=3, stride=2, padding=1)
 answer = layer(scene.pixels[None].float() / 255)  # (B, C, H, W)
-print(
-    "from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", tuple(layer.weight.shape)
-)
+kernels = tuple(layer.weight.shape)
+print("from 3 colours to 32 channels:", tuple(answer.shape), "with kernels", kernels)
 
 # %% [markdown]
 # Convolutions one after another, with a ReLU and a norm between them, and *residuals* as in 04, make a **backbone**. Each stride halves the map; the kernels are learned. (DETR takes a ResNet-50 that had learned on ImageNet, over a million photos with a name each, before it saw a box; ours begins from random numbers, which is enough for drawn shapes.) The first convolutions see
@@ -112,9 +113,8 @@ x = shipped.model.batch([scene.pixels]).pixels  # (B, 3, H, W), normalised
 for name, step in shipped.model.backbone[0].body.named_children():
     x = step(x).detach()
     if name.startswith(("conv", "layer")):
-        print(
-            f"{name}: {x.shape[1]} channels of {x.shape[2]} × {x.shape[3]} cells, stride {96 // x.shape[2]}"
-        )
+        _, channels, height, width = x.shape
+        print(f"{name}: {channels} channels of {height} × {width} cells, stride {96 // height}")
 
 # %%
 peaks = {}  # a channel for each of four places, the strongest first
@@ -128,35 +128,36 @@ for ax, channel in zip(axes[1:], peaks):
     plots.matrix(x[0, channel], numbers=False, title=f"channel {channel}", ax=ax)
 plots.show(
     drawn,
-    alt="The picture and four channels of its feature map, 12 × 12 cells each; each is strongest at "
-    "another place.",
+    alt="The picture and four channels of its feature map, 12 × 12 cells each; each is strongest "
+    "at another place.",
 )
 
 # %% [markdown]
-# Dark is a strong answer; each channel is strongest at another place. Now each cell is a token: its channels are the vector. A convolution with a 1 × 1 kernel (a matrix product at every cell) brings them to d channels, and the map is read row by row.
+# Dark is a strong answer; each channel is strongest at another place. Now each cell is a token: its channels are the
+# vector. A convolution with a 1 × 1 kernel (a matrix product at every cell) brings them to $d$ channels, and the map is
+# read row by row.
 
 # %%
 feature = shipped.model.input_proj(x)  # (B, d, H, W)
 tokens = feature.flatten(2).transpose(1, 2)  # (B, N, d)
 print("map (B, d, H, W):", tuple(feature.shape), "→ tokens (B, N, d):", tuple(tokens.shape))
 row, column = 5, 7
-print(
-    "token 5·12 + 7 is the cell in row 5, column 7:",
-    torch.equal(tokens[0, 12 * row + column], feature[0, :, row, column]),
-)
+same = torch.equal(tokens[0, 12 * row + column], feature[0, :, row, column])
+print("token 5·12 + 7 is the cell in row 5, column 7:", same)
 
 
 # %% [markdown]
 # ## 2. DETR in a few lines
 #
-# Tokens of the picture with their sines (03) go through an encoder (04). A decoder (04) has **object queries**: N_q learned vectors. They look at one another and at the memory,
-# and each becomes a class and a box. That is all.
+# Tokens of the picture with their sines (03) go through an encoder (04). A decoder (04) has **object queries**: $N_q$
+# learned vectors. They look at one another and at the memory, and each becomes a class and a box. That is all.
 
 # %%
 plots.show(
     course.architecture("detr"),
-    alt="DETR as blocks: pixels, backbone, 1 × 1 convolution, encoder; its memory and the object queries go into the decoder, "
-    "whose results go to a class head and a box head. The cells' sines go to encoder and decoder.",
+    alt="DETR as blocks: pixels, backbone, 1 × 1 convolution, encoder; its memory and the object "
+    "queries go into the decoder, whose results go to a class head and a box head. The cells' "
+    "sines go to encoder and decoder.",
 )
 
 # %% [markdown]
@@ -166,7 +167,7 @@ plots.show(
 # |:--|:--|:--|
 # | pictures | 64 × 64 pixels | up to 800 × 1333 |
 # | backbone | a small ResNet with group norms, from random weights, stride 8 | ResNet-50 with ImageNet weights, stride 32 |
-# | channels of a token, d | 64 | 256 |
+# | channels of a token, $d$ | 64 | 256 |
 # | layers of encoder and decoder | 2 and 3 | 6 and 6 |
 # | heads; inner width of the feed-forward | 4; 128 | 8; 2048 |
 # | object queries | 10 | 100 |
@@ -188,7 +189,8 @@ class SmallDetr(nn.Module):
         self.bbox_embed = MLP(d, d, 4, layers=3)
 
     def forward(self, pixels, padding):
-        """pixels: (B, 3, H, W); padding: (B, h, w), of the feature map. Returns logits and boxes of each layer."""
+        """pixels: (B, 3, H, W); padding: (B, h, w), of the feature map.
+        Returns logits and boxes of each layer."""
         feature = self.input_proj(self.backbone(pixels)[0])  # (B, d, h, w)
         tokens = feature.flatten(2).transpose(1, 2)  # (B, N, d)
         position = sine_encoding_2d(padding, tokens.shape[-1]).flatten(1, 2)  # (B, N, d)
@@ -198,18 +200,14 @@ class SmallDetr(nn.Module):
 
 # %%
 def answers(self, tokens, position, padding):
-    """The Transformer: tokens (B, N, d) in, one vector for each layer, picture and query out, (K, B, N_q, d)."""
+    """The Transformer: from tokens (B, N, d) to a vector for each layer, picture and query."""
     memory = self.encoder(tokens, position, padding)  # (B, N, d)
-    where = self.query_embed.weight.expand(
-        len(tokens), -1, -1
-    )  # (B, N_q, d): the queries, as positions
+    where = self.query_embed.weight.expand(len(tokens), -1, -1)  # queries as positions, (B, N_q, d)
     content = torch.zeros_like(where)  # they have seen nothing yet
-    return self.decoder(content, memory, where, position, padding)
+    return self.decoder(content, memory, where, position, padding)  # (K, B, N_q, d)
 
 
-SmallDetr.answers = (
-    answers  # a method of the class, written down here only to keep both cells short
-)
+SmallDetr.answers = answers  # a method of the class, written here only to keep both cells short
 
 # %% [markdown]
 # The decoder hands out what *every* of its layers says, each after one more layer norm, which all layers share; so the two heads can read off all of them, as the loss of 05 wants. The box head is a small network of three layers (an **MLP**: matrices with ReLUs between them), and its sigmoid keeps boxes in 0..1. With the loss of 05 this is all of DETR, in about fifty lines.
@@ -273,10 +271,9 @@ from ddetr_lite.convert.hugging_face import hugging_face_model
 
 logging.disable_progress_bar()
 
-with_resnet = Detr(
-    DetrConfig(BackboneConfig("resnet18", frozen=True), dropout=0.0, **{**sizes, "stride": 32}),
-    classes=3,
-).eval()
+resnet18 = BackboneConfig("resnet18", frozen=True)
+resnet_config = DetrConfig(resnet18, dropout=0.0, **{**sizes, "stride": 32})
+with_resnet = Detr(resnet_config, classes=3).eval()
 theirs = hugging_face_model(with_resnet)
 batch = with_resnet.batch(pictures)
 with torch.no_grad():
@@ -346,7 +343,8 @@ for i, ax in enumerate(axes):
     draw_boxes(image, target["boxes"], [KINDS[k] for k in target["labels"]], ax=ax)
 plots.show(
     drawn,
-    alt="Four pictures of the task with boxes around circles, squares and stars on textured grounds.",
+    alt="Four pictures of the task with boxes around circles, squares and stars on textured "
+    "grounds.",
 )
 
 # %% [markdown]
@@ -382,7 +380,7 @@ def descend(model, total, optimizers, rate):
 
 # %%
 def train(model, steps, look):
-    """Batches of 16; `look(model, step)` is called every 100 steps. Returns the loss of every step."""
+    """Batches of 16; calls `look(model, step)` every 100 steps. Returns the loss of every step."""
     optimizers, seen = make_optimizers(model, SETTINGS), []
     for step in range(steps):
         chosen = torch.randint(len(training), (16,)).tolist()
@@ -410,13 +408,11 @@ def look(model, step):
     batch = model.batch(watched)
     outputs = model.outputs(batch)
     wanted = model.normalise_targets(watched_targets, batch.sizes)
-    match = matching.match(
-        outputs.logits[-1:], outputs.boxes[-1:], wanted, config.loss.matching, "softmax"
-    )
+    last = outputs.logits[-1:], outputs.boxes[-1:]
+    match = matching.match(*last, wanted, config.loss.matching, "softmax")
     history["boxes"][step] = (outputs.logits[-1, 1].softmax(-1), outputs.boxes[-1, 1])
-    history["match"].append(
-        {(p, t): q for p, q, t in zip(*(index.tolist() for index in match[1:]))}
-    )
+    pairs = zip(match.picture.tolist(), match.target.tolist(), match.query.tolist())
+    history["match"].append({(p, t): q for p, t, q in pairs})
 
 
 # %% [markdown]
@@ -427,20 +423,13 @@ torch.manual_seed(0)
 detr = Detr(config, classes=3)
 look(detr, 0)
 seen = train(detr, 2000, look)
-print(
-    "the loss at the end is less than half of that at the start:",
-    sum(seen[-50:]) < 0.5 * sum(seen[:50]),
-)
+first, last = sum(seen[:50]), sum(seen[-50:])
+print("the loss at the end is less than half of that at the start:", last < 0.5 * first)
 
 # %%
 means = [sum(seen[i : i + 50]) / 50 for i in range(0, 2000, 50)]
-ax = plots.curves(
-    list(range(50, 2001, 50)),
-    {"all terms": means},
-    "The loss while it trains",
-    "steps",
-    "mean of 50 steps",
-)
+steps, lines = list(range(50, 2001, 50)), {"all terms": means}
+ax = plots.curves(steps, lines, "The loss while it trains", "steps", "mean of 50 steps")
 plots.show(ax, alt="The loss falls from above ten, quickly at first, then slowly and steadily.")
 
 # %% [markdown]
@@ -459,16 +448,15 @@ for ax, step in zip(axes, (0, 500, 1000, 2000)):
         box.set_alpha(0.3 + 0.7 * score)
 plots.show(
     drawn,
-    alt="The three surest boxes on one picture after 0, 500, 1000 and 2000 steps: at first in a heap in the middle, then "
-    "apart and pale, at the end around the objects, most of them strong.",
+    alt="The three surest boxes on one picture after 0, 500, 1000 and 2000 steps: at first in a "
+    "heap in the middle, then apart and pale, at the end around the objects, most of them strong.",
 )
 
 # %%
 start = history["boxes"][0][1] * 64  # (N_q, 4), in pixels
 print("at step 0 the ten boxes differ by more than a pixel:", bool((start.std(dim=0) > 1).any()))
-print(
-    "at the end twice as sure as at step 500:", bool(surest[2000].mean() > 2 * surest[500].mean())
-)
+surer = surest[2000].mean() > 2 * surest[500].mean()
+print("at the end twice as sure as at step 500:", bool(surer))
 
 # %% [markdown]
 # At first all queries say nearly the same. Then their boxes part and move to where something is, while names and scores still waver. In the end most of the scores grow; where one stays pale, the name is often wrong, too. Over all 200 pictures of the validation set (AP50 is AP at an IoU of 0.5 alone):
@@ -488,16 +476,12 @@ for i, ax in enumerate(axes, start=10):
     with torch.no_grad():
         found = detr([image])[0]
     sure = found["scores"] > 0.5
-    draw_boxes(
-        image,
-        found["boxes"][sure],
-        [KINDS[k] for k in found["labels"][sure]],
-        found["scores"][sure].tolist(),
-        ax=ax,
-    )
+    boxes, scores = found["boxes"][sure], found["scores"][sure].tolist()
+    draw_boxes(image, boxes, [KINDS[k] for k in found["labels"][sure]], scores, ax=ax)
 plots.show(
     drawn,
-    alt="Four pictures of the validation set with the boxes that the trained DETR is surer of than 0.5.",
+    alt="Four pictures of the validation set with the boxes that the trained DETR is surer of than "
+    "0.5.",
 )
 
 # %% [markdown]
@@ -514,8 +498,8 @@ with torch.no_grad():
 sure = outputs.logits[-1].softmax(-1)[..., :-1].amax(dim=-1) > 0.5  # (B, N_q)
 plots.show(
     query_centres(outputs.boxes[-1], sure),
-    alt="Ten small maps, one for each query, with a dot for the centre of each of its sure boxes: most prefer a region, "
-    "and some share one.",
+    alt="Ten small maps, one for each query, with a dot for the centre of each of its sure boxes: "
+    "most prefer a region, and some share one.",
 )
 
 # %% [markdown]
@@ -531,13 +515,12 @@ moved = [
     sum(old[key] != new[key] for key in new) / len(new)
     for old, new in zip(history["match"], history["match"][1:])
 ]
-ax = plots.curves(
-    list(range(100, 2001, 100)), {"moved": moved}, "Objects whose query changed", "steps", "share"
-)
+steps, lines = list(range(100, 2001, 100)), {"moved": moved}
+ax = plots.curves(steps, lines, "Objects whose query changed", "steps", "share")
 plots.show(
     ax,
-    alt="The share of objects whose matched query changed within 100 steps: high at first, falling as "
-    "training goes on.",
+    alt="The share of objects whose matched query changed within 100 steps: high at first, falling "
+    "as training goes on.",
 )
 print("less at the end than at the start:", sum(moved[-4:]) < sum(moved[:4]))
 
@@ -556,13 +539,8 @@ with attention.record_attention(model) as weights, torch.no_grad():
     found = model([scene.pixels])[0]
 sure = found["scores"] > 0.5
 names = [shipped.classes[k] for k in found["labels"][sure]]
-ax = draw_boxes(
-    scene.pixels,
-    found["boxes"][sure],
-    names,
-    found["scores"][sure].tolist(),
-    title="DETR on our picture",
-)
+boxes, scores = found["boxes"][sure], found["scores"][sure].tolist()
+ax = draw_boxes(scene.pixels, boxes, names, scores, title="DETR on our picture")
 plots.show(ax, alt="The picture of the course with the boxes that the shipped DETR finds.")
 
 # %%
@@ -573,22 +551,20 @@ with torch.no_grad():
     outputs = model.outputs(batch)
 labels = torch.tensor([shipped.classes.index(name) for name in scene.names])
 wanted = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], batch.sizes)
-match = matching.match(
-    outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax"
-)
+last = outputs.logits[-1:], outputs.boxes[-1:]
+match = matching.match(*last, wanted, model.loss.matching, "softmax")
 query_of = dict(zip(match.target.tolist(), match.query.tolist()))  # object → query
 
 # %%
 drawn, axes = plots.panels(4, height=2.2)
 for (t, query), ax in zip(sorted(query_of.items()), axes):
     table = weights[LAST][0, :, query].mean(dim=0).reshape(cells, cells)  # the mean of all heads
-    plots.attention_over_picture(
-        scene.pixels, table, title=f"query {query}: {scene.names[t]}", ax=ax
-    )
+    title = f"query {query}: {scene.names[t]}"
+    plots.attention_over_picture(scene.pixels, table, title=title, ax=ax)
 plots.show(
     drawn,
-    alt="Where the four queries look that are matched with the four objects, drawn over the picture: each lights up on and "
-    "around its object.",
+    alt="Where the four queries look that are matched with the four objects, drawn over the "
+    "picture: each lights up on and around its object.",
 )
 
 # %% [markdown]
@@ -604,14 +580,13 @@ centre = (torch.arange(cells) + 0.5) / cells
 
 @torch.no_grad()
 def weight_around(pixels, margin):
-    """For each detection: the weight on the cells of its box, widened by `margin`, and the share of such cells."""
+    """For each detection: the weight on the cells of its box, `margin` wider, and their share."""
     with attention.record_attention(model) as weights:
         outputs = model.outputs(model.batch([pixels]))
     scores = outputs.logits[-1, 0].softmax(-1)[:, :-1].max(dim=-1).values
     for query in (scores > 0.5).nonzero()[:, 0].tolist():
-        x0, y0, x1, y1 = (
-            cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) + torch.tensor([-1, -1, 1, 1]) * margin
-        )
+        box = cxcywh_to_xyxy(outputs.boxes[-1, 0, query])
+        x0, y0, x1, y1 = box + torch.tensor([-1, -1, 1, 1]) * margin
         row, column = (centre > y0) & (centre < y1), (centre > x0) & (centre < x1)
         within = (row[:, None] & column).flatten()  # (N,)
         yield weights[LAST][0].mean(dim=0)[query][within].sum().item(), within.float().mean().item()
@@ -648,19 +623,19 @@ def cells_in(annotation):
     return (row[:, None] & column).flatten()
 
 
+# %%
 @torch.no_grad()
 def looks(pixels, annotations):
-    """For each object: how strongly its cells look at their own box, at other boxes, and at the ground."""
+    """For each object: how strongly its cells look at its own box, at others, and at the ground."""
     with attention.record_attention(model) as weights:
         model.outputs(model.batch([pixels]))
     table = weights[ENCODER][0].mean(dim=0) * cells**2  # (N, N), 1 is an even look
     inside = torch.stack([cells_in(one) for one in annotations])  # (T, N)
-    for i, own in enumerate(inside):
-        others = inside.any(dim=0) & ~own
+    ground = ~inside.any(dim=0)
+    for own in inside:
+        others = ~ground & ~own
         if own.any() and others.any():
-            yield [
-                table[own][:, where].mean().item() for where in (own, others, ~inside.any(dim=0))
-            ]
+            yield [table[own][:, where].mean().item() for where in (own, others, ground)]
 
 
 # %%
@@ -684,12 +659,10 @@ print(f"at its own object {own:.1f}, at other objects {others:.1f}, at the groun
 # %%
 @torch.no_grad()
 def said_again(silent=()):
-    """All sure detections of 60 pictures, and those among them that repeat one. silent: decoder layers."""
+    """How many sure detections 60 pictures have; how many repeat one. silent: decoder layers."""
+    zeros = lambda module, given, out: torch.zeros_like(out)
     layers = [model.transformer.decoder.layers[k].self_attn for k in silent]
-    hooks = [
-        layer.register_forward_hook(lambda module, given, out: torch.zeros_like(out))
-        for layer in layers
-    ]
+    hooks = [layer.register_forward_hook(zeros) for layer in layers]
     count = again = 0
     for index in range(100, 160):
         pixels, _ = render_picture(ShapesConfig(), "val", index)
@@ -707,9 +680,8 @@ def said_again(silent=()):
 talking, talking_again = said_again()
 silent, silent_again = said_again(range(model.config.decoder_layers))
 print(f"as trained, said again: {talking_again / talking:.1f} of all sure detections")
-print(
-    f"silent: {silent / talking:.1f} times as many of them, and said again: {silent_again / silent:.1f}"
-)
+more, again = silent / talking, silent_again / silent
+print(f"silent: {more:.1f} times as many of them, and said again: {again:.1f}")
 
 # %% [markdown]
 # The claim is wrong. If they cannot talk, four times as many queries speak up, and two of five of those say what a surer one has said. So this is where "one object, one query" is agreed on: the loss of 05 asks for it, and here is the part that does it, in place of NMS. No other part can do it: elsewhere in the decoder each query is worked on by itself, so in a model trained without self-attention, too, none could know what the others say. (Some still say a thing again, in a model with as little training as ours.)
@@ -733,20 +705,28 @@ runs = {
 logs = {name: course.run_log(folder) for name, folder in runs.items()}
 plots.show(
     training_curves(logs),
-    alt="Loss, AP and learning rate against epochs. Both Deformable DETRs are far up after few epochs; DETR needs many more to "
-    "come as far.",
+    alt="Loss, AP and learning rate against epochs. Both Deformable DETRs are far up after few "
+    "epochs; DETR needs many more to come as far.",
 )
 
 # %%
 for name, lines in logs.items():
     end = [line for line in lines if line["kind"] == "evaluate"][-1]
     print(
-        f"{name:>24}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, of small objects {end['AP_small']:.2f}"
+        f"{name:>24}: {end['epoch']:>2} epochs, AP {end['AP']:.2f}, "
+        f"of small objects {end['AP_small']:.2f}"
     )
 
 # %% [markdown]
-# Look at AP; the losses are sums of different terms. (Of the learning rates the chart shows AdamW's, whose peak is the same for all; the two runs of 8 epochs have one line.) This is not yet the fair comparison (sizes, Muon's learning rates and losses differ, and each is one run): that one, with three random starts (*seeds*) and the same search for settings for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose √area is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50
-# for its own model. Why is DETR slow? The moving match may be one reason. Another is the one that the Deformable DETR paper gives, and it can be seen at the start: a new attention layer looks everywhere equally (half of the weight on half of the cells), and has to learn to look at a few.
+# Look at AP; the losses are sums of different terms. (Of the learning rates the chart shows AdamW's, whose peak is the
+# same for all; the two runs of 8 epochs have one line.) This is not yet the fair comparison (sizes, Muon's learning
+# rates and losses differ, and each is one run): that one, with three random starts (*seeds*) and the same search for
+# settings for both, is the subject of [10](10_convergence_and_ablations.ipynb). (*Small* here is an object whose
+# $\sqrt{\text{area}}$ is below a fifth of the picture's side; in COCO's own scores it is below 32 pixels.) The
+# Deformable DETR paper, in its table 1, has 500 epochs on COCO for DETR, and 50 for its own model. Why is DETR slow?
+# The moving match may be one reason. Another is the one that the Deformable DETR paper gives, and it can be seen at the
+# start: a new attention layer looks everywhere equally (half of the weight on half of the cells), and has to learn to
+# look at a few.
 
 # %%
 torch.manual_seed(1)
@@ -755,9 +735,8 @@ for name, one in (("new", Detr(model.config, classes=8).eval()), ("trained", mod
     with attention.record_attention(one) as weights, torch.no_grad():
         one.outputs(one.batch([scene.pixels]))
     w = weights["transformer.decoder.layers.1.multihead_attn"][0].mean(dim=0)  # (N_q, N)
-    cells_for_half = (w.sort(dim=-1, descending=True).values.cumsum(-1) < 0.5).sum(
-        dim=-1
-    ).float() + 1
+    strongest = w.sort(dim=-1, descending=True).values
+    cells_for_half = (strongest.cumsum(-1) < 0.5).sum(dim=-1).float() + 1
     needed[name] = cells_for_half.mean().item() / w.shape[-1]
 print(f"new: half of a query's weight lies on {needed['new']:.1f} of all cells")
 print("trained, on less than half as many:", needed["trained"] < needed["new"] / 2)
@@ -765,13 +744,14 @@ print("trained, on less than half as many:", needed["trained"] < needed["new"] /
 # %% [markdown]
 # ### Its cost grows with the square of the pixels
 #
-# Every cell looks at every cell: N² weights (01). What that means for a photo of 800 × 1333 pixels, with eight heads:
+# Every cell looks at every cell: $N^2$ weights (01). What that means for a photo of 800 × 1333 pixels, with eight heads:
 
 # %%
 for stride in (32, 16, 8):
     n = math.ceil(800 / stride) * math.ceil(1333 / stride)
     print(
-        f"stride {stride:>2}: N = {n:>6,} tokens, {8 * n**2:>13,} weights a layer, {8 * n**2 * 4 / 2**20:>5,.0f} MiB in float32"
+        f"stride {stride:>2}: N = {n:>6,} tokens, {8 * n**2:>13,} weights a layer, "
+        f"{8 * n**2 * 4 / 2**20:>5,.0f} MiB in float32"
     )
 
 # %% [markdown]
@@ -792,30 +772,22 @@ for cells_a_side in sides:
 
 # %%
 relative = [s / seconds[0] for s in seconds]
-lines = {
-    "measured": relative,
-    "∝ N": [(n / 16) ** 2 for n in sides],
-    "∝ N²": [(n / 16) ** 4 for n in sides],
-}
 tokens = [n * n for n in sides]
-ax = plots.curves(
-    tokens,
-    lines,
-    "Time of an encoder layer",
-    "tokens N",
-    "time, relative to 256 tokens",
-    "xy",
-    ["∝ N", "∝ N²"],
-)
+straight = {"∝ N": [n / 256 for n in tokens], "∝ N²": [(n / 256) ** 2 for n in tokens]}
+lines = {"measured": relative, **straight}
+title, ylabel = "Time of an encoder layer", "time, relative to 256 tokens"
+ax = plots.curves(tokens, lines, title, "tokens N", ylabel, log="xy", dashed=list(straight))
 plots.show(
     ax,
-    alt="Time against tokens on logarithmic axes: the measured line is steeper than proportional to N, "
-    "and bends towards N².",
+    alt="Time against tokens on logarithmic axes: the measured line is steeper than proportional "
+    "to N, and bends towards N².",
 )
 print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30)
 
 # %% [markdown]
-# At first what grows with N costs most, the projections and the feed-forward; the part with N² takes over on large maps. (So it is not 256 times the time for 16 times the tokens, but towards the end each doubling of N costs nearly four times as much.)
+# At first what grows with $N$ costs most, the projections and the feed-forward; the part with $N^2$ takes over on large
+# maps. (So it is not 256 times the time for 16 times the tokens, but towards the end each doubling of $N$ costs nearly
+# four times as much.)
 #
 # Slow to learn, and fine maps are too dear. **Both have to do with looking everywhere.** What if a query looked at just a few places, and learned where? That is [07](07_deformable_attention.ipynb).
 
@@ -828,7 +800,8 @@ print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30
 
 # %%
 def overfit(steps=150, classes=3, change=lambda targets: targets, **options):
-    """A new DETR learns four pictures by heart. `change` may spoil their targets. Returns model and last loss."""
+    """A new DETR learns four pictures by heart. `change` may spoil their targets.
+    Returns the model and the last loss."""
     torch.manual_seed(0)
     model = Detr(replace(config, **options), classes)
     optimizers, batch = make_optimizers(model, SETTINGS), model.batch(four)
@@ -846,7 +819,7 @@ batch_of_four = detr.batch(four)
 
 @torch.no_grad()
 def names_for(model, which, names):
-    """For each true object of a picture, what the model calls the box that fits it best; "-" if it is not sure."""
+    """For each true object, what the model calls the box that fits it best; "-" if not sure."""
     found, target = model([four[which]])[0], four_targets[which]
     sure = found["scores"] > 0.5
     overlap = box_iou(target["boxes"][:, None], found["boxes"][sure])  # (T, n)
@@ -874,7 +847,8 @@ print("found:", [names_for(shifted, i, [*KINDS, "?"]) for i in range(4)])
 print("its loss is small:", loss_1 < 0.5)
 
 # %% [markdown]
-# *Mend:* map ids to 0..C−1 (`CocoDetection` does), and keep the names with the weights. With a head of only 3 classes, id 3 would fall onto "no object" unnoticed; a model should refuse it:
+# *Mend:* map ids to $0, \ldots, C - 1$ (`CocoDetection` does), and keep the names with the weights. With a head of only
+# 3 classes, id 3 would fall onto "no object" unnoticed; a model should refuse it:
 
 # %%
 spoilt = [{**target, "labels": target["labels"] + 1} for target in four_targets]
@@ -887,8 +861,12 @@ _ = healthy.eval()
 # %% [markdown]
 # ### 7.2 Boxes in another form
 #
-# ([detr#28](https://github.com/facebookresearch/detr/issues/28), [#101](https://github.com/facebookresearch/detr/issues/101), [#459](https://github.com/facebookresearch/detr/issues/459).) COCO writes (x, y, width, height) in pixels. This package, like torchvision, takes corners in pixels; the official DETR and Hugging Face's take (cx, cy, w, h) in 0..1, and that is what the loss compares everywhere. Give
-# the loss corners, and it learns to say corners:
+# ([detr#28](https://github.com/facebookresearch/detr/issues/28),
+# [#101](https://github.com/facebookresearch/detr/issues/101),
+# [#459](https://github.com/facebookresearch/detr/issues/459).) COCO writes $(x, y, \text{width}, \text{height})$ in
+# pixels. This package, like torchvision, takes corners in pixels; the official DETR and Hugging Face's take
+# $(c_x, c_y, w, h)$ in 0..1, and that is what the loss compares everywhere. Give the loss corners, and it learns to say
+# corners:
 
 # %%
 corners, loss_2 = overfit(
@@ -909,10 +887,10 @@ plots.show(
 # Its loss is as small as that of a healthy one; only a picture shows what is wrong. *Mend:* draw a few targets before you train, as in section 4. And where a wrong form can be seen, the model should say so:
 
 # %%
-as_coco = [
-    {**t, "boxes": torch.cat((t["boxes"][:, :2], t["boxes"][:, 2:] - t["boxes"][:, :2]), dim=1)}
-    for t in four_targets
-]
+as_coco = []
+for target in four_targets:
+    first, last = target["boxes"][:, :2], target["boxes"][:, 2:]  # the two corners
+    as_coco.append({**target, "boxes": torch.cat((first, last - first), dim=1)})
 try:
     healthy.train()(four, as_coco)
 except ValueError as error:
@@ -943,9 +921,8 @@ def with_adamw(lr):
 # %%
 for lr in (1e-3, 1e-2):
     boxes = with_adamw(lr).outputs(batch_of_four).boxes[-1].detach()  # (B, N_q, 4)
-    print(
-        f"lr {lr}: queries differ {bool(boxes.std(dim=1).max() > 1e-3)}, pictures differ {bool(boxes.std(dim=0).max() > 1e-3)}"
-    )
+    by_query, by_picture = (bool(boxes.std(dim=axis).max() > 1e-3) for axis in (1, 0))
+    print(f"lr {lr}: queries differ {by_query}, pictures differ {by_picture}")
 
 # %% [markdown]
 # The symptom to remember: **every query gives the same box, on every picture.** The model no longer looks. *Mend:* a smaller rate, as in the first line; the authors also clip gradients at 0.1. Then start anew.
@@ -962,9 +939,8 @@ def probability_of_the_truth(model):
     """The mean probability that the matched queries give to the true class."""
     outputs = model.outputs(batch_of_four)
     wanted = model.normalise_targets(four_targets, batch_of_four.sizes)
-    match = matching.match(
-        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "softmax"
-    )
+    last = outputs.logits[-1:], outputs.boxes[-1:]
+    match = matching.match(*last, wanted, model.loss.matching, "softmax")
     labels = torch.stack([wanted[p]["labels"][t] for p, t in zip(match.picture, match.target)])
     return outputs.logits[-1].softmax(-1)[match.picture, match.query, labels].mean().item()
 
@@ -1009,10 +985,8 @@ _ = healthy.eval()
 
 # %%
 large = torch.rand(3, 96, 96)
-alone, together = (
-    healthy.batch([four[0]]),
-    healthy.batch([four[0], large]),
-)  # together, the first picture is padded
+alone = healthy.batch([four[0]])
+together = healthy.batch([four[0], large])  # the first picture is padded
 with torch.no_grad():
     expected = healthy.outputs(alone).boxes[-1, 0]
     right = healthy.outputs(together).boxes[-1, 0]
@@ -1057,7 +1031,7 @@ course.equation_map("06")
 # - DETR: backbone, sines, encoder, object queries, decoder, and two heads; the loss is that of 05. No anchors, no NMS.
 # - Object queries are learned and must differ; each comes to prefer a region. They are added as positions; the content begins at zero.
 # - DETR learns slowly. The match moves while it trains, and cross-attention begins by looking everywhere and has to find its object.
-# - Attention among cells costs N²; so on photos DETR takes a coarse map, too coarse for small objects.
+# - Attention among cells costs $N^2$; so on photos DETR takes a coarse map, too coarse for small objects.
 # - Before a long run: draw the targets, overfit four pictures, look at what is found, check one picture alone against the same in a batch.
 
 # %% [markdown]
@@ -1105,7 +1079,9 @@ course.check("flatten_map", flatten_map)
 #
 # Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
 #
-# Pictures of different sizes share a frame, and the mask says where the padding is. The tokens need a mask of the map's size: each cell takes the value at its first pixel, in row i·H//h and column j·W//w.
+# Pictures of different sizes share a frame, and the mask says where the padding is. The tokens need a mask of the map's
+# size: each cell takes the value at its first pixel, in row $\lfloor i \cdot H / h \rfloor$ and column
+# $\lfloor j \cdot W / w \rfloor$.
 
 
 # %% tags=["exercise"]
@@ -1150,7 +1126,8 @@ course.check("mask_for", mask_for)
 
 # %% tags=["exercise"]
 def detr_head(tokens, position, queries, encode, decode, class_head, box_head):
-    """tokens, position: (N, d); queries: (N_q, d). Returns (N_q, C+1+4): logits, then the box in 0..1."""
+    """tokens, position: (N, d); queries: (N_q, d).
+    Returns (N_q, C+1+4): logits, then the box in 0..1."""
     raise NotImplementedError
 
 
@@ -1171,7 +1148,8 @@ course.check("detr_head", detr_head)
 #
 # ```python
 # def detr_head(tokens, position, queries, encode, decode, class_head, box_head):
-#     """tokens, position: (N, d); queries: (N_q, d). Returns (N_q, C+1+4): logits, then the box in 0..1."""
+#     """tokens, position: (N, d); queries: (N_q, d).
+#     Returns (N_q, C+1+4): logits, then the box in 0..1."""
 #     memory = encode(tokens, position)
 #     hidden = decode(torch.zeros_like(queries), memory, queries, position)
 #     return torch.cat((class_head(hidden), box_head(hidden).sigmoid()), dim=-1)
@@ -1189,7 +1167,8 @@ course.check("detr_head", detr_head)
 
 # %% tags=["exercise"]
 def detections(logits, boxes, height, width):
-    """logits: (N_q, C+1), boxes: (N_q, 4). Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
+    """logits: (N_q, C+1), boxes: (N_q, 4).
+    Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
     raise NotImplementedError
 
 
@@ -1197,7 +1176,7 @@ def detections(logits, boxes, height, width):
 # <details>
 # <summary>Hint</summary>
 #
-# Softmax first, then leave out the last column, "no object". x goes with the width.
+# Softmax first, then leave out the last column, "no object". $x$ goes with the width.
 #
 # </details>
 
@@ -1210,7 +1189,8 @@ course.check("detections", detections)
 #
 # ```python
 # def detections(logits, boxes, height, width):
-#     """logits: (N_q, C+1), boxes: (N_q, 4). Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
+#     """logits: (N_q, C+1), boxes: (N_q, 4).
+#     Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
 #     scores, labels = logits.softmax(-1)[:, :-1].max(-1)
 #     centre, size = boxes[:, :2], boxes[:, 2:]
 #     corners = torch.cat((centre - size / 2, centre + size / 2), dim=1)
@@ -1237,10 +1217,8 @@ with torch.no_grad():
 course.reset()
 with torch.no_grad():
     theirs = shipped.model([scene.pixels])[0]
-print(
-    "the same boxes within a hundredth of a pixel:",
-    (mine["boxes"] - theirs["boxes"]).abs().max().item() < 0.01,
-)
+apart = (mine["boxes"] - theirs["boxes"]).abs().max().item()
+print("the same boxes within a hundredth of a pixel:", apart < 0.01)
 print("the same classes:", torch.equal(mine["labels"], theirs["labels"]))
 
 # %% [markdown]
