@@ -56,27 +56,20 @@ level_shapes = [tuple(m.shape[-2:]) for m in maps]
 side = (scene.boxes[:, 2:] - scene.boxes[:, :2]).amax(dim=1)  # the longer side, pixels
 print("maps:", level_shapes)
 for name, pixels in zip(scene.names, side.tolist()):
-    print(
-        f"{name:>8}: {pixels:.0f} pixels =",
-        [round(pixels / stride, 1) for stride in (8, 16, 32)],
-        "cells",
-    )
+    cells = [round(pixels / stride, 1) for stride in (8, 16, 32)]
+    print(f"{name:>8}: {pixels:.0f} pixels = {cells} cells")
 
 # %%
 drawn, axes = plots.panels(4, height=2.2)
 plots.picture(scene.pixels, "the picture", ax=axes[0])
 for level, ax in enumerate(axes[1:]):
     strength = maps[level][0].norm(dim=0)  # (H, W): how loud each cell is
-    plots.matrix(
-        strength,
-        numbers=False,
-        title="level {}: {} × {}".format(level + 1, *level_shapes[level]),
-        ax=ax,
-    )
+    height, width = strength.shape
+    plots.matrix(strength, numbers=False, title=f"level {level + 1}: {height} × {width}", ax=ax)
 plots.show(
     drawn,
-    alt="The picture, and the strength of the three feature maps of 12 × 12, 6 × 6 and 3 × 3 cells: ever "
-    "coarser views.",
+    alt="The picture, and the strength of the three feature maps of 12 × 12, 6 × 6 and 3 × 3 "
+    "cells: ever coarser views.",
 )
 
 # %% [markdown]
@@ -122,19 +115,16 @@ def nearest_is_of_own_level(position):
     """position: (N, d). The share of tokens whose nearest other position is from the same level."""
     distance = torch.cdist(position, position)
     distance.fill_diagonal_(torch.inf)
-    level_of = torch.repeat_interleave(
-        torch.arange(3), torch.tensor([h * w for h, w in level_shapes])
-    )
+    counts = torch.tensor([h * w for h, w in level_shapes])
+    level_of = torch.repeat_interleave(torch.arange(3), counts)
     return (level_of[distance.argmin(dim=1)] == level_of).float().mean().item()
 
 
-bare = torch.cat(
-    [sine_encoding_2d(mask, tokens.shape[-1], "deformable")[0].flatten(0, 1) for mask in masks]
-)
+sines = [sine_encoding_2d(mask, tokens.shape[-1], "deformable") for mask in masks]
+bare = torch.cat([sine[0].flatten(0, 1) for sine in sines])  # (N, d)
 full = torch.cat([position[0].flatten(0, 1) for position in positions])
-print(
-    f"sines alone: {nearest_is_of_own_level(bare):.0%}, with level embedding: {nearest_is_of_own_level(full):.0%}"
-)
+alone, embedded = nearest_is_of_own_level(bare), nearest_is_of_own_level(full)
+print(f"sines alone: {alone:.0%}, with level embedding: {embedded:.0%}")
 
 # %% [markdown]
 # With sines alone, the nearest position is always one of another level. With the embedding every level is a group of its own. (Content may tell levels apart as well, so this does not prove that training would fail without the embedding; only a training run could.)
@@ -142,7 +132,7 @@ print(
 # %% [markdown]
 # ## 3. Reference points
 #
-# Where does a query stand? A query of the decoder has a point of its own, learned, or proposed by the encoder ([09](09_deformable_detr.ipynb)). In the **encoder** every token is a query, and stands at the centre of its own cell: row i of H lies at (i + ½)/H. This point, in 0..1 of the picture, is the same on all levels.
+# Where does a query stand? A query of the decoder has a point of its own, learned, or proposed by the encoder ([09](09_deformable_detr.ipynb)). In the **encoder** every token is a query, and stands at the centre of its own cell: row $i$ of $H$ lies at $(i + \frac{1}{2}) / H$. This point, in 0..1 of the picture, is the same on all levels.
 #
 # By hand, for levels of 2 × 2 and 1 × 1 cells: (¼, ¼), (¾, ¼), (¼, ¾), (¾, ¾), and (½, ½).
 
@@ -156,7 +146,7 @@ print("the same on both:", torch.equal(points[:, :, 0], points[:, :, 1]))
 # %% [markdown]
 # ### Valid ratios
 #
-# Now a batch of two pictures of different sizes: the smaller one is padded at the right and below (06). A point at ½ of the *picture* is not at ½ of the *map*. The **valid ratio** of a level is the share of the map that is picture, in x and in y; locations are shares of the map, so points of the picture are multiplied by it.
+# Now a batch of two pictures of different sizes: the smaller one is padded at the right and below (06). A point at ½ of the *picture* is not at ½ of the *map*. The **valid ratio** of a level is the share of the map that is picture, in $x$ and in $y$; locations are shares of the map, so points of the picture are multiplied by it.
 
 # %%
 tall, wide = torch.rand(3, 96, 48), torch.rand(3, 64, 96)
@@ -181,9 +171,8 @@ def reference_points(level_shapes, ratios):
         for own, (height, width) in enumerate(level_shapes):
             for i in range(height):
                 for j in range(width):
-                    centre = torch.tensor(
-                        [(j + 0.5) / width, (i + 0.5) / height]
-                    )  # on its own level's map
+                    x, y = (j + 0.5) / width, (i + 0.5) / height  # on its own level's map
+                    centre = torch.tensor([x, y])
                     rows.append(centre / ratios[b, own] * ratios[b])  # (L, 2): on every level's map
         result.append(torch.stack(rows))
     return torch.stack(result)
@@ -193,27 +182,23 @@ def reference_points(level_shapes, ratios):
 narrow = torch.arange(96).expand(1, 96, 96) >= 50  # padding, for a picture 50 pixels wide
 uneven = package.valid_ratios([mask_for(narrow, shape) for shape in level_shapes])
 for some in (ratios, uneven):
-    ours, theirs = (
-        reference_points(level_shapes, some),
-        package.encoder_reference_points(level_shapes, some),
-    )
+    ours = reference_points(level_shapes, some)
+    theirs = package.encoder_reference_points(level_shapes, some)
     print("package within 1e-6:", (ours - theirs).abs().max().item() < 1e-6)
 print("a picture of 50 pixels has ratios in x of", uneven[0, :, 0])
 
 # %% [markdown]
 # ## 4. One query through all levels
 #
-# The query that we follow, in the decoder's first layer. Its reference is a box ([09](09_deformable_detr.ipynb) says why); what matters here is where it looks: for each head, level and point a location in 0..1, the same scale for all levels. On each level it becomes a place in *cells*: x = location · W − ½. And each has a weight; those of a
+# The query that we follow, in the decoder's first layer. Its reference is a box ([09](09_deformable_detr.ipynb) says why); what matters here is where it looks: for each head, level and point a location in 0..1, the same scale for all levels. On each level it becomes a place in *cells*: $x = \text{location} \cdot W - \frac{1}{2}$. And each has a weight; those of a
 # head sum to one **over all its levels and points**.
 
 # %%
 locations, weights = followed.locations[0], followed.weights[0]  # (M, L, P, 2), (M, L, P)
 heads, levels, points_each = weights.shape
 print(f"{heads} heads × {levels} levels × {points_each} points = {weights.numel()} samples")
-print(
-    "each head's weights sum to 1, within 1e-6:",
-    (weights.sum(dim=(1, 2)) - 1).abs().max().item() < 1e-6,
-)
+sums = weights.sum(dim=(1, 2))  # (M,)
+print("each head's weights sum to 1, within 1e-6:", (sums - 1).abs().max().item() < 1e-6)
 print("head 1:")
 for level, (height, width) in enumerate(level_shapes):
     for p in range(points_each):
@@ -223,9 +208,8 @@ for level, (height, width) in enumerate(level_shapes):
 
 # %%
 drawn, axes = plots.panels(4, height=2.5)
-sampling_points(
-    scene.pixels, locations, weights, followed.boxes[0][:2], title="all levels", ax=axes[0]
-)
+centre = followed.boxes[0][:2]  # (x, y) in 0..1
+sampling_points(scene.pixels, locations, weights, centre, title="all levels", ax=axes[0])
 for level, ax in enumerate(axes[1:]):
     height, width = level_shapes[level]
     plots.matrix(maps[level][0].norm(dim=0), numbers=False, title=f"on level {level + 1}", ax=ax)
@@ -235,8 +219,8 @@ for level, ax in enumerate(axes[1:]):
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 plots.show(
     drawn,
-    alt="The sampling points of the followed query: over the picture, and on each of the three maps, where they fall between "
-    "ever larger cells.",
+    alt="The sampling points of the followed query: over the picture, and on each of the three "
+    "maps, where they fall between ever larger cells.",
 )
 
 # %% [markdown]
@@ -249,12 +233,13 @@ plots.show(
 #
 # $$\begin{aligned} &\text{MSDeformAttn}(z, p, \{x^l\}) \\ &\quad = \sum_{m=1}^{M} W_m \Big[\sum_{l=1}^{L}\sum_{k=1}^{P} A_{mlk}\; W'_m\, x^l\big(\phi_l(p) + \Delta p_{mlk}\big)\Big] \end{aligned}$$
 #
-# where l counts levels, k points, and φ turns a point of the picture into one of level l. Everything but the matrices W and W′ is one function, of values, level shapes, locations and weights. As a loop:
+# where $l$ counts levels, $k$ points, and $\phi_l$ turns a point of the picture into one of level $l$. Everything but the matrices $W_m$ and $W'_m$ is one function, of values, level shapes, locations and weights. As a loop:
 
 
 # %%
 def loop(value, level_shapes, locations, weights):
-    """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P). Returns (B, N_q, M·D)."""
+    """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P).
+    Returns (B, N_q, M·D)."""
     B, N_q, M, _, P, _ = locations.shape
     result = torch.zeros(B, N_q, M, value.shape[-1], dtype=value.dtype)
     maps = value.split([h * w for h, w in level_shapes], dim=1)  # L tensors (B, H·W, M, D)
@@ -265,9 +250,8 @@ def loop(value, level_shapes, locations, weights):
                 for m in range(M):
                     for p in range(P):
                         x, y = locations[b, q, m, level, p].tolist()
-                        sample = reference.bilinear_sample(
-                            feature[b, :, :, m], x * width - 0.5, y * height - 0.5
-                        )
+                        place = x * width - 0.5, y * height - 0.5  # in cells
+                        sample = reference.bilinear_sample(feature[b, :, :, m], *place)
                         result[b, q, m] += weights[b, q, m, level, p] * sample
     return result.flatten(2)
 
@@ -281,11 +265,10 @@ def loop(value, level_shapes, locations, weights):
 # %%
 def with_grid_sample(value, level_shapes, locations, weights):
     B, N_q, M, L, P, _ = locations.shape
+    maps = value.split([h * w for h, w in level_shapes], dim=1)  # L tensors (B, H·W, M, D)
     samples = []
-    for level, part in enumerate(value.split([h * w for h, w in level_shapes], dim=1)):
-        feature = part.permute(0, 2, 3, 1).reshape(
-            B * M, -1, *level_shapes[level]
-        )  # (B·M, D, H, W)
+    for level, shape in enumerate(level_shapes):
+        feature = maps[level].permute(0, 2, 3, 1).reshape(B * M, -1, *shape)  # (B·M, D, H, W)
         grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B·M, N_q, P, 2)
         samples.append(F.grid_sample(feature, grid, align_corners=False))  # (B·M, D, N_q, P)
     stacked = torch.stack(samples, dim=3)  # (B·M, D, N_q, L, P)
@@ -299,10 +282,8 @@ value = torch.randn(2, 30, 2, 16)
 at = torch.rand(2, 5, 2, 2, 3, 2) * 1.2 - 0.1  # some of them outside
 share = torch.rand(2, 5, 2, 2, 3)
 by_loop = loop(value, small_levels, at, share)
-print(
-    "grid_sample = loop within 1e-5:",
-    (with_grid_sample(value, small_levels, at, share) - by_loop).abs().max().item() < 1e-5,
-)
+fast = with_grid_sample(value, small_levels, at, share)
+print("grid_sample = loop within 1e-5:", (fast - by_loop).abs().max().item() < 1e-5)
 for backend in backends_for(value):
     theirs = multi_scale_deformable_attention(value, small_levels, at, share, backend)
     print(f"package, {backend:>9}, within 1e-5:", (theirs - by_loop).abs().max().item() < 1e-5)
@@ -314,10 +295,9 @@ for backend in backends_for(value):
 from transformers.models.deformable_detr import modeling_deformable_detr as hugging_face
 
 theirs = hugging_face.MultiScaleDeformableAttention()
-sizes = torch.tensor(small_levels)
-found = theirs(
-    value, sizes, small_levels, torch.tensor([0, 24]), at, share, im2col_step=64
-)  # [0, 24]: where levels begin; the step is for its CUDA code
+sizes, starts = torch.tensor(small_levels), torch.tensor([0, 24])  # starts: where levels begin
+# The step is for its CUDA code.
+found = theirs(value, sizes, small_levels, starts, at, share, im2col_step=64)
 print("Hugging Face within 1e-5:", (found - by_loop).abs().max().item() < 1e-5)
 
 # %% [markdown]
@@ -326,9 +306,8 @@ print("Hugging Face within 1e-5:", (found - by_loop).abs().max().item() < 1e-5)
 # Training needs three of them: with respect to values, locations, and weights. `torch.autograd.gradcheck` nudges every single input by a millionth, in float64, and compares the change of every output with what the backward pass says.
 
 # %%
-double = [
-    tensor.double().requires_grad_() for tensor in (value[:1, :, :, :3], at[:1, :2], share[:1, :2])
-]
+parts = value[:1, :, :, :3], at[:1, :2], share[:1, :2]  # small, for each number is nudged
+double = [tensor.double().requires_grad_() for tensor in parts]
 for name in ("reference", "cpu"):
     right = torch.autograd.gradcheck(
         lambda v, a, s: multi_scale_deformable_attention(v, small_levels, a, s, name), double
@@ -343,11 +322,8 @@ for name in ("reference", "cpu"):
 # %%
 line = torch.tensor([1.0, 5, 2], dtype=torch.float64)[None, None, None]  # one channel, 1 × 3 cells
 slopes = {}
-for name, x in (
-    ("left of it", 1 - 1e-6),
-    ("on it", 1.0),
-    ("right of it", 1 + 1e-6),
-):  # the middle cell is at x = 1
+# The middle cell is at x = 1.
+for name, x in (("left of it", 1 - 1e-6), ("on it", 1.0), ("right of it", 1 + 1e-6)):
     place = torch.tensor([x, 0.0], dtype=torch.float64, requires_grad=True)
     grid = (place + 0.5) / torch.tensor([3.0, 1.0]) * 2 - 1
     F.grid_sample(line, grid[None, None, None], align_corners=False).sum().backward()
@@ -355,8 +331,8 @@ for name, x in (
 print({name: round(slope, 3) for name, slope in slopes.items()})
 
 # %% [markdown]
-# Where x (or y) is a whole number the map has a kink: here the slope to the left is 5 − 1 = 4, that to the right 2 − 5 = −3, and there is no one gradient. Any code must choose; torch takes the right side. In training either side will do: a new encoder begins with *all* points of a token's own level on centres (its reference is a centre, and
-# the compass counts whole cells), and leaves them with the first step. But a *test* has to compare gradients at places where neither x nor y is whole.
+# Where $x$ (or $y$) is a whole number the map has a kink: here the slope to the left is 5 − 1 = 4, that to the right 2 − 5 = −3, and there is no one gradient. Any code must choose; torch takes the right side. In training either side will do: a new encoder begins with *all* points of a token's own level on centres (its reference is a centre, and
+# the compass counts whole cells), and leaves them with the first step. But a *test* has to compare gradients at places where neither $x$ nor $y$ is whole.
 
 # %% [markdown]
 # ## 7. Which level helps?
@@ -370,41 +346,33 @@ from ddetr_lite.datasets.shapes import ShapesConfig, render_picture
 
 shares, sizes = [], []
 for index in range(100, 160):
-    pixels = torch.from_numpy(render_picture(ShapesConfig(), "val", index)[0].copy()).permute(
-        2, 0, 1
-    )
+    drawing, _ = render_picture(ShapesConfig(), "val", index)
+    pixels = torch.from_numpy(drawing.copy()).permute(2, 0, 1)
     with record_samples(model) as samples, torch.no_grad():
         outputs = model.outputs(model.batch([pixels]))
     _, found = samples["transformer.decoder.layers.1.cross_attn"]  # (B, N_q, M, L, P)
     sure = outputs.logits[-1, 0].sigmoid().amax(dim=-1) > 0.5
     shares.append(found[0, sure].sum(dim=-1).mean(dim=1))  # (n, L)
-    sizes.append(
-        outputs.boxes[-1, 0, sure, 2:].prod(dim=-1).sqrt()
-    )  # the side of a square of that area, in 0..1
+    areas = outputs.boxes[-1, 0, sure, 2:].prod(dim=-1)  # (n,)
+    sizes.append(areas.sqrt())  # the side of a square of that area, in 0..1
 shares, sizes = torch.cat(shares), torch.cat(sizes)
 
 # %%
-bands = {
-    "small (< 0.2)": sizes < 0.2,
-    "medium": (sizes >= 0.2) & (sizes < 0.4),
-    "large": sizes >= 0.4,
-}
+small, large = sizes < 0.2, sizes >= 0.4
+bands = {"small (< 0.2)": small, "medium": ~small & ~large, "large": large}
 table = torch.stack([shares[chosen].mean(dim=0) for chosen in bands.values()])  # (3, L)
 strides = ["stride 8", "stride 16", "stride 32"]
 ax = plots.matrix(table, list(bands), strides, "Share of the weight on each level", numbers=True)
 plots.show(
     ax,
-    alt="A table of the share of the weight on the three levels for small, medium and large objects.",
+    alt="A table of the share of the weight on the three levels for small, medium and large "
+    "objects.",
 )
 print("boxes:", {name: int(chosen.sum()) for name, chosen in bands.items()})
-print(
-    "small objects give the finest level more than large ones do:",
-    (table[0, 0] > table[2, 0]).item(),
-)
-print(
-    "large ones give the two coarse levels more than small ones do:",
-    (table[2, 1:] > table[0, 1:]).all().item(),
-)
+finest = table[0, 0] > table[2, 0]
+print("small objects give the finest level more than large ones do:", finest.item())
+coarse = table[2, 1:] > table[0, 1:]
+print("large ones give the two coarse levels more than small ones do:", coarse.all().item())
 
 # %% [markdown]
 # As it stands the claim is wrong: objects of *every* size give the finest map by far the most (an even share would be 0.33). Only a tendency is left: the larger the object, the smaller that share. This is one detector, its last layer, and the boxes that were counted above. (Would the finest map be enough, then? Its cells know of the coarse ones, since the encoder has let the levels look at one another. In [10](10_convergence_and_ablations.ipynb), section 4.4, a model with one map of stride 8 is about as good as one with three.)
@@ -423,34 +391,33 @@ with record_samples(model) as samples, torch.no_grad():
 def explore(layer=0, query=followed.index, ax=None):
     """Draw where one query looks, and what it takes the thing for."""
     locations, weights = samples[f"transformer.decoder.layers.{layer}.cross_attn"]
+    looks = locations[0, query], weights[0, query]
     scores = outputs.logits[layer, 0, query].sigmoid()
-    title = f"query {query}, layer {layer + 1}: {shipped.classes[int(scores.argmax())]} {scores.max():.2f}"
+    thing = shipped.classes[int(scores.argmax())]
+    title = f"query {query}, layer {layer + 1}: {thing} {scores.max():.2f}"
     box = cxcywh_to_xyxy(outputs.boxes[layer, 0, query]) * 96
-    return sampling_points(
-        scene.pixels, locations[0, query], weights[0, query], box=box, title=title, ax=ax
-    )
+    return sampling_points(scene.pixels, *looks, box=box, title=title, ax=ax)
 
 
+# %%
 drawn, axes = plots.panels(2, height=3.4)
 for layer, ax in enumerate(axes):
     explore(layer, ax=ax)
 plots.show(
     drawn,
-    alt="The sampling points of the followed query and the box it says, after the first and after the "
-    "second layer.",
+    alt="The sampling points of the followed query and the box it says, after the first and after "
+    "the second layer.",
 )
 
 # %% tags=["nbval-ignore-output"]
 import ipywidgets
 
 last = outputs.logits.shape[2] - 1
-sliders = {
-    "layer": (1, len(outputs.logits)),
-    "query": ipywidgets.IntSlider(followed.index, 0, last),
-}
 alt = "Where the chosen query looks in the chosen layer, and the box that it says."
 _ = ipywidgets.interact(
-    lambda layer, query: plots.show(explore(layer - 1, query), alt=alt), **sliders
+    lambda layer, query: plots.show(explore(layer - 1, query), alt=alt),
+    layer=(1, len(outputs.logits)),
+    query=ipywidgets.IntSlider(followed.index, 0, last),
 )
 
 # %%
@@ -462,7 +429,7 @@ course.equation_map("08")
 # - Several maps, from fine to coarse. Their tokens stand in one row; level shapes say where each begins.
 # - A level embedding tells levels apart. Reference points are shares of the picture; valid ratios turn them into shares of each padded map.
 # - Multi-scale deformable attention: for each head, a weighted sum over levels and points; the weights of a head sum to one over both.
-# - The loop, grid_sample, and the package's other form give the same numbers; gradients are right except at the kinks, where x or y is whole.
+# - The loop, grid_sample, and the package's other form give the same numbers; gradients are right except at the kinks, where $x$ or $y$ is whole.
 # - Our detector gives most weight to its finest map, and the more the smaller an object is.
 
 # %% [markdown]
@@ -478,7 +445,8 @@ course.equation_map("08")
 
 # %% tags=["exercise"]
 def valid_ratio(mask):
-    """mask: (B, H, W), True on padding. Returns (B, 2): the shares of the map that are picture, (x, y)."""
+    """mask: (B, H, W), True on padding.
+    Returns (B, 2): the shares of the map that are picture, (x, y)."""
     raise NotImplementedError
 
 
@@ -486,7 +454,7 @@ def valid_ratio(mask):
 # <details>
 # <summary>Hint</summary>
 #
-# The first row tells how many columns are picture; the first column, how many rows. x comes first.
+# The first row tells how many columns are picture; the first column, how many rows. $x$ comes first.
 #
 # </details>
 
@@ -499,7 +467,8 @@ course.check("valid_ratio", valid_ratio)
 #
 # ```python
 # def valid_ratio(mask):
-#     """mask: (B, H, W), True on padding. Returns (B, 2): the shares of the map that are picture, (x, y)."""
+#     """mask: (B, H, W), True on padding.
+#     Returns (B, 2): the shares of the map that are picture, (x, y)."""
 #     x = (~mask[:, 0]).float().mean(dim=1)
 #     y = (~mask[:, :, 0]).float().mean(dim=1)
 #     return torch.stack((x, y), dim=-1)
@@ -517,7 +486,8 @@ course.check("valid_ratio", valid_ratio)
 
 # %% tags=["exercise"]
 def encoder_reference_points(level_shapes, ratios):
-    """level_shapes: L pairs (H, W); ratios: (B, L, 2), (x, y). Returns (B, N, L, 2), tokens level after level."""
+    """level_shapes: L pairs (H, W); ratios: (B, L, 2), (x, y).
+    Returns (B, N, L, 2), tokens level after level."""
     raise NotImplementedError
 
 
@@ -525,7 +495,8 @@ def encoder_reference_points(level_shapes, ratios):
 # <details>
 # <summary>Hint</summary>
 #
-# The centre of a cell is ((j + ½)/W, (i + ½)/H). Divide by the ratio of its own level, multiply by all.
+# The centre of a cell is $((j + \frac{1}{2}) / W, (i + \frac{1}{2}) / H)$. Divide by the ratio of its own level,
+# multiply by all.
 #
 # </details>
 
@@ -538,12 +509,14 @@ course.check("encoder_reference_points", encoder_reference_points)
 #
 # ```python
 # def encoder_reference_points(level_shapes, ratios):
-#     """level_shapes: L pairs (H, W); ratios: (B, L, 2), (x, y). Returns (B, N, L, 2), tokens level after level."""
+#     """level_shapes: L pairs (H, W); ratios: (B, L, 2), (x, y).
+#     Returns (B, N, L, 2), tokens level after level."""
 #     points = []
 #     for level, (height, width) in enumerate(level_shapes):
 #         for i in range(height):
 #             for j in range(width):
-#                 centre = torch.tensor([(j + 0.5) / width, (i + 0.5) / height], device=ratios.device)
+#                 x, y = (j + 0.5) / width, (i + 0.5) / height  # on its own level's map
+#                 centre = torch.tensor([x, y], device=ratios.device)
 #                 points.append(centre / ratios[:, level])  # (B, 2): of the picture
 #     return torch.stack(points, dim=1)[:, :, None] * ratios[:, None]  # (B, N, L, 2)
 # ```
@@ -560,7 +533,8 @@ course.check("encoder_reference_points", encoder_reference_points)
 
 # %% tags=["exercise"]
 def multi_scale_attention(value, level_shapes, locations, weights):
-    """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P). Returns (B, N_q, M·D)."""
+    """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P).
+    Returns (B, N_q, M·D)."""
     raise NotImplementedError
 
 
@@ -568,7 +542,7 @@ def multi_scale_attention(value, level_shapes, locations, weights):
 # <details>
 # <summary>Hint</summary>
 #
-# `value.split([h * w for h, w in level_shapes], dim=1)` gives the levels. For each, `grid_sample` wants (B·M, D, H, W) and a grid (B·M, N_q, P, 2) in −1..1.
+# `value.split([h * w for h, w in level_shapes], dim=1)` gives the levels. For each, `grid_sample` wants $(B \cdot M, D, H, W)$ and a grid $(B \cdot M, N_q, P, 2)$ in −1..1.
 #
 # </details>
 
@@ -581,15 +555,17 @@ course.check("multi_scale_attention", multi_scale_attention)
 #
 # ```python
 # def multi_scale_attention(value, level_shapes, locations, weights):
-#     """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P). Returns (B, N_q, M·D)."""
+#     """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P).
+#     Returns (B, N_q, M·D)."""
 #     B, N_q, M, L, P, _ = locations.shape
+#     maps = value.split([h * w for h, w in level_shapes], dim=1)  # L tensors (B, H·W, M, D)
 #     result = 0
-#     for level, part in enumerate(value.split([h * w for h, w in level_shapes], dim=1)):
-#         feature = part.permute(0, 2, 3, 1).reshape(B * M, -1, *level_shapes[level])  # (B·M, D, H, W)
+#     for level, shape in enumerate(level_shapes):
+#         feature = maps[level].permute(0, 2, 3, 1).reshape(B * M, -1, *shape)  # (B·M, D, H, W)
 #         grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B·M, N_q, P, 2)
-#         samples = torch.nn.functional.grid_sample(feature, grid, align_corners=False)  # (B·M, D, N_q, P)
+#         samples = torch.nn.functional.grid_sample(feature, grid, align_corners=False)
 #         share = weights[:, :, :, level].transpose(1, 2).reshape(B * M, 1, N_q, P)
-#         result = result + (samples * share).sum(-1)  # (B·M, D, N_q)
+#         result = result + (samples * share).sum(-1)  # (B·M, D, N_q, P), then (B·M, D, N_q)
 #     return result.reshape(B, -1, N_q).transpose(1, 2)
 # ```
 #
@@ -612,10 +588,8 @@ with torch.no_grad():
 course.reset()
 with torch.no_grad():
     theirs = model([scene.pixels])[0]
-print(
-    "the same boxes within a hundredth of a pixel:",
-    (mine["boxes"][:4] - theirs["boxes"][:4]).abs().max().item() < 0.01,
-)
+difference = (mine["boxes"][:4] - theirs["boxes"][:4]).abs().max().item()
+print("the same boxes within a hundredth of a pixel:", difference < 0.01)
 print("the same classes:", torch.equal(mine["labels"][:4], theirs["labels"][:4]))
 
 # %% [markdown]

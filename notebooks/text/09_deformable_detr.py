@@ -69,8 +69,9 @@ scene, shipped = course.picture(), course.detector()
 # %%
 plots.show(
     course.architecture("deformable-detr"),
-    alt="Deformable DETR as blocks: as DETR's in 06, but with a 1 × 1 convolution on each of L maps, a level embedding beside "
-    "the cells' sines, which go to the encoder alone, and reference points made from the object queries.",
+    alt="Deformable DETR as blocks: as DETR's in 06, but with a 1 × 1 convolution on each of L "
+    "maps, a level embedding beside the cells' sines, which go to the encoder alone, and reference "
+    "points made from the object queries.",
 )
 
 # %% [markdown]
@@ -84,19 +85,17 @@ points = package.encoder_reference_points(level_shapes, torch.ones(1, 2, 2))  # 
 with torch.no_grad():
     y = layer.norm1(x + layer.self_attn(x + position, points, x, level_shapes))
     y = layer.norm2(y + layer.feed_forward(y))
-    print(
-        "package within 1e-6:",
-        (y - layer(x, position, points, level_shapes, None)).abs().max().item() < 1e-6,
-    )
+    theirs = layer(x, position, points, level_shapes, None)
+print("package within 1e-6:", (y - theirs).abs().max().item() < 1e-6)
 
 # %% [markdown]
 # ## 2. A box relative to a point
 #
-# In DETR the box head says where the box is, in the whole picture. Here the query stands somewhere, at its reference point p, and the head says how far the box's centre is *from there*. The centre has to lie in 0..1, and a plain sum might leave it. So the head's number Δ is added before the sigmoid σ:
+# In DETR the box head says where the box is, in the whole picture. Here the query stands somewhere, at its reference point $p$, and the head says how far the box's centre is *from there*. The centre has to lie in 0..1, and a plain sum might leave it. So the head's number $\Delta$ is added before the sigmoid $\sigma$:
 #
 # $$\text{centre} = \sigma\big(\Delta + \sigma^{-1}(p)\big), \qquad \sigma^{-1}(p) = \log\frac{p}{1 - p}$$
 #
-# By hand: p = 0.5 has σ⁻¹ = log 1 = 0. With Δ = 1 the centre is σ(1) = 0.731. And p = 0.9 has σ⁻¹ = log 9 = 2.197; the same Δ = 1 gives σ(3.197) = 0.961: near the border a step is shorter, and no step takes the centre out of the picture.
+# By hand: $p = 0.5$ has $\sigma^{-1}(p) = \log 1 = 0$. With $\Delta = 1$ the centre is $\sigma(1) = 0.731$. And $p = 0.9$ has $\sigma^{-1}(p) = \log 9 = 2.197$; the same $\Delta = 1$ gives $\sigma(3.197) = 0.961$: near the border a step is shorter, and no step takes the centre out of the picture.
 
 # %%
 p, delta = torch.tensor([0.5, 0.9]), 1.0
@@ -104,7 +103,7 @@ print("by hand:", torch.sigmoid(delta + torch.log(p / (1 - p))))
 print("package:", torch.sigmoid(delta + package.inverse_sigmoid(p)))
 
 # %% [markdown]
-# Where does a query stand? Its learned numbers, 2d of them, are cut into a position and a content; a matrix makes the reference point from the position. Now all together, for the plain model, that is, without refinement (section 5) and two stages (section 6):
+# Where does a query stand? Its learned numbers, $2d$ of them, are cut into a position and a content; a matrix makes the reference point from the position. Now all together, for the plain model, that is, without refinement (section 5) and two stages (section 6):
 
 
 # %%
@@ -113,10 +112,8 @@ def plain_deformable_detr(model, batch):
     features, masks, positions = model.levels(batch)
     level_shapes = [tuple(feature.shape[-2:]) for feature in features]
     ratios, mask = package.valid_ratios(masks), torch.cat([m.flatten(1) for m in masks], dim=1)
-    position = torch.cat(
-        [p.flatten(1, 2) for p in positions], dim=1
-    )  # (B, N, d), with level embedding
-    tokens, transformer = flatten_levels(features), model.transformer
+    position = torch.cat([p.flatten(1, 2) for p in positions], dim=1)  # with level embedding
+    tokens, transformer = flatten_levels(features), model.transformer  # tokens: (B, N, d)
     memory = transformer.encoder(tokens, position, level_shapes, ratios, mask)
 
     own = model.query_embed.weight.expand(len(memory), -1, -1)  # (B, N_q, 2d)
@@ -159,6 +156,8 @@ official = DeformableDetr(with_resnet, classes=3).eval()
 for name, tensor in official.state_dict().items():
     if tensor.is_floating_point() and "running_var" not in name and "level_embed" not in name:
         tensor.add_(0.05 * torch.randn(tensor.shape))
+
+# %%
 theirs = hugging_face_model(official)
 batch = official.batch([torch.rand(3, 64, 96)])
 with torch.no_grad():
@@ -173,7 +172,7 @@ print("logits within 1e-4:", (logits - their_logits).abs().max().item() < 1e-4)
 # %% [markdown]
 # ## 3. How a new one begins
 #
-# The start matters. The class heads begin with a bias of −log 99: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights, so that a box begins where its reference is. Where the reference is only a point, a bias of −2 gives the box 12 % of the picture's width and height (σ(−2) = 0.12); where it is a box (behind the first layer with refinement, everywhere with two stages) there is no such bias, and the box begins as its reference. Why the bias of the class heads?
+# The start matters. The class heads begin with a bias of $-\log 99$: every class of every query has one chance in a hundred, which is nearer to the truth than one half. The last layer of the box head has zero weights, so that a box begins where its reference is. Where the reference is only a point, a bias of −2 gives the box 12 % of the picture's width and height ($\sigma(-2) = 0.12$); where it is a box (behind the first layer with refinement, everywhere with two stages) there is no such bias, and the box begins as its reference. Why the bias of the class heads?
 #
 # > **Claim:** where the bias begins hardly changes the first loss.
 # >
@@ -188,10 +187,8 @@ for bias in (-math.log(99), 0.0):
     nn.init.constant_(new.class_embed[0].bias, bias)
     with torch.no_grad():
         first[bias] = new(pictures, targets)["class"].item()
-print(
-    "without the bias the first class loss is more than 100 times as large:",
-    first[0.0] > 100 * first[-math.log(99)],
-)
+larger = first[0.0] > 100 * first[-math.log(99)]
+print("without the bias the first class loss is more than 100 times as large:", larger)
 
 # %% [markdown]
 # The claim is wrong. 300 queries times 80 classes are 24,000 answers, and without the bias all begin at "perhaps": the first steps would probably go into saying no. (Hugging Face's transformers 5.23 does not set it; whoever trains with its code meets this.)
@@ -220,8 +217,8 @@ validation = CocoDetection(CocoFolder.find(folder, "val"), cache=True)
 from ddetr_lite.engine.optimization import learning_rate, make_optimizers
 from ddetr_lite.engine.recipes import TrainConfig
 
-# Two factors on the learning rate: of the backbone, which begins anew here, and of the matrices that make offsets and
-# reference points. In the paper both are 0.1.
+# Two factors on the learning rate: of the backbone, which begins anew here, and of the matrices
+# that make offsets and reference points. In the paper both are 0.1.
 SETTINGS = TrainConfig(
     epochs=1, optimizer="muon", backbone_lr=1.0, sampling_lr=1.0, warmup_steps=50, schedule="linear"
 )
@@ -234,9 +231,8 @@ def train(model, lr, steps=500):
     optimizers = make_optimizers(model, settings)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for step in range(steps):
-        images, targets = collate(
-            [training[step, i] for i in torch.randint(len(training), (16,)).tolist()]
-        )
+        chosen = torch.randint(len(training), (16,)).tolist()
+        images, targets = collate([training[step, i] for i in chosen])
         for group in groups:
             group["lr"] = learning_rate(step, settings, steps) * group["factor"]
         model.zero_grad()
@@ -253,14 +249,11 @@ softmax = replace(losses.DETR_LOSS, no_object=0.4)  # as in 06
 detr = DetrConfig(
     small_backbone, encoder_layers=2, decoder_layers=3, dropout=0.0, loss=softmax, **detr_sizes
 )
+refined = replace(config, refine=True, two_stage=True, anchor_size=0.1)
 models = {
     "DETR": (Detr, detr, 3e-3),
     "Deformable DETR": (DeformableDetr, config, 1e-3),
-    "refined, two stages": (
-        DeformableDetr,
-        replace(config, refine=True, two_stage=True, anchor_size=0.1),
-        1e-3,
-    ),
+    "refined, two stages": (DeformableDetr, refined, 1e-3),
 }
 
 # %% [markdown]
@@ -295,9 +288,8 @@ for ax, (name, one) in zip(axes, trained.items()):
         found = one([image])[0]
     threshold = 0.5 if name == "DETR" else 0.3
     sure = found["scores"] > threshold
-    draw_boxes(
-        image, found["boxes"][sure], [KINDS[k] for k in found["labels"][sure]], title=name, ax=ax
-    )
+    kinds = [KINDS[k] for k in found["labels"][sure]]
+    draw_boxes(image, found["boxes"][sure], kinds, title=name, ax=ax)
 plots.show(
     drawn,
     alt="The same picture three times with what each of the three models finds after 500 steps.",
@@ -309,7 +301,7 @@ plots.show(
 # %% [markdown]
 # ## 5. Refinement: each layer mends the box of the one before
 #
-# In DETR every layer says its box anew. With **iterative refinement** a layer starts from the box that the one before it has said, and looks around *that*: its box is the new reference, and the sampling points scale with its size (location = centre + offset / P · size / 2: an offset of P, the number of points, reaches the box's edge). The head says only a correction:
+# In DETR every layer says its box anew. With **iterative refinement** a layer starts from the box that the one before it has said, and looks around *that*: its box is the new reference, and the sampling points scale with its size ($\text{location} = \text{centre} + \text{offset} / P \cdot \text{size} / 2$: an offset of $P$, the number of points, reaches the box's edge). The head says only a correction:
 #
 # $$\text{box}_k = \sigma\big(\Delta_k + \sigma^{-1}(\text{box}_{k-1})\big)$$
 #
@@ -321,34 +313,34 @@ from ddetr_lite.datasets.shapes import render_picture
 
 @torch.no_grad()
 def boxes_by_layer(pixels, true_boxes, labels):
-    """For each true object the boxes of its query: the proposal, and after each layer, (T, K + 1, 4) in 0..1."""
+    """For each true object its query's boxes: the proposal, and after each layer, in 0..1,
+    (T, K + 1, 4)."""
     model, starts = shipped.model, []
-    # the decoder returns (hidden, references): a hook sees (module, input, output), and keeps the references
-    handle = model.transformer.decoder.register_forward_hook(
-        lambda *call: starts.extend(call[-1][1])
-    )
+
+    def keep(module, given, result):
+        starts.extend(result[1])  # the decoder returns (hidden, references)
+
+    handle = model.transformer.decoder.register_forward_hook(keep)
     batch = model.batch([pixels])
     outputs = model.outputs(batch)
     handle.remove()
     wanted = model.normalise_targets([{"boxes": true_boxes, "labels": labels}], batch.sizes)
-    match = matching.match(
-        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "focal"
-    )
+    last = outputs.logits[-1:], outputs.boxes[-1:]  # of the last layer
+    match = matching.match(*last, wanted, model.loss.matching, "focal")
     query = match.query[match.target.argsort()]
     return torch.stack([starts[0][0, query], *outputs.boxes[:, 0, query]], dim=1)
 
 
+# %%
 labels = torch.tensor([shipped.classes.index(name) for name in scene.names])
 path = boxes_by_layer(scene.pixels, scene.boxes, labels)
-
-# %%
 drawn, axes = plots.panels(3, height=2.8)
 for k, (ax, title) in enumerate(zip(axes, ("the proposal", "after layer 1", "after layer 2"))):
     draw_boxes(scene.pixels, cxcywh_to_xyxy(path[:, k]) * 96, scene.names, title=title, ax=ax)
 plots.show(
     drawn,
-    alt="The boxes of the four matched queries: the proposals, after the first and after the second "
-    "layer. All fit already; the layers change little, most at the triangle and the ring.",
+    alt="The boxes of the four matched queries: the proposals, after the first and after the "
+    "second layer. All fit already; the layers change little, most at the triangle and the ring.",
 )
 
 # %%
@@ -361,13 +353,12 @@ for index in range(100, 160):
     path = boxes_by_layer(torch.from_numpy(pixels.copy()).permute(2, 0, 1), true, labels)
     fits.append(box_iou(cxcywh_to_xyxy(path) * 96, true[:, None]))  # (T, K + 1)
 mean = torch.cat(fits).mean(dim=0)
-ax = plots.bars(
-    mean.tolist(), ["proposal", "layer 1", "layer 2"], "Mean IoU with the matched object"
-)
+names = ("proposal", "layer 1", "layer 2")
+ax = plots.bars(mean.tolist(), names, "Mean IoU with the matched object")
 plots.show(
     ax,
-    alt="Three bars of the mean IoU with the matched object: the proposal lowest, then layer 1, then "
-    "layer 2.",
+    alt="Three bars of the mean IoU with the matched object: the proposal lowest, then layer 1, "
+    "then layer 2.",
 )
 print("the layers fit better than the proposal:", bool(mean[0] < mean[1]), bool(mean[0] < mean[2]))
 
@@ -379,7 +370,7 @@ print("the layers fit better than the proposal:", bool(mean[0] < mean[1]), bool(
 # %% [markdown]
 # ## 6. Two stages: queries that come from the picture
 #
-# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level (`anchor_size` on the finest: a twentieth of the picture in the authors' code, a tenth in this course's small pictures), and a head corrects it. (This is one anchor for each token: a size that is chosen by hand is back, in this one place.) The token also says how sure it is that this is an object, of whatever kind. The best N_q become the references of
+# A learned query stands where training has put it, whatever the picture. But the encoder has just looked at the whole picture: let *it* say where objects are. In the **first stage** every token proposes one box, around its own cell, of a size that doubles with each level (`anchor_size` on the finest: a twentieth of the picture in the authors' code, a tenth in this course's small pictures), and a head corrects it. (This is one anchor for each token: a size that is chosen by hand is back, in this one place.) The token also says how sure it is that this is an object, of whatever kind. The best $N_q$ become the references of
 # the queries. From the four numbers of its box (sines as in 03, then a matrix and a norm) each query also gets its position and its content: of the picture it knows only this box until it looks.
 
 # %%
@@ -397,8 +388,8 @@ for ax, title, boxes in zip(axes, titles, (centres[best], outputs.encoder_boxes[
     draw_boxes(scene.pixels, cxcywh_to_xyxy(boxes) * 96, title=title, ax=ax)
 plots.show(
     drawn,
-    alt="Left: the starting boxes of the eight surest tokens, small squares on the objects. Right: the "
-    "boxes that they propose, near the objects.",
+    alt="Left: the starting boxes of the eight surest tokens, small squares on the objects. Right: "
+    "the boxes that they propose, near the objects.",
 )
 
 # %%
@@ -423,10 +414,8 @@ state = to_official(official)
 print(len(official.state_dict()), "tensors here,", len(state), "in the official layout")
 again = from_official(state, DeformableDetr(with_resnet, classes=3)).eval()
 before, after = official.state_dict(), again.state_dict()
-print(
-    "there and back, the same to the last bit:",
-    all(torch.equal(before[name], after[name]) for name in before),
-)
+same = all(torch.equal(before[name], after[name]) for name in before)
+print("there and back, the same to the last bit:", same)
 
 # %% [markdown]
 # From Hugging Face: transformers itself makes a plain model with random weights. The package reads its configuration and its tensors, and finds out what kind of model it is. On one picture both give the same output:
@@ -460,25 +449,21 @@ with record_samples(model) as samples, torch.no_grad():
 locations, weights = samples["transformer.decoder.layers.1.cross_attn"]
 labels = torch.tensor([shipped.classes.index(name) for name in scene.names])
 wanted = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], [(96, 96)])
-match = matching.match(
-    outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, "focal"
-)
+last = outputs.logits[-1:], outputs.boxes[-1:]
+match = matching.match(*last, wanted, model.loss.matching, "focal")
 
 # %%
 drawn, axes = plots.panels(3, height=3.0)
-for ax, t in zip(axes, (0, 1, 2)):
+for t, ax in enumerate(axes):
     query = match.query[match.target == t].item()
-    box, title = (
-        cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) * 96,
-        f"query {query}: {scene.names[t]}",
-    )
-    sampling_points(
-        scene.pixels, locations[0, query], weights[0, query], box=box, title=title, ax=ax
-    )
+    looks = locations[0, query], weights[0, query]
+    box = cxcywh_to_xyxy(outputs.boxes[-1, 0, query]) * 96
+    title = f"query {query}: {scene.names[t]}"
+    sampling_points(scene.pixels, *looks, box=box, title=title, ax=ax)
 plots.show(
     drawn,
-    alt="The sampling points of three queries in the last layer, for the large star, the small star and "
-    "the ring, with their boxes.",
+    alt="The sampling points of three queries in the last layer, for the large star, the small "
+    "star and the ring, with their boxes.",
 )
 
 # %% [markdown]
@@ -489,20 +474,21 @@ plots.show(
 # %%
 inside, rim = [], []
 for index in range(100, 160):
-    pixels = torch.from_numpy(render_picture(ShapesConfig(), "val", index)[0].copy()).permute(
-        2, 0, 1
-    )
+    drawing, _ = render_picture(ShapesConfig(), "val", index)
+    pixels = torch.from_numpy(drawing.copy()).permute(2, 0, 1)
     with record_samples(model) as samples, torch.no_grad():
         outputs = model.outputs(model.batch([pixels]))
     locations, weights = samples["transformer.decoder.layers.1.cross_attn"]
-    for query in (outputs.logits[-1, 0].sigmoid().amax(dim=-1) > 0.5).nonzero()[:, 0].tolist():
+    sure = outputs.logits[-1, 0].sigmoid().amax(dim=-1) > 0.5
+    for query in sure.nonzero()[:, 0].tolist():
         centre, size = outputs.boxes[-1, 0, query].split(2)
-        away = ((locations[0, query] - centre).abs() / (size / 2)).amax(
-            dim=-1
-        )  # 0 at the centre, 1 at the edge
+        away = (locations[0, query] - centre).abs() / (size / 2)  # along x, and along y
+        away = away.amax(dim=-1)  # 0 at the centre, 1 at the edge
         share = weights[0, query] / weights.shape[2]  # of all heads: sums to 1
         inside.append(share[away < 1].sum().item())
         rim.append(share[(away > 0.75) & (away < 1.25)].sum().item())
+
+# %%
 inside, rim = sum(inside) / len(inside), sum(rim) / len(rim)
 print("most of the weight lies inside the box:", inside > 0.6)
 print("most of it lies at the rim:", rim > 0.5)
@@ -591,7 +577,7 @@ course.equation_map("09")
 #
 # Difficulty ●●○○○ · Importance ●●●●○ · about 5 minutes
 #
-# σ⁻¹ of section 2, which must survive 0 and 1: x is first brought into 0..1, and then neither x nor 1 − x is taken smaller than `eps`.
+# $\sigma^{-1}$ of section 2, which must survive 0 and 1: $x$ is first brought into 0..1, and then neither $x$ nor $1 - x$ is taken smaller than `eps`.
 
 
 # %% tags=["exercise"]
@@ -604,7 +590,7 @@ def inverse_sigmoid(x, eps):
 # <details>
 # <summary>Hint</summary>
 #
-# `x.clamp(0, 1)` first; then log(x / (1 − x)), with a `clamp(min=eps)` for x and another for 1 − x. (`x.clamp(eps, 1 - eps)` gives nearly the same, but not quite: at 0 it is log(eps / (1 − eps)), not log eps.)
+# `x.clamp(0, 1)` first; then $\log(x / (1 - x))$, with a `clamp(min=eps)` for $x$ and another for $1 - x$. (`x.clamp(eps, 1 - eps)` gives nearly the same, but not quite: at 0 it is $\log(\text{eps} / (1 - \text{eps}))$, not $\log \text{eps}$.)
 #
 # </details>
 
@@ -634,7 +620,8 @@ course.check("inverse_sigmoid", inverse_sigmoid)
 
 # %% tags=["exercise"]
 def refine_boxes(delta, reference):
-    """delta: (..., 4), what the head says; reference: (..., 4), a box, or (..., 2), a point. Returns (..., 4) in 0..1."""
+    """delta: (..., 4), what the head says; reference: (..., 4), a box, or (..., 2), a point.
+    Returns (..., 4) in 0..1."""
     raise NotImplementedError
 
 
@@ -655,7 +642,8 @@ course.check("refine_boxes", refine_boxes)
 #
 # ```python
 # def refine_boxes(delta, reference):
-#     """delta: (..., 4), what the head says; reference: (..., 4), a box, or (..., 2), a point. Returns (..., 4) in 0..1."""
+#     """delta: (..., 4), what the head says; reference: (..., 4), a box, or (..., 2), a point.
+#     Returns (..., 4) in 0..1."""
 #     from ddetr_lite.layers.deformable_transformer import inverse_sigmoid
 #
 #     known = reference.shape[-1]  # 4 or 2 numbers of the box
@@ -675,8 +663,8 @@ course.check("refine_boxes", refine_boxes)
 
 # %% tags=["exercise"]
 def best_proposals(logits, unscaled, count):
-    """logits: (B, N, C), class 0 stands for "any object"; unscaled: (B, N, 4), boxes before the sigmoid.
-    Returns (B, count, 4) in 0..1, the surest first."""
+    """logits: (B, N, C), class 0 stands for "any object"; unscaled: (B, N, 4), boxes
+    before the sigmoid. Returns (B, count, 4) in 0..1, the surest first."""
     raise NotImplementedError
 
 
@@ -684,7 +672,7 @@ def best_proposals(logits, unscaled, count):
 # <details>
 # <summary>Hint</summary>
 #
-# `topk` of class 0's logits gives indices (B, count); `gather` wants them as (B, count, 4): `expand`.
+# `topk` of class 0's logits gives indices $(B, \text{count})$; `gather` wants them as $(B, \text{count}, 4)$: `expand`.
 #
 # </details>
 
@@ -697,8 +685,8 @@ course.check("best_proposals", best_proposals)
 #
 # ```python
 # def best_proposals(logits, unscaled, count):
-#     """logits: (B, N, C), class 0 stands for "any object"; unscaled: (B, N, 4), boxes before the sigmoid.
-#     Returns (B, count, 4) in 0..1, the surest first."""
+#     """logits: (B, N, C), class 0 stands for "any object"; unscaled: (B, N, 4), boxes
+#     before the sigmoid. Returns (B, count, 4) in 0..1, the surest first."""
 #     best = logits[..., 0].topk(count, dim=1).indices
 #     return unscaled.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
 # ```
@@ -724,27 +712,21 @@ with torch.no_grad():
     mine = shipped.model([scene.pixels])[0]
 sure = mine["scores"] > 0.5
 names = [shipped.classes[k] for k in mine["labels"][sure]]
-ax = draw_boxes(
-    scene.pixels,
-    mine["boxes"][sure],
-    names,
-    mine["scores"][sure].tolist(),
-    title="the detector of 00, on your parts",
-)
+scores = mine["scores"][sure].tolist()
+title = "the detector of 00, on your parts"
+ax = draw_boxes(scene.pixels, mine["boxes"][sure], names, scores, title=title)
 plots.show(
     ax,
-    alt="The picture of the course with the boxes of the two stars, the ring and the triangle, found by the "
-    "shipped detector.",
+    alt="The picture of the course with the boxes of the two stars, the ring and the triangle, "
+    "found by the shipped detector.",
 )
 
 # %%
 course.reset()
 with torch.no_grad():
     theirs = shipped.model([scene.pixels])[0]
-difference = (mine["boxes"][sure] - theirs["boxes"][sure]).abs().max().item() / 96
-print(
-    "the same boxes as on the package's own parts, within 1e-4 of the picture:", difference < 1e-4
-)
+apart = (mine["boxes"][sure] - theirs["boxes"][sure]).abs().max().item() / 96
+print("the same boxes as on the package's own parts, within 1e-4 of the picture:", apart < 1e-4)
 print("the same classes:", torch.equal(mine["labels"][sure], theirs["labels"][sure]))
 
 # %% [markdown]

@@ -68,11 +68,11 @@ targets = model.normalise_targets([{"boxes": scene.boxes, "labels": labels}], ba
 # %%
 with torch.no_grad():
     outputs = model.outputs(batch)
-match = matching.match(
-    outputs.logits[-1:], outputs.boxes[-1:], targets, model.loss.matching, "focal"
-)
+last = outputs.logits[-1:], outputs.boxes[-1:]  # of the last layer
+match = matching.match(*last, targets, model.loss.matching, "focal")
 print(
-    f"{outputs.logits.shape[2]} queries, {len(match.query)} of them learn a box; the others learn 'nothing here'"
+    f"{outputs.logits.shape[2]} queries, {len(match.query)} of them learn a box; "
+    "the others learn 'nothing here'"
 )
 
 # %% [markdown]
@@ -93,9 +93,8 @@ for _ in range(41):
     found = matching.match(logits, boxes, truth, model.loss.matching, "focal")
     chosen.append(found.query[found.target.argsort()])  # the query of each object
     boxes = (boxes + 0.01 * torch.randn_like(boxes)).clamp(0.01, 0.99)
-changed = (
-    (torch.stack(chosen[1:]) != torch.stack(chosen[:-1])).float().mean()
-)  # over steps and objects
+chosen = torch.stack(chosen)  # (41, 5)
+changed = (chosen[1:] != chosen[:-1]).float().mean()  # over steps and objects
 print(f"of five objects {5 * changed:.1f} get another query at each step")
 
 # %% [markdown]
@@ -108,13 +107,13 @@ print(f"of five objects {5 * changed:.1f} get another query at each step")
 #
 # $$(c_q + p_q) \cdot (c_k + p_k) = c_q \cdot c_k + p_q \cdot p_k + \underbrace{c_q \cdot p_k + p_q \cdot c_k}_{\text{cross terms}}$$
 #
-# The cross terms compare a content with a place, which mean different things. (The matrices that make Q and K stand in between. Each of the four terms then has them in it, and all four remain.) Conditional DETR puts the two **side by side**: a query is [c_q; p_q], a key [c_k; p_k]. Then the product of the long vectors is the sum of two products, and the cross terms are gone:
+# The cross terms compare a content with a place, which mean different things. (The matrices that make $Q$ and $K$ stand in between. Each of the four terms then has them in it, and all four remain.) Conditional DETR puts the two **side by side**: a query is $[c_q; p_q]$, a key $[c_k; p_k]$. Then the product of the long vectors is the sum of two products, and the cross terms are gone:
 #
 # $$[c_q; p_q] \cdot [c_k; p_k] = c_q \cdot c_k + p_q \cdot p_k$$
 #
-# By hand: c_q = 2, p_q = 3, c_k = 5, p_k = 7. The sum gives 5 · 12 = 60, side by side gives 10 + 21 = 31; the cross terms are 14 + 15 = 29.
+# By hand: $c_q = 2$, $p_q = 3$, $c_k = 5$, $p_k = 7$. The sum gives 5 · 12 = 60, side by side gives 10 + 21 = 31; the cross terms are 14 + 15 = 29.
 #
-# A second thing is mended with it. In DETR p_q is a *learned* vector. At the start it is noise, and nothing makes it resemble the *code* of a cell, its sines (03). Conditional DETR gives each query a reference point, made from its learned vector as in 09, and makes p_q from this point, with **the same sines** as the codes of the cells. On a map of 24 × 24 cells, with random content:
+# A second thing is mended with it. In DETR $p_q$ is a *learned* vector. At the start it is noise, and nothing makes it resemble the *code* of a cell, its sines (03). Conditional DETR gives each query a reference point, made from its learned vector as in 09, and makes $p_q$ from this point, with **the same sines** as the codes of the cells. On a map of 24 × 24 cells, with random content:
 
 # %%
 d, side = 256, 24
@@ -139,12 +138,8 @@ def mark(ax, x, y, colour=plots.COLOURS[1]):
 # %%
 p_q = code_of(place)
 c_q, c_k = torch.randn(d) * 0.7, torch.randn(side**2, d) * 0.7  # about as long as the codes
-print(
-    "4 terms:",
-    torch.allclose(
-        (c_k + p_k) @ (c_q + p_q), c_k @ c_q + p_k @ p_q + p_k @ c_q + c_k @ p_q, atol=1e-3
-    ),
-)
+terms = c_k @ c_q + p_k @ p_q + p_k @ c_q + c_k @ p_q  # (N,)
+print("4 terms:", torch.allclose((c_k + p_k) @ (c_q + p_q), terms, atol=1e-3))
 beside = torch.cat((c_k, p_k), dim=-1) @ torch.cat((c_q, p_q))  # (N, 2d) @ (2d,)
 print("2 terms:", torch.allclose(beside, c_k @ c_q + p_k @ p_q, atol=1e-3))
 
@@ -156,6 +151,8 @@ parts = {
     "learned p_q · p_k": p_k @ learned,
     "p_q of a point · p_k": p_k @ p_q,
 }
+
+# %%
 drawn, axes = plots.panels(4, height=2.3)
 for ax, (name, scores) in zip(axes, parts.items()):
     scores = scores - scores.mean()  # the softmax does not see the mean
@@ -163,27 +160,29 @@ for ax, (name, scores) in zip(axes, parts.items()):
     mark(ax, *(place * side - 0.5))
 plots.show(
     drawn,
-    alt="Four maps of scores of one query, with a cross at its place: DETR's four terms together and the cross terms "
-    "are noise; the product with a learned vector is nearly flat; that with the code of a point is smooth, and largest at "
-    "the cross.",
+    alt="Four maps of scores of one query, with a cross at its place: DETR's four terms together "
+    "and the cross terms are noise; the product with a learned vector is nearly flat; that with "
+    "the code of a point is smooth, and largest at the cross.",
 )
 
 # %% [markdown]
 # (Blue is above the mean of the map, orange below.) In DETR, at the start, no part of the score points anywhere in particular. With the code of a point the position part does, from the first step on and whatever the content is.
 #
-# Where should a query look? The paper says: at the ends of its object, left, right, top, bottom, which tell where the box is, and inside it, which tells what it is. So the code of the query's place is multiplied, channel by channel, by numbers λ that a small network makes from the query's content: **p_q = λ · code**. That is the *conditional* in the name. (In the first layer the content says nothing yet, and λ is 1.) Then λ · code goes through a matrix, and so do the codes of the cells, before both are cut into heads: so each head can look at another end. (In the authors' code the first layer also adds position to content, as DETR does.)
+# Where should a query look? The paper says: at the ends of its object, left, right, top, bottom, which tell where the box is, and inside it, which tells what it is. So the code of the query's place is multiplied, channel by channel, by numbers $\lambda$ that a small network makes from the query's content: **$p_q = \lambda \cdot \text{code}$**. That is the *conditional* in the name. (In the first layer the content says nothing yet, and $\lambda$ is 1.) Then $\lambda \cdot \text{code}$ goes through a matrix, and so do the codes of the cells, before both are cut into heads: so each head can look at another end. (In the authors' code the first layer also adds position to content, as DETR does.)
 #
-# What can such factors do? They choose what of the place counts. And they can move it: λ = code(there) / code(here) turns the code of *here* into that of *there*.
+# What can such factors do? They choose what of the place counts. And they can move it: $\lambda = \text{code}(\text{there}) / \text{code}(\text{here})$ turns the code of *here* into that of *there*.
 
 # %%
 there = place + torch.tensor([0.25, 0.0])
+short = torch.arange(d) % (d // 2) < 24  # the first channels of y and of x
 choices = {
     "λ = 1": torch.ones(d),
     "λ = 0 for y": (torch.arange(d) >= d // 2).float(),
-    "λ = 4, short waves": 4
-    * (torch.arange(d) % (d // 2) < 24).float(),  # the first of y and of x; else 0
+    "λ = 4, short waves": 4 * short.float(),  # else 0
     "code(there) / code": code_of(there) / p_q,
 }
+
+# %%
 drawn, axes = plots.panels(4, height=2.3)
 for ax, (name, factor) in zip(axes, choices.items()):
     attention = (p_k @ (factor * p_q) / d**0.5).softmax(0)  # (N,)
@@ -191,33 +190,32 @@ for ax, (name, factor) in zip(axes, choices.items()):
     mark(ax, *(place * side - 0.5))
 plots.show(
     drawn,
-    alt="Attention by position alone with four choices of λ: a spot at the query's place; an upright stripe through it when "
-    "y does not count; a much smaller spot with short waves alone, four times as strong; and the first spot again, a quarter "
-    "of the map to the right of the query's place.",
+    alt="Attention by position alone with four choices of λ: a spot at the query's place; an "
+    "upright stripe through it when y does not count; a much smaller spot with short waves alone, "
+    "four times as strong; and the first spot again, a quarter of the map to the right of the "
+    "query's place.",
 )
 
 # %%
 row, column = divmod(attention.argmax().item(), side)  # of the last map
-print(
-    "the last map is largest in the cell of `there`:",
-    [column, row] == (there * side).long().tolist(),
-)
+goal = (there * side).long().tolist()  # (x, y), in cells
+print("the last map is largest in the cell of `there`:", [column, row] == goal)
 
 # %% [markdown]
-# (Each map has its own scale: the darkest cell is its largest weight.) Such a λ has to be learned. But a query begins at its place, and the ends of its object are not far from there.
+# (Each map has its own scale: the darkest cell is its largest weight.) Such a $\lambda$ has to be learned. But a query begins at its place, and the ends of its object are not far from there.
 #
-# **In this code.** `layers/transformer.py`, `DecoderLayer.forward`: where the cross-attention gets `with_position(x, query_position)` and `with_position(memory, memory_position)`, it would get both halves side by side in each head, so its `MultiHeadAttention` needs queries and keys of 2d channels and values of d. `models/detr.py` would give each query a reference point, and add its σ⁻¹ to the box head's centre, as `refine_boxes` does.
+# **In this code.** `layers/transformer.py`, `DecoderLayer.forward`: where the cross-attention gets `with_position(x, query_position)` and `with_position(memory, memory_position)`, it would get both halves side by side in each head, so its `MultiHeadAttention` needs queries and keys of $2d$ channels and values of $d$. `models/detr.py` would give each query a reference point, and add its $\sigma^{-1}$ to the box head's centre, as `refine_boxes` does.
 
 # %% [markdown]
 # ## 3. DAB-DETR: a query is a box
 #
-# If a query needs a place, why not let it *be* one? In DAB-DETR (*dynamic anchor boxes*) a query's position is four learned numbers (x, y, w, h), and each layer corrects them. For the self-attention, a small network makes a vector from the sines of all four. The cross-attention is Conditional DETR's: content beside the code of (x, y), with its λ. Much of that you know: `refine` of 09 corrects a box from layer to layer, and `queries_from` makes a query's position from the sines of its box.
+# If a query needs a place, why not let it *be* one? In DAB-DETR (*dynamic anchor boxes*) a query's position is four learned numbers $(x, y, w, h)$, and each layer corrects them. For the self-attention, a small network makes a vector from the sines of all four. The cross-attention is Conditional DETR's: content beside the code of $(x, y)$, with its $\lambda$. Much of that you know: `refine` of 09 corrects a box from layer to layer, and `queries_from` makes a query's position from the sines of its box.
 #
-# New is what the size does. The position part of the score is a product for y plus a product for x. DAB-DETR stretches each by the box's size:
+# New is what the size does. The position part of the score is a product for $y$ plus a product for $x$. DAB-DETR stretches each by the box's size:
 #
 # $$\frac{1}{\sqrt d}\left(\text{code}(y) \cdot \text{code}(y_k)\,\frac{h_\text{ref}}{h} + \text{code}(x) \cdot \text{code}(x_k)\,\frac{w_\text{ref}}{w}\right)$$
 #
-# w_ref and h_ref are two more numbers that the query's content says: the size that it looks for. A wide box has a large w, so x counts less, and the attention spreads along x. Three boxes at one place, with w_ref = h_ref = 0.3:
+# $w_\text{ref}$ and $h_\text{ref}$ are two more numbers that the query's content says: the size that it looks for. A wide box has a large $w$, so $x$ counts less, and the attention spreads along $x$. Three boxes at one place, with $w_\text{ref} = h_\text{ref} = 0.3$:
 
 # %%
 shapes = {"square": (0.3, 0.3), "wide": (0.5, 0.18), "tall": (0.18, 0.5)}
@@ -229,18 +227,18 @@ for ax, (name, (w, h)) in zip(axes, shapes.items()):
     plots.matrix(scores.softmax(0).view(side, side), title=f"{name}: {w} × {h}", ax=ax)
     left, top = (place - torch.tensor([w, h]) / 2) * side - 0.5
     right, bottom = left + w * side, top + h * side
-    ax.plot(
-        [left, right, right, left, left], [top, top, bottom, bottom, top], color=plots.COLOURS[1]
-    )
+    outline = [left, right, right, left, left], [top, top, bottom, bottom, top]
+    ax.plot(*outline, color=plots.COLOURS[1])
     ax.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
 plots.show(
     drawn,
-    alt="Attention by position of three boxes at one place, each with its outline: a round spot for the square box, one that "
-    "is stretched along x for the wide box, and along y for the tall one.",
+    alt="Attention by position of three boxes at one place, each with its outline: a round spot "
+    "for the square box, one that is stretched along x for the wide box, and along y for the tall "
+    "one.",
 )
 
 # %% [markdown]
-# One more number matters: the temperature of the sines (03), 10,000 in the first Transformer, made for words. With it most wavelengths are far longer than a picture, where y and x go from 0 to 2π; those channels say the same everywhere. DAB-DETR sets it to 20. In how many of the 576 cells lies half of the weight?
+# One more number matters: the temperature of the sines (03), 10,000 in the first Transformer, made for words. With it most wavelengths are far longer than a picture, where $y$ and $x$ go from 0 to $2\pi$; those channels say the same everywhere. DAB-DETR sets it to 20. In how many of the 576 cells lies half of the weight?
 
 # %%
 for temperature in (10000.0, 20.0):
@@ -263,8 +261,10 @@ handle.remove()
 own, memory, level_shapes, ratios, padding = caught[0][2:7]  # own: the proposals, (B, N_q, 4)
 
 
+# %%
 def decode(reference, mask=None, extra=0.0):
-    """Queries at these boxes (B, n, 4), `extra` added to their content: boxes and logits of all layers, (K, B, n, ...)."""
+    """Queries at these boxes (B, n, 4), `extra` added to their content: boxes and logits of all
+    layers, (K, B, n, ...)."""
     boxes = []
 
     def refine(k, hidden, before):
@@ -282,10 +282,8 @@ def decode(reference, mask=None, extra=0.0):
 with torch.no_grad():
     boxes, logits = decode(own)
     print("the model's own boxes:", torch.equal(boxes, outputs.boxes))
-    before, after = (
-        model.queries_from(own)[1][0],
-        model.queries_from(boxes[0])[1][0],
-    )  # (N_q, d) each
+    before = model.queries_from(own)[1][0]  # (N_q, d), the positions
+    after = model.queries_from(boxes[0])[1][0]
 away = (after - before).norm(dim=-1) / before.norm(dim=-1)  # (N_q,)
 moved = (boxes[0, 0] - own[0]).abs().amax(dim=-1)  # (N_q,)
 for what, query in (("of our objects", match.query), ("of all queries", slice(None))):
@@ -316,7 +314,8 @@ fit = [box_iou(cxcywh_to_xyxy(b), cxcywh_to_xyxy(true)).mean().item() for b in s
 ax = plots.bars(fit, list(stages), "Mean IoU of 20 hints with their objects")
 plots.show(
     ax,
-    alt="Three bars of mean IoU with the true box: the noised boxes lowest, after layer 1 and layer 2 far higher.",
+    alt="Three bars of mean IoU with the true box: the noised boxes lowest, after layer 1 and "
+    "layer 2 far higher.",
 )
 right = (said[-1, 0].argmax(dim=-1) == labels.repeat(5)).sum().item()
 print(f"{right} of 20 hints say the right class")
@@ -327,8 +326,8 @@ for ax, name in zip(axes, ("noised", "layer 2")):
     draw_boxes(scene.pixels, cxcywh_to_xyxy(stages[name]) * 96, title=name, one_colour=0, ax=ax)
 plots.show(
     drawn,
-    alt="The course's picture twice: left five noised boxes around each of four objects, right the same after two layers, "
-    "lying close together on the objects.",
+    alt="The course's picture twice: left five noised boxes around each of four objects, right the "
+    "same after two layers, lying close together on the objects.",
 )
 
 # %% [markdown]
@@ -344,7 +343,8 @@ plots.show(
 average = noised.view(5, 4, 4).mean(dim=0)  # (T, 4)
 near = box_iou(cxcywh_to_xyxy(average), cxcywh_to_xyxy(targets[0]["boxes"])).mean().item()
 print(
-    f"mean IoU of one copy {fit[0]:.2f}, of the mean of five {near:.2f}, after the decoder {fit[-1]:.2f}"
+    f"mean IoU of one copy {fit[0]:.2f}, of the mean of five {near:.2f}, "
+    f"after the decoder {fit[-1]:.2f}"
 )
 
 # %% [markdown]
@@ -357,8 +357,8 @@ names = [*(f"query {i}" for i in range(4)), *(f"hint {g}.{t}" for g in "ab" for 
 ax = plots.matrix(mask, names, names, "dark: hidden", "who is seen", "who looks", numbers=False)
 plots.show(
     ax,
-    alt="A mask of 10 × 10: three light blocks on the diagonal, for four queries and two groups of three hints; all else "
-    "is dark.",
+    alt="A mask of 10 × 10: three light blocks on the diagonal, for four queries and two groups of "
+    "three hints; all else is dark.",
 )
 
 # %% [markdown]
@@ -375,14 +375,14 @@ plots.show(
 #
 # ### Contrastive denoising
 #
-# With several queries near one object only one may say "here"; the others must say "nothing here", although they see the same. Of DN-DETR's extra queries none is ever taught to say no. DINO makes two hints of each object: a **positive** one with little noise, which has to say the object, and a **negative** one with more noise, which has to say "nothing". Each corner moves in x and in y, in either direction: by 0 to 1 for a positive hint and by 1 to 2 for a negative one, in units of half the box's size times the amount of noise. (The paper has two amounts of noise, a smaller and a larger one; in the authors' code the larger is twice the smaller.)
+# With several queries near one object only one may say "here"; the others must say "nothing here", although they see the same. Of DN-DETR's extra queries none is ever taught to say no. DINO makes two hints of each object: a **positive** one with little noise, which has to say the object, and a **negative** one with more noise, which has to say "nothing". Each corner moves in $x$ and in $y$, in either direction: by 0 to 1 for a positive hint and by 1 to 2 for a negative one, in units of half the box's size times the amount of noise. (The paper has two amounts of noise, a smaller and a larger one; in the authors' code the larger is twice the smaller.)
 
 # %%
 torch.manual_seed(3)
 part, sign = torch.rand(2, 400, 2), torch.randn(2, 400, 2).sign()  # (kind, corners, x and y)
 moved = sign * (part + torch.tensor([0.0, 1.0])[:, None, None])
 ax = plots.scatter(
-    {name: way.T for name, way in zip(("positive", "negative"), moved)},
+    {"positive": moved[0].T, "negative": moved[1].T},
     "Where a true corner (+) moves to",
     "x, in units of noise",
     "y, in units of noise",
@@ -391,8 +391,8 @@ ax = plots.scatter(
 mark(ax, 0, 0, plots.INK)
 plots.show(
     ax,
-    alt="Displacements of a corner: positive ones fill the square from −1 to 1; negative ones fill four squares beyond its "
-    "corners, from 1 to 2 away in x and in y.",
+    alt="Displacements of a corner: positive ones fill the square from −1 to 1; negative ones fill "
+    "four squares beyond its corners, from 1 to 2 away in x and in y.",
 )
 
 # %% [markdown]
@@ -407,30 +407,24 @@ learned = nn.Embedding(own.shape[1], model.config.dim)  # what DINO has instead,
 with torch.no_grad():
     content, position = model.queries_from(own)  # (B, N_q, d) each
     flipped, _ = model.queries_from(own.flip(1))  # the same boxes in another order
-print(
-    "two stages: the content goes with the box:",
-    torch.allclose(content.flip(1), flipped, atol=1e-5),
-)
+same = torch.allclose(content.flip(1), flipped, atol=1e-5)
+print("two stages: the content goes with the box:", same)
 mixed = learned.weight.expand(len(own), -1, -1)  # (B, N_q, d): goes with the query's number
-print(
-    "mixed: content",
-    tuple(mixed.shape),
-    "learned, position",
-    tuple(position.shape),
-    "from the boxes",
-)
+content_shape, position_shape = tuple(mixed.shape), tuple(position.shape)
+print(f"mixed: content {content_shape} learned, position {position_shape} from the boxes")
 
 # %% [markdown]
-# **In this code:** `models/deformable_detr.py`, `outputs`, one line after `queries_from`: the contents of the first N_q queries are the embedding's; hints, which stand behind them, keep theirs.
+# **In this code:** `models/deformable_detr.py`, `outputs`, one line after `queries_from`: the contents of the first $N_q$ queries are the embedding's; hints, which stand behind them, keep theirs.
 #
 # ### Look forward twice
 #
-# From layer to layer a box is handed on as a plain number (09): `detach`. So the correction of layer k learns from the loss of layer k alone. DINO lets the next loss look one layer back: what layer k + 1 *says* is made from layer k's box with its gradient, while what it *looks around* stays a plain number. The numbers are the same in all ways; only the gradients differ.
+# From layer to layer a box is handed on as a plain number (09): `detach`. So the correction of layer $k$ learns from the loss of layer $k$ alone. DINO lets the next loss look one layer back: what layer $k + 1$ *says* is made from layer $k$'s box with its gradient, while what it *looks around* stays a plain number. The numbers are the same in all ways; only the gradients differ.
 
 
 # %%
 def boxes_of_layers(deltas, start, way):
-    """deltas: K corrections (4,); start: (4,), a box. Returns K boxes; `way` decides where gradients go."""
+    """deltas: K corrections (4,); start: (4,), a box. Returns K boxes; `way` decides where
+    gradients go."""
     held = before = start
     said = []
     for delta in deltas:
@@ -446,29 +440,23 @@ reached, all_boxes = {}, []
 for way in ("detached, as in 09", "look forward twice", "never detached"):
     deltas = [step.clone().requires_grad_() for step in steps]
     all_boxes.append(boxes_of_layers(deltas, start, way))
-    rows = [
-        torch.autograd.grad(box.sum(), deltas, retain_graph=True, allow_unused=True)
-        for box in all_boxes[-1]
-    ]
-    reached[way] = torch.tensor(
-        [[g is not None and bool(g.abs().max() > 0) for g in row] for row in rows]
-    )
+    rows = []
+    for box in all_boxes[-1]:
+        found = torch.autograd.grad(box.sum(), deltas, retain_graph=True, allow_unused=True)
+        rows.append([g is not None and bool(g.abs().max() > 0) for g in found])
+    reached[way] = torch.tensor(rows)
 print("the same boxes:", all(torch.allclose(boxes, all_boxes[0], atol=1e-6) for boxes in all_boxes))
 
 # %%
 names = [f"{k}" for k in range(1, 5)]
+tables, titles = list(reached.values()), list(reached)
 drawn = plots.matrices(
-    list(reached.values()),
-    list(reached),
-    names,
-    names,
-    xlabel="correction of layer",
-    ylabel="loss of layer",
+    tables, titles, names, names, xlabel="correction of layer", ylabel="loss of layer"
 )
 plots.show(
     drawn,
-    alt="Which loss reaches which layer's correction, for three ways: only its own (a diagonal); its own and the one "
-    "before (two diagonals); all before (a triangle).",
+    alt="Which loss reaches which layer's correction, for three ways: only its own (a diagonal); "
+    "its own and the one before (two diagonals); all before (a triangle).",
 )
 
 # %% [markdown]
@@ -477,7 +465,7 @@ plots.show(
 # %% [markdown]
 # ## 6. RT-DETR: pay for attention where it is cheap
 #
-# RT-DETR is made for speed. Its authors ask which maps need attention at all, and answer: the coarsest. It has the fewest cells, and each of them says most about *what* is there; on the finer maps, they argue, it helps little that cells look at one another. So **one encoder layer, on the coarsest map alone**, with plain attention as in DETR; then **convolutions** carry what it found to the finer maps and back. What is saved? A picture of 640 × 640 pixels has maps of 80 × 80, 40 × 40 and 20 × 20 cells. Plain attention makes 2 N² d multiply-adds for scores and sums, and 4 N d² for its matrices. We count those for all cells and for the coarsest map, and what deformable attention needs for all:
+# RT-DETR is made for speed. Its authors ask which maps need attention at all, and answer: the coarsest. It has the fewest cells, and each of them says most about *what* is there; on the finer maps, they argue, it helps little that cells look at one another. So **one encoder layer, on the coarsest map alone**, with plain attention as in DETR; then **convolutions** carry what it found to the finer maps and back. What is saved? A picture of 640 × 640 pixels has maps of 80 × 80, 40 × 40 and 20 × 20 cells. Plain attention makes $2 N^2 d$ multiply-adds for scores and sums, and $4 N d^2$ for its matrices. We count those for all cells and for the coarsest map, and what deformable attention needs for all:
 
 # %%
 cells = [80**2, 40**2, 20**2]
@@ -488,9 +476,9 @@ def plain(n):
     return 2 * n**2 * d + 4 * n * d**2
 
 
-deformable = (
-    2 * N * d**2 + N * d * M * L * P * 3 + 4 * N * M * L * P * (d // M)
-)  # matrices, places and weights, corners
+deformable = 2 * N * d**2  # matrices
+deformable += N * d * M * L * P * 3  # places and weights
+deformable += 4 * N * M * L * P * (d // M)  # corners
 counts = {
     "plain, all maps": plain(N),
     "deformable, all maps": deformable,
@@ -498,9 +486,8 @@ counts = {
 }
 for name, count in counts.items():
     print(f"{name:>21}: {count / 1e9:6.2f} billion multiply-adds")
-print(
-    f"{N:,} cells or {coarsest}: {N // coarsest} times as many, {(N // coarsest) ** 2} times as many scores"
-)
+times = N // coarsest
+print(f"{N:,} cells or {coarsest}: {times} times as many, {times**2} times as many scores")
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -509,24 +496,18 @@ from ddetr_lite.layers.attention import MultiHeadAttention
 
 tokens = torch.randn(1, coarsest, d)
 with FlopCounterMode(display=False) as counter, torch.no_grad():
-    MultiHeadAttention(d, M)(
-        tokens, tokens, tokens
-    )  # torch counts a multiply-add as two operations
-print(
-    "torch counts the same for the coarsest map:", counter.get_total_flops() == 2 * plain(coarsest)
-)
+    MultiHeadAttention(d, M)(tokens, tokens, tokens)
+counted = counter.get_total_flops()  # torch counts a multiply-add as two operations
+print("torch counts the same for the coarsest map:", counted == 2 * plain(coarsest))
 
 # %%
-ax = plots.bars(
-    [count / 1e9 for count in counts.values()],
-    list(counts),
-    "One attention of the encoder",
-    "billion multiply-adds",
-)
+billions = [count / 1e9 for count in counts.values()]
+ax = plots.bars(billions, list(counts), "One attention of the encoder", "billion multiply-adds")
 plots.show(
     ax,
-    alt="Multiply-adds of one attention of the encoder: plain attention on all maps is by far the highest bar, deformable "
-    "attention on all maps is much lower, plain attention on the coarsest map hardly to be seen.",
+    alt="Multiply-adds of one attention of the encoder: plain attention on all maps is by far the "
+    "highest bar, deformable attention on all maps is much lower, plain attention on the coarsest "
+    "map hardly to be seen.",
 )
 
 # %% [markdown]
@@ -541,11 +522,11 @@ shrink = nn.ModuleList(nn.Conv2d(32, 32, 3, stride=2, padding=1) for _ in range(
 with torch.no_grad():
     fused = [maps[2]]
     for k, finer in enumerate(maps[1::-1]):  # top-down: from coarse to fine
-        fused.insert(
-            0, join[k](torch.cat((F.interpolate(fused[0], scale_factor=2), finer), dim=1)).relu()
-        )
+        enlarged = F.interpolate(fused[0], scale_factor=2)
+        fused.insert(0, join[k](torch.cat((enlarged, finer), dim=1)).relu())
     for k in range(2):  # bottom-up: from fine to coarse
-        fused[k + 1] = join[2 + k](torch.cat((shrink[k](fused[k]), fused[k + 1]), dim=1)).relu()
+        shrunk = shrink[k](fused[k])
+        fused[k + 1] = join[2 + k](torch.cat((shrunk, fused[k + 1]), dim=1)).relu()
 print([tuple(one.shape) for one in fused])
 
 # %% [markdown]
@@ -571,14 +552,16 @@ ax = plots.scatter(
 )
 plots.show(
     ax,
-    alt="For each token how sure it is against the IoU of its proposal: the few surest fit well, but most that are taken "
-    "are little surer than the rest, and fit well or poorly; some that are left fit better.",
+    alt="For each token how sure it is against the IoU of its proposal: the few surest fit well, "
+    "but most that are taken are little surer than the rest, and fit well or poorly; some that are "
+    "left fit better.",
 )
 
 # %%
 good = fit > 0.6  # (N,)
 print(
-    f"{good.sum()} proposals have an IoU above 0.6; {good[taken].sum()} of them are taken, of {len(taken)}"
+    f"{good.sum()} proposals have an IoU above 0.6; "
+    f"{good[taken].sum()} of them are taken, of {len(taken)}"
 )
 best = fit.topk(len(taken)).values
 print(f"mean IoU of the taken {fit[taken].mean():.2f}; of as many chosen by IoU {best.mean():.2f}")
@@ -651,9 +634,8 @@ for name in (*known, *later):
 # %%
 from transformers.models.rt_detr import modeling_rt_detr
 
-print(
-    "contrastive denoising:", hasattr(modeling_rt_detr, "get_contrastive_denoising_training_group")
-)
+name = "get_contrastive_denoising_training_group"
+print("contrastive denoising:", hasattr(modeling_rt_detr, name))
 
 # %% [markdown]
 # **After these five.** The last five names are what came since, each again with one main idea:
@@ -688,7 +670,7 @@ course.equation_map("13")
 # %% [markdown]
 # ## Summary
 #
-# - Conditional DETR: content and position side by side, so that no cross terms disturb where a query looks; its place is a point in the cells' own code, and λ moves and shapes it.
+# - Conditional DETR: content and position side by side, so that no cross terms disturb where a query looks; its place is a point in the cells' own code, and $\lambda$ moves and shapes it.
 # - DAB-DETR: a query is a box. Its width and height stretch the attention; layers correct it.
 # - DN-DETR: noised true boxes and labels as extra queries, which need no match; a mask hides them.
 # - DINO: hints with more noise teach "nothing here"; position from proposals, content learned; each loss reaches one layer farther back.
@@ -703,13 +685,14 @@ course.equation_map("13")
 #
 # Difficulty ●●●○○ · Importance ●●●●○ · about 10 minutes
 #
-# The position part of DAB-DETR's scores (section 3) for all queries and all cells. Codes are laid out as everywhere in the package: the first half of the channels is y, the second x. Sizes are (width, height).
+# The position part of DAB-DETR's scores (section 3) for all queries and all cells. Codes are laid out as everywhere in the package: the first half of the channels is $y$, the second $x$. Sizes are (width, height).
 
 
 # %% tags=["exercise"]
 def modulated_scores(query, key, size, wanted):
-    """query: (N_q, d), key: (N, d), codes of places; size: (N_q, 2), the queries' boxes (w, h); wanted: (N_q, 2), the sizes
-    (w_ref, h_ref) that their contents ask for. Returns (N_q, N), before the softmax."""
+    """query: (N_q, d), key: (N, d), codes of places; size: (N_q, 2), the queries' boxes (w, h);
+    wanted: (N_q, 2), the sizes (w_ref, h_ref) that their contents ask for.
+    Returns (N_q, N), before the softmax."""
     raise NotImplementedError
 
 
@@ -717,7 +700,7 @@ def modulated_scores(query, key, size, wanted):
 # <details>
 # <summary>Hint</summary>
 #
-# Two matrix products, one for each half. Each row of a product belongs to a query, and is multiplied by its ratio. d counts both halves.
+# Two matrix products, one for each half. Each row of a product belongs to a query, and is multiplied by its ratio. $d$ counts both halves.
 #
 # </details>
 
@@ -730,8 +713,9 @@ course.check("modulated_scores", modulated_scores)
 #
 # ```python
 # def modulated_scores(query, key, size, wanted):
-#     """query: (N_q, d), key: (N, d), codes of places; size: (N_q, 2), the queries' boxes (w, h); wanted: (N_q, 2), the sizes
-#     (w_ref, h_ref) that their contents ask for. Returns (N_q, N), before the softmax."""
+#     """query: (N_q, d), key: (N, d), codes of places; size: (N_q, 2), the queries' boxes (w, h);
+#     wanted: (N_q, 2), the sizes (w_ref, h_ref) that their contents ask for.
+#     Returns (N_q, N), before the softmax."""
 #     (y_q, x_q), (y_k, x_k) = query.chunk(2, dim=-1), key.chunk(2, dim=-1)
 #     across, down = (wanted / size).split(1, dim=-1)  # (N_q, 1) each
 #     return (x_q @ x_k.T * across + y_q @ y_k.T * down) / query.shape[-1] ** 0.5
@@ -744,13 +728,14 @@ course.check("modulated_scores", modulated_scores)
 #
 # Difficulty ●○○○○ · Importance ●●●○○ · about 5 minutes
 #
-# DN-DETR's wrong labels (section 4). The random numbers come from outside, so that the result can be checked: a label changes where its `chance` is below `share`, and `step` says how many places farther round the classes the wrong one lies. Since a step is 1 to C − 1, the wrong class is never the true one. (The authors' code draws from all classes, so that some stay right.)
+# DN-DETR's wrong labels (section 4). The random numbers come from outside, so that the result can be checked: a label changes where its `chance` is below `share`, and `step` says how many places farther round the classes the wrong one lies. Since a step is 1 to $C - 1$, the wrong class is never the true one. (The authors' code draws from all classes, so that some stay right.)
 
 
 # %% tags=["exercise"]
 def noised_labels(labels, chance, step, share, classes):
-    """labels: (T,), in 0..C−1; chance: (T,), in 0..1; step: (T,), in 1..C−1; share: of the labels that change, about;
-    classes: C. Returns (T,), whole numbers in 0..C−1."""
+    """labels: (T,), in 0..C−1; chance: (T,), in 0..1; step: (T,), in 1..C−1;
+    share: of the labels that change, about; classes: C.
+    Returns (T,), whole numbers in 0..C−1."""
     raise NotImplementedError
 
 
@@ -771,8 +756,9 @@ course.check("noised_labels", noised_labels)
 #
 # ```python
 # def noised_labels(labels, chance, step, share, classes):
-#     """labels: (T,), in 0..C−1; chance: (T,), in 0..1; step: (T,), in 1..C−1; share: of the labels that change, about;
-#     classes: C. Returns (T,), whole numbers in 0..C−1."""
+#     """labels: (T,), in 0..C−1; chance: (T,), in 0..1; step: (T,), in 1..C−1;
+#     share: of the labels that change, about; classes: C.
+#     Returns (T,), whole numbers in 0..C−1."""
 #     return torch.where(chance < share, (labels + step) % classes, labels)
 # ```
 #
@@ -788,8 +774,8 @@ course.check("noised_labels", noised_labels)
 
 # %% tags=["exercise"]
 def denoising_mask(queries, groups, per_group):
-    """queries: N_q; groups: G; per_group: T, hints of a group. Returns (N_q + G·T, N_q + G·T), True where the row's query
-    must not see the column's."""
+    """queries: N_q; groups: G; per_group: T, hints of a group.
+    Returns (N_q + G·T, N_q + G·T), True where the row's query must not see the column's."""
     raise NotImplementedError
 
 
@@ -810,8 +796,8 @@ course.check("denoising_mask", denoising_mask)
 #
 # ```python
 # def denoising_mask(queries, groups, per_group):
-#     """queries: N_q; groups: G; per_group: T, hints of a group. Returns (N_q + G·T, N_q + G·T), True where the row's query
-#     must not see the column's."""
+#     """queries: N_q; groups: G; per_group: T, hints of a group.
+#     Returns (N_q + G·T, N_q + G·T), True where the row's query must not see the column's."""
 #     hints = torch.arange(1, groups + 1).repeat_interleave(per_group)  # (G·T,)
 #     group = torch.cat((torch.zeros(queries, dtype=torch.long), hints))  # (N_q + G·T,)
 #     return (group[None] > 0) & (group[None] != group[:, None])
@@ -824,13 +810,14 @@ course.check("denoising_mask", denoising_mask)
 #
 # Difficulty ●●●○○ · Importance ●●●●○ · about 10 minutes
 #
-# DINO's two kinds of hints (section 5). Every number of a box's corners moves by `sign` times a part of its reach, and the reach is `amount` times half of the box's width (for x) or height (for y). The part is `part[0]` for positive boxes and 1 + `part[1]` for negative ones. Corners stay inside the picture, 0..1.
+# DINO's two kinds of hints (section 5). Every number of a box's corners moves by `sign` times a part of its reach, and the reach is `amount` times half of the box's width (for $x$) or height (for $y$). The part is `part[0]` for positive boxes and 1 + `part[1]` for negative ones. Corners stay inside the picture, 0..1.
 
 
 # %% tags=["exercise"]
 def contrastive_boxes(boxes, sign, part, amount):
-    """boxes: (T, 4), (cx, cy, w, h) in 0..1; sign: (2, T, 4), −1 or 1, and part: (2, T, 4), in 0..1, for the corners
-    (x0, y0, x1, y1). Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones."""
+    """boxes: (T, 4), (cx, cy, w, h) in 0..1; sign: (2, T, 4), −1 or 1, and part: (2, T, 4),
+    in 0..1, for the corners (x0, y0, x1, y1).
+    Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones."""
     raise NotImplementedError
 
 
@@ -838,7 +825,7 @@ def contrastive_boxes(boxes, sign, part, amount):
 # <details>
 # <summary>Hint</summary>
 #
-# From centre and size to corners, add, clamp, and back; `ddetr_lite.set_prediction.boxes` has both ways (import them inside the function). The reach is (w, h, w, h) / 2 · amount.
+# From centre and size to corners, add, clamp, and back; `ddetr_lite.set_prediction.boxes` has both ways (import them inside the function). The reach is $(w, h, w, h) / 2 \cdot \text{amount}$.
 #
 # </details>
 
@@ -851,8 +838,9 @@ course.check("contrastive_boxes", contrastive_boxes)
 #
 # ```python
 # def contrastive_boxes(boxes, sign, part, amount):
-#     """boxes: (T, 4), (cx, cy, w, h) in 0..1; sign: (2, T, 4), −1 or 1, and part: (2, T, 4), in 0..1, for the corners
-#     (x0, y0, x1, y1). Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones."""
+#     """boxes: (T, 4), (cx, cy, w, h) in 0..1; sign: (2, T, 4), −1 or 1, and part: (2, T, 4),
+#     in 0..1, for the corners (x0, y0, x1, y1).
+#     Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones."""
 #     from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 #
 #     reach = boxes[:, 2:].repeat(1, 2) / 2 * amount  # (T, 4): x, y, x, y
@@ -882,9 +870,8 @@ def solved(function):
 
 # %% tags=["nbval-ignore-output"]
 for function in (modulated_scores, noised_labels, denoising_mask, contrastive_boxes):
-    print(
-        f"{function.__name__:>18}:", "yours" if solved(function) is function else "the course's own"
-    )
+    whose = "yours" if solved(function) is function else "the course's own"
+    print(f"{function.__name__:>18}: {whose}")
 
 # %% [markdown]
 # Three groups, each with a positive and a negative hint of the four objects; of the labels, a fifth is to be wrong. Their content gets an embedding of the label (a random one: the detector never learned any).
@@ -896,20 +883,18 @@ embedding = nn.Embedding(shipped.model.classes, model.config.dim)
 
 
 def make_hints():
-    """Boxes (B, G·T, 4) and what their labels add to the content (B, G·T, d), with new noise at each call."""
-    boxes = [
-        solved(contrastive_boxes)(
-            targets[0]["boxes"], torch.randn(2, 4, 4).sign(), torch.rand(2, 4, 4), 0.4
-        )
-        for _ in range(G)
-    ]
-    step = torch.randint(1, model.classes, (G * T,))
-    noised = solved(noised_labels)(
-        labels.repeat(2 * G), torch.rand(G * T), step, 0.2, model.classes
-    )
+    """Boxes (B, G·T, 4) and what their labels add to the content (B, G·T, d), with new noise at
+    each call."""
+    boxes = []
+    for _ in range(G):
+        sign, part = torch.randn(2, 4, 4).sign(), torch.rand(2, 4, 4)
+        boxes.append(solved(contrastive_boxes)(targets[0]["boxes"], sign, part, 0.4))
+    step, chance = torch.randint(1, model.classes, (G * T,)), torch.rand(G * T)
+    noised = solved(noised_labels)(labels.repeat(2 * G), chance, step, 0.2, model.classes)
     return torch.stack(boxes).flatten(0, 2)[None], embedding(noised)[None]
 
 
+# %%
 def with_hints(hints, words, mask):
     """Boxes and logits of the last layer, (N_q + G·T, ...): ordinary queries first."""
     extra = torch.cat((torch.zeros(1, N_q, words.shape[-1]), words), dim=1)
@@ -927,9 +912,8 @@ for name, mask in (("with the mask", solved(denoising_mask)(N_q, G, T)), ("witho
     others, _ = with_hints(*second, mask)
     (gradient,) = torch.autograd.grad(boxes[:N_q].sum() + logits[:N_q].sum(), first[1])
     same = torch.equal(boxes[:N_q], others[:N_q])
-    print(
-        f"{name}: ordinary boxes are the same: {same}; gradient to the hints is zero: {not gradient.any()}"
-    )
+    zero = not gradient.any()
+    print(f"{name}: ordinary boxes are the same: {same}; gradient to the hints is zero: {zero}")
 
 # %% [markdown]
 # **And what do the hints say?** Positive and negative ones before and after the decoder, without the random embedding. The detector was trained with positive hints alone, of boxes, and nobody taught it to say "nothing" to the negative ones:
@@ -947,8 +931,9 @@ table["score of its class"] = scores[:, :, torch.arange(4), labels].mean(dim=(0,
 ax = plots.matrix(torch.stack(list(table.values())), list(table), ["positive", "negative"], limit=1)
 plots.show(
     ax,
-    alt="Means over the positive and over the negative hints: the IoU with the object before and after the decoder, and the "
-    "score of its class. Negative ones have less of all three; both kinds fit better after the decoder.",
+    alt="Means over the positive and over the negative hints: the IoU with the object before and "
+    "after the decoder, and the score of its class. Negative ones have less of all three; both "
+    "kinds fit better after the decoder.",
 )
 
 # %% [markdown]
