@@ -87,7 +87,8 @@ rows = [f"score {score:.2f}" for score in said["scores"][of_class][:3]]
 ax = plots.matrix(overlap, rows, ["star 0", "star 1"], title="IoU of DETR's stars with the stars")
 plots.show(
     ax,
-    alt="A table of three detections and two stars. The first fits star 0, the second and the third both fit star 1.",
+    alt="A table of three detections and two stars. The first fits star 0, the second and the "
+    "third both fit star 1.",
 )
 
 # %% [markdown]
@@ -96,7 +97,7 @@ plots.show(
 
 # %%
 def match(overlap, threshold):
-    """The object of each detection, or −1. overlap: (n, T), IoU, rows from the surest to the least sure."""
+    """The object of each detection, or −1. overlap: (n, T), IoU, the surest detection first."""
     owner = []
     for row in overlap.tolist():
         free = [t for t in range(len(row)) if t not in owner and row[t] >= threshold]
@@ -146,9 +147,8 @@ def average_precision(right, objects):
 # By hand: four detections of two objects, right, wrong, wrong, right. Precision is 1, 1/2, 1/3, 2/4, and its envelope 1, 1/2, 1/2, 1/2. Recall is 1/2, 1/2, 1/2, 1. The recalls 0 to 0.5, 51 of them, are reached with precision 1; the other 50 with 1/2. AP = (51 + 25) / 101.
 
 # %%
-print(
-    f"{average_precision(np.array([True, False, False, True]), 2):.3f}, by hand {(51 + 25) / 101:.3f}"
-)
+right = np.array([True, False, False, True])
+print(f"{average_precision(right, 2):.3f}, by hand {(51 + 25) / 101:.3f}")
 
 # %% [markdown]
 # ### 1.3 What is not judged
@@ -164,7 +164,7 @@ print(
 def verdicts(overlap, left_out, crowd, outside, threshold):
     """1 right, 0 wrong, −1 left out, for each detection, the surest first.
 
-    overlap: (n, T); left_out, crowd: (T,), of objects; outside: (n,), whether its size is beyond the band.
+    overlap: (n, T); left_out, crowd: (T,), of objects; outside: (n,), sizes beyond the band.
     """
     taken, said = set(), []
     for row, other_band in zip(overlap.tolist(), outside):
@@ -207,10 +207,10 @@ def overlaps(boxes, objects, crowd):
     begin = torch.maximum(boxes[:, None, :2], objects[:, :2])
     end = torch.minimum(boxes[:, None, 2:], objects[:, 2:])
     shared = (end - begin).clamp(min=0).prod(-1)
-    own, theirs = (boxes[:, 2:] - boxes[:, :2]).prod(-1), (objects[:, 2:] - objects[:, :2]).prod(-1)
-    return shared / torch.where(crowd, own[:, None], own[:, None] + theirs - shared).clamp(
-        min=1e-12
-    )
+    own = (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None]  # (n, 1)
+    theirs = (objects[:, 2:] - objects[:, :2]).prod(-1)  # (T,)
+    whole = torch.where(crowd, own, own + theirs - shared)
+    return shared / whole.clamp(min=1e-12)
 
 
 # %% [markdown]
@@ -222,10 +222,8 @@ def facts(detections, notes, label, category, band):
     """Of one picture and class: scores, overlaps and flags, as `verdicts` wants them."""
     mine = (detections["labels"] == label).nonzero()[:, 0]
     mine = mine[detections["scores"][mine].argsort(descending=True, stable=True)[:100]]
-    boxes, notes = (
-        detections["boxes"][mine].double(),
-        [n for n in notes if n["category_id"] == category],
-    )
+    boxes = detections["boxes"][mine].double()
+    notes = [n for n in notes if n["category_id"] == category]
     crowd = torch.tensor([bool(n["iscrowd"]) for n in notes], dtype=torch.bool)
     area = torch.tensor([n["area"] for n in notes], dtype=torch.float64)
     own_area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
@@ -241,15 +239,14 @@ def facts(detections, notes, label, category, band):
 
 # %%
 def judge(detections, dataset, band=(0, math.inf)):
-    """For each class, for each picture: scores (n,), verdicts (10, n), and how many objects are judged."""
+    """For each class and picture: scores (n,), verdicts (10, n), how many objects are judged."""
     judged = {}
     for category, label in dataset.label_of_category.items():
         judged[category] = []
         for image, notes in zip(dataset.images, dataset.annotations):
             scores, overlap, flags = facts(detections[image["id"]], notes, label, category, band)
-            said = np.array([verdicts(overlap, **flags, threshold=t) for t in THRESHOLDS]).reshape(
-                10, -1
-            )
+            said = [verdicts(overlap, **flags, threshold=t) for t in THRESHOLDS]
+            said = np.array(said).reshape(10, -1)
             judged[category].append((scores.numpy(), said, flags["left_out"].count(False)))
     return judged
 
@@ -260,12 +257,11 @@ def judge(detections, dataset, band=(0, math.inf)):
 
 # %%
 def ap_table(judged, pictures=None):
-    """AP of each class that has objects, at each threshold, (C, 10); of all pictures, or of those given."""
+    """AP of each class with objects at each threshold, (C, 10); of all pictures, or those given."""
     rows = []
     for answers in judged.values():
-        scores, said, objects = zip(
-            *(answers if pictures is None else [answers[i] for i in pictures])
-        )
+        chosen = answers if pictures is None else [answers[i] for i in pictures]
+        scores, said, objects = zip(*chosen)
         order = np.argsort(-np.concatenate(scores), kind="stable")
         said = np.concatenate(said, axis=1)[:, order]
         if sum(objects):
@@ -303,10 +299,8 @@ crowded.annotations = [
     for notes in validation.annotations
 ]
 for name, detections in found.items():
-    ours, theirs = (
-        ap_table(judge(detections, crowded)).mean(),
-        ap_of(detections, crowded, SHARES)["AP"],
-    )
+    ours = ap_table(judge(detections, crowded)).mean()
+    theirs = ap_of(detections, crowded, SHARES)["AP"]
     print(f"{name}: pycocotools within 1e-9: {abs(ours - theirs) < 1e-9}")
 
 # %% [markdown]
@@ -337,21 +331,21 @@ print(f"{moved} of {len(notes)} objects")
 
 # %%
 def with_junk(detections, low, high, label=None):
-    """A hundred more boxes in every picture, with scores from low to high, of any class or of one."""
+    """A hundred more boxes in every picture, of any class or of one, with scores in low..high."""
     generator, result = torch.Generator().manual_seed(0), {}
     for image_id, one in detections.items():
         boxes = 96 * torch.rand(100, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
         scores = low + (high - low) * torch.rand(100, generator=generator)
-        labels = (
-            torch.randint(8, (100,), generator=generator)
-            if label is None
-            else torch.full((100,), label)
-        )
+        if label is None:
+            labels = torch.randint(8, (100,), generator=generator)
+        else:
+            labels = torch.full((100,), label)
         junk = {"boxes": boxes, "scores": scores, "labels": labels}
         result[image_id] = {key: torch.cat((one[key], junk[key])) for key in one}
     return result
 
 
+# %%
 plain = {name: ap_of(detections, validation, SHARES) for name, detections in found.items()}
 for name, detections in found.items():
     before, least = plain[name]["AP"], min(one["scores"].min() for one in detections.values())
@@ -404,8 +398,8 @@ at = [round(float(t), 2) for t in THRESHOLDS]
 ax = plots.curves(at, by_threshold, "AP at each threshold of IoU", "IoU at least", "AP")
 plots.show(
     ax,
-    alt="AP against the threshold of IoU for both detectors. Deformable DETR lies above DETR throughout; both fall steeply "
-    "from 0.8 on.",
+    alt="AP against the threshold of IoU for both detectors. Deformable DETR lies above DETR "
+    "throughout; both fall steeply from 0.8 on.",
 )
 first, second = by_threshold.values()
 print("Deformable DETR is ahead at every threshold:", all(a > b for a, b in zip(first, second)))
@@ -447,8 +441,8 @@ with mpl.rc_context(STYLE):
     ax.locator_params(nbins=5)
 plots.show(
     ax,
-    alt="A cloud of 100 dots, one for each draw, above the dashed line where both APs are equal; it stretches along "
-    "the line.",
+    alt="A cloud of 100 dots, one for each draw, above the dashed line where both APs are equal; "
+    "it stretches along the line.",
 )
 
 # %% [markdown]
@@ -479,8 +473,9 @@ for ax, (name, one) in zip(axes, surest.items()):
     ax.tick_params(axis="x", labelsize=6.8)
 plots.show(
     drawn,
-    alt="Two bar charts with the numbers of missed objects and of the five kinds of wrong detections. In both, "
-    "missed objects are most by far; then come wrong classes in Deformable DETR, duplicates and wrong classes in DETR.",
+    alt="Two bar charts with the numbers of missed objects and of the five kinds of wrong "
+    "detections. In both, missed objects are most by far; then come wrong classes in Deformable "
+    "DETR, duplicates and wrong classes in DETR.",
 )
 
 # %% [markdown]
@@ -490,13 +485,12 @@ plots.show(
 drawn, axes = plots.panels(3, height=2.9)
 for ax, one in zip(axes, surest["Deformable DETR"].worst(3)):
     draw_errors(validation.read_image(one.image_id), one, validation.classes, ax)
-    ax.set(
-        title=", ".join(f"{n} {kind}" for kind, n in one.counts.items() if n and kind != "correct")
-    )
+    kinds = [f"{n} {kind}" for kind, n in one.counts.items() if n and kind != "correct"]
+    ax.set(title=", ".join(kinds))
 plots.show(
     drawn,
-    alt="Three pictures with dashed true boxes, of which some bear the word missed, and wrong detections in the colours of "
-    "their kinds.",
+    alt="Three pictures with dashed true boxes, of which some bear the word missed, and wrong "
+    "detections in the colours of their kinds.",
 )
 
 # %% [markdown]
@@ -507,7 +501,7 @@ plots.show(
 
 # %%
 def mend(one, kind):
-    """The detections of a picture with its mistakes of one kind put right, and which of them to keep."""
+    """A picture's detections with its mistakes of one kind put right, and which of them to keep."""
     boxes, labels = one.boxes.clone(), one.labels.clone()
     keep = torch.ones(len(labels), dtype=torch.bool)
     for i in [i for i, of in enumerate(one.kinds) if of == kind]:
@@ -554,9 +548,9 @@ def gains(errors):
         for notes, one in zip(validation.annotations, errors.pictures)
     ]
     result = {"missed": ap_of(now, fewer)["AP50"] - before}
-    return result | {
-        kind: ap_of(mended(errors, kind), validation)["AP50"] - before for kind in ERRORS
-    }
+    for kind in ERRORS:
+        result[kind] = ap_of(mended(errors, kind), validation)["AP50"] - before
+    return result
 
 
 gained = {name: gains(one) for name, one in errors.items()}  # of all detections, however unsure
@@ -569,13 +563,12 @@ ax = plots.grouped_bars(
 )
 plots.show(
     ax,
-    alt="Horizontal bars of the AP50 that each detector would gain, kind by kind. Wrong classes cost most, then wrong places "
-    "and duplicates; missed objects and background next to nothing.",
+    alt="Horizontal bars of the AP50 that each detector would gain, kind by kind. Wrong classes "
+    "cost most, then wrong places and duplicates; missed objects and background next to nothing.",
 )
 for name, gain in gained.items():
-    print(
-        f"{name}: costs most: {max(gain, key=gain.get)}; missed objects less than 0.01: {gain['missed'] < 0.01}"
-    )
+    most, little = max(gain, key=gain.get), gain["missed"] < 0.01
+    print(f"{name}: costs most: {most}; missed objects less than 0.01: {little}")
 
 # %% [markdown]
 # > **Claim:** both charts say the same about what should be mended first.
@@ -603,18 +596,15 @@ RESULTS = Path(ddetr_lite.__file__).parents[1] / "data" / "results"
 
 
 def read_study(name, folder=""):
-    """A study with its finished runs, and its costs if measured; None, and a sentence, without runs."""
+    """A study with finished runs and, if measured, costs; None, and a sentence, without runs."""
     study, place = STUDIES[name], RESULTS / (folder or name)
     runs = outcomes(study, place)
     wanted = sum((row.seeds or study.seeds) * len(row.epochs) for row in study.rows)
     if not runs:
         print(f"{name}: not run yet; `ddetr-lite bench {name}` does it.")
         return None
-    costs = (
-        json.loads((place / "cost.json").read_text())["rows"]
-        if (place / "cost.json").exists()
-        else None
-    )
+    measured = place / "cost.json"
+    costs = json.loads(measured.read_text())["rows"] if measured.exists() else None
     print(f"{name}: {len(runs)} of {wanted} runs are here.")
     return SimpleNamespace(study=study, place=place, runs=runs, costs=costs)
 
@@ -634,9 +624,8 @@ Markdown(convergence.study.method)
 # %%
 from ddetr_lite.benchmarks.studies.results import searched
 
-searching = [
-    row for row in convergence.study.rows if not row.rate_of
-]  # the others take a rate that was found
+# The others take a rate that was found.
+searching = [row for row in convergence.study.rows if not row.rate_of]
 search = {row.name: {} for row in searching}  # multiple → AP at the end
 for run, ap in searched(convergence.study, convergence.place):
     search[run.row.name][run.rate] = ap
@@ -647,8 +636,8 @@ title = f"AP after {convergence.study.search_epochs} epochs, at multiples of the
 ax = plots.grouped_bars(bars, title)
 plots.show(
     ax,
-    alt="Horizontal bars of AP for both models, one for each multiple of the learning rates that was tried. For each model one "
-    "multiple is best, with lower bars on both sides of it.",
+    alt="Horizontal bars of AP for both models, one for each multiple of the learning rates that "
+    "was tried. For each model one multiple is best, with lower bars on both sides of it.",
 )
 
 # %%
@@ -671,8 +660,9 @@ from ddetr_lite.benchmarks.studies.figure import study_figure
 
 plots.show(
     study_figure(convergence.study, convergence.runs, convergence.costs),
-    alt="AP, and AP of small objects, against epochs on a logarithmic axis, for DETR and Deformable DETR (and "
-    "against time, where that was measured). Thick lines join ends of schedules, thin ones are single runs.",
+    alt="AP, and AP of small objects, against epochs on a logarithmic axis, for DETR and "
+    "Deformable DETR (and against time, where that was measured). Thick lines join ends of "
+    "schedules, thin ones are single runs.",
 )
 
 # %%
@@ -693,24 +683,19 @@ from ddetr_lite.benchmarks.studies.results import factors, spread
 
 
 def say_factors(one, metric, name="deformable-detr"):
-    """How many times as many epochs the baseline takes for the same score, for each of its schedules."""
+    """How many times as many epochs the baseline takes for the same score, schedule by schedule."""
     base, other = one.study.row("detr"), one.study.row(name)
     known = factors(one.study, one.runs, other, metric)
     if not known:
         print(f"{metric}: not yet; it takes all schedules of {other.label}.")
     for factor in known:
-        start = (
-            f"{metric} {factor.target:.3f} of {base.label} after {factor.baseline_epochs} epochs: "
-        )
-        bound = "at least " * factor.at_most
+        epochs, seeds = factor.baseline_epochs, len(factor.needed)
+        start = f"{metric} {factor.target:.3f} of {base.label} after {epochs} epochs"
         if factor.factor is None:
-            seeds = f"{len(factor.reached)} of {len(factor.needed)} seeds"
-            print(f"{start}{other.label} reaches it with {seeds}.")
+            print(f"{start}: {other.label} reaches it with {len(factor.reached)} of {seeds} seeds.")
         else:
-            seeds = len(factor.needed)
-            print(
-                f"{start}{bound}{factor.factor:.1f} times the epochs of {other.label} (seeds: {seeds})."
-            )
+            times = "at least " * factor.at_most + f"{factor.factor:.1f} times"
+            print(f"{start}: {times} the epochs of {other.label} (seeds: {seeds}).")
     return known
 
 
@@ -733,10 +718,8 @@ def say_time(one):
     print(f"An epoch of Deformable DETR takes {ratio:.2f} times as long as one of DETR.")
     for factor in overall:
         if factor.factor is not None:
-            bound = "at least " * factor.at_most
-            print(
-                f"In time {bound}{factor.factor.mean:.1f} becomes {bound}{factor.factor.mean / ratio:.1f}."
-            )
+            bound, times = "at least " * factor.at_most, factor.factor.mean
+            print(f"In time {bound}{times:.1f} becomes {bound}{times / ratio:.1f}.")
 
 
 say_time(convergence)
@@ -803,9 +786,8 @@ from ddetr_lite.engine.log import read_log
 
 for log in sorted(RESULTS.glob("convergence-adamw-rates/*/log.jsonl")):
     start, *_, end = read_log(log)
-    print(
-        f"rate {start['recipe']['train']['lr']:g}: AP {end['AP']:.3f} after {end['epoch']} epochs"
-    )
+    rate = start["recipe"]["train"]["lr"]
+    print(f"rate {rate:g}: AP {end['AP']:.3f} after {end['epoch']} epochs")
 
 # %% [markdown]
 # It was not: both are worse than the rate of the search. (Two more rates and one seed do not exhaust what can be tuned: the clipping, the weight of "no object" and the batch stayed as they are.)
@@ -842,17 +824,14 @@ def conclude(overall, small_objects):
     values = [value for factor in read_off for value in factor.factor.values]
     print(f"For the same AP DETR takes {min(values):.1f} to {max(values):.1f} times the epochs,")
     for bound in (factor for factor in overall if factor.factor and factor.at_most):
-        print(
-            f"and at least {min(bound.factor.values):.1f} times with its {bound.baseline_epochs} epochs."
-        )
+        least = min(bound.factor.values)
+        print(f"and at least {least:.1f} times with its {bound.baseline_epochs} epochs.")
     print("As many as in the paper at one of these heights:", max(values) >= 10)
     small = {f.baseline_epochs: f.factor for f in small_objects if f.factor and not f.at_most}
     for at in (factor for factor in read_off if factor.baseline_epochs in small):
-        here, whole = small[at.baseline_epochs], at.factor
-        apart = min(here.values) > max(whole.values)
-        print(
-            f"small objects {here.mean:.2f}, all {whole.mean:.2f}; more than seeds differ: {apart}"
-        )
+        here, full = small[at.baseline_epochs], at.factor
+        more = min(here.values) > max(full.values)
+        print(f"small objects {here.mean:.2f}, all {full.mean:.2f}; more than seeds differ: {more}")
 
 
 conclude(overall, small_objects)
@@ -876,7 +855,7 @@ images, targets = collate([validation[i] for i in range(20)])
 # %% [markdown]
 # ### 5.1 How wide it looks
 #
-# The **entropy** of weights, −Σ w log w, says how spread they are: 0 if all weight lies on one cell, log N if N cells share it evenly. Its exponential is easier to read: *as if it looked at so many cells evenly*.
+# The **entropy** of weights, $-\sum w \log w$, says how spread they are: 0 if all weight lies on one cell, $\log N$ if $N$ cells share it evenly. Its exponential is easier to read: *as if it looked at so many cells evenly*.
 
 # %%
 from ddetr_lite.layers.attention import record_attention
@@ -892,9 +871,8 @@ looked = {}
 for state, model in (("new", new["DETR"]), ("trained", trained["DETR"])):
     with record_attention(model) as weights, torch.no_grad():
         model.outputs(model.batch(images))
-    layers = [
-        w for place, w in weights.items() if place.endswith("multihead_attn")
-    ]  # (B, M, N_q, N) each
+    # Of each decoder layer, (B, M, N_q, N):
+    layers = [w for place, w in weights.items() if place.endswith("multihead_attn")]
     looked |= {f"{state},\nlayer {k + 1}": cells_looked_at(w) for k, w in enumerate(layers)}
 
 # %%
@@ -902,8 +880,8 @@ title = "Cells that a head of a DETR query looks at, of 144"
 ax = plots.bars(list(looked.values()), list(looked), title, form="{:.0f}")
 plots.show(
     ax,
-    alt="Six bars. In all three decoder layers a new DETR looks at nearly all of the 144 cells, the trained "
-    "one at roughly two fifths of them.",
+    alt="Six bars. In all three decoder layers a new DETR looks at nearly all of the 144 cells, "
+    "the trained one at roughly two fifths of them.",
 )
 cells = {
     state: [n for name, n in looked.items() if name.startswith(state)]
@@ -913,7 +891,7 @@ print("new: more than nine tenths of 144 in every layer:", min(cells["new"]) > 0
 print("trained: fewer than half of 144 in every layer:   ", max(cells["trained"]) < 0.5 * 144)
 
 # %% [markdown]
-# On a photo of 800 × 1333 pixels at stride 32 the 144 would be 1,050. A head of a new Deformable DETR looks at P points on each of L maps, whatever the size of the picture. Both for the ring of our picture; the query is the one that the match gives to it:
+# On a photo of 800 × 1333 pixels at stride 32 the 144 would be 1,050. A head of a new Deformable DETR looks at $P$ points on each of $L$ maps, whatever the size of the picture. Both for the ring of our picture; the query is the one that the match gives to it:
 
 # %%
 RING = scene.names.index("ring")
@@ -927,9 +905,8 @@ def query_for(model, t):
     with torch.no_grad():
         outputs = model.outputs(batch)
     wanted = model.normalise_targets([target], batch.sizes)
-    pairs = matching.match(
-        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind
-    )
+    last = outputs.logits[-1:], outputs.boxes[-1:]
+    pairs = matching.match(*last, wanted, model.loss.matching, kind)
     return pairs.query[pairs.target == t].item()
 
 
@@ -943,9 +920,8 @@ with record_attention(dense) as seen, record_samples(deformable) as sampled, tor
 looks = seen["transformer.decoder.layers.0.multihead_attn"][0, :, query_for(dense, RING)]  # (M, N)
 at, weights = sampled["transformer.decoder.layers.0.cross_attn"]
 at, weights = (x[0, query_for(deformable, RING)] for x in (at, weights))  # (M, L, P, 2), (M, L, P)
-middle = at.mean(
-    dim=(0, 2), keepdim=True
-)  # the heads look in all directions: this is the reference point
+# The heads look in all directions, so their mean is the reference point.
+middle = at.mean(dim=(0, 2), keepdim=True)
 away = (at - middle).abs() * torch.tensor([12.0, 6, 3])[:, None, None]  # in cells of each map
 print(f"points of a head: {weights[0].numel()}, at most {away.max():.0f} cells away")
 print("with even weights:", weights.std().item() < 1e-6)
@@ -961,8 +937,9 @@ axes[0].add_patch(Rectangle(box[:2].tolist(), *(box[2:] - box[:2]).tolist(), **f
 sampling_points(scene.pixels, at, weights, box=box, title="Deformable DETR: its points", ax=axes[1])
 plots.show(
     drawn,
-    alt="Where a query of each new model looks that is matched with the ring, whose box is drawn. Left, DETR: all over the "
-    "picture. Right, Deformable DETR: sixteen points of each map around one place in the ring's box, some over one another.",
+    alt="Where a query of each new model looks that is matched with the ring, whose box is drawn. "
+    "Left, DETR: all over the picture. Right, Deformable DETR: sixteen points of each map around "
+    "one place in the ring's box, some over one another.",
 )
 
 # %% [markdown]
@@ -975,18 +952,15 @@ plots.show(
 
 # %%
 def gradient_on_cells(model, image, target, other=0):
-    """For each object its class loss's gradient on each cell of the memory, in shares, (N,), and its box."""
+    """For each object its class loss's gradient on the memory's cells, in shares, (N,); its box."""
     kept = []
     handle = model.transformer.encoder.register_forward_hook(lambda *call: kept.append(call[-1]))
     batch, kind = model.batch([image]), model.loss.kind
     outputs, wanted = model.outputs(batch), model.normalise_targets([target], batch.sizes)
     handle.remove()
-    pairs = matching.match(
-        outputs.logits[-1:], outputs.boxes[-1:], wanted, model.loss.matching, kind
-    )
-    for query, t in sorted(
-        zip(pairs.query.tolist(), pairs.target.tolist()), key=lambda pair: pair[1]
-    ):
+    last = outputs.logits[-1:], outputs.boxes[-1:]
+    pairs = matching.match(*last, wanted, model.loss.matching, kind)
+    for t, query in sorted(zip(pairs.target.tolist(), pairs.query.tolist())):
         logits, label = outputs.logits[-1, 0, (query + other) % 20], wanted[0]["labels"][t]
         p = logits.softmax(-1)[label] if kind == "softmax" else logits[label].sigmoid()
         (pull,) = torch.autograd.grad(-p.log(), kept[0], retain_graph=True)  # (1, N, d)
@@ -1000,7 +974,7 @@ def gradient_on_cells(model, image, target, other=0):
 
 # %%
 def on_one_map(shares, sides):
-    """(N,) of all maps → (12, 12): a coarse cell's share is spread over the fine ones that it covers."""
+    """(N,) of all maps → (12, 12): a coarse cell's share is spread over the fine ones in it."""
     result = torch.zeros(12, 12)
     for part, side in zip(shares.split([side * side for side in sides]), sides):
         fine = 12 // side  # so many cells a side does a cell of this map cover
@@ -1023,8 +997,8 @@ for ax, (name, shares) in zip(axes, pulls.items()):
     ax.add_patch(Rectangle(box[:2].tolist(), *(box[2:] - box[:2]).tolist(), **frame))
 plots.show(
     drawn,
-    alt="Two maps of the gradient over the picture, with the ring's box. That of a new DETR goes to all cells nearly alike; "
-    "that of a new Deformable DETR goes to cells in and around the box.",
+    alt="Two maps of the gradient over the picture, with the ring's box. That of a new DETR goes "
+    "to all cells nearly alike; that of a new Deformable DETR goes to cells in and around the box.",
 )
 
 # %% [markdown]
@@ -1035,32 +1009,25 @@ plots.show(
 
 # %%
 def inside_boxes(model, sides, other=0):
-    """The share of the gradient inside the objects' boxes, as a multiple of the share of cells there."""
+    """The gradient's share inside the objects' boxes, as a multiple of the share of cells there."""
     steps = [(torch.arange(side) + 0.5) / side for side in sides]
-    centres = torch.cat(
-        [torch.cartesian_prod(step, step).flip(-1) for step in steps]
-    )  # (N, 2), (x, y)
+    centres = torch.cat([torch.cartesian_prod(s, s).flip(-1) for s in steps])  # (N, 2), (x, y)
     inside, cells = [], []
     for image, target in zip(images, targets):
         for shares, box in gradient_on_cells(model, image, target, other):
-            x0, y0, x1, y1 = cxcywh_to_xyxy(box)
-            within = (centres > torch.stack((x0, y0))).all(-1) & (
-                centres < torch.stack((x1, y1))
-            ).all(-1)
+            xyxy = cxcywh_to_xyxy(box)
+            within = ((centres > xyxy[:2]) & (centres < xyxy[2:])).all(-1)
             inside.append(shares[within].sum().item())
             cells.append(within.float().mean().item())
     return sum(inside) / sum(cells)
 
 
 # %%
+states = (("new", new, 0), ("another query", new, 7), ("trained", trained, 0))
 measured = {
     f"{name}, {state}": inside_boxes(models[name], SIDES[name], other)
     for name in SIDES
-    for state, models, other in (
-        ("new", new, 0),
-        ("another query", new, 7),
-        ("trained", trained, 0),
-    )
+    for state, models, other in states
 }
 title = "Gradient on the object's cells, as a multiple of an even spread"
 labels = [name.replace(", ", ",\n").replace("Deformable ", "Deformable\n") for name in measured]
@@ -1068,8 +1035,9 @@ ax = plots.bars(list(measured.values()), labels, title, form="{:.1f}")
 ax.axhline(1, color=plots.INK, linestyle="--", linewidth=1)
 plots.show(
     ax,
-    alt="Six bars. A new DETR is at 1.0, an even spread, with the matched query and with another one. A new "
-    "Deformable DETR is above 2 with the matched query, and at 1.3 with another. Both trained ones are above 5.",
+    alt="Six bars. A new DETR is at 1.0, an even spread, with the matched query and with another "
+    "one. A new Deformable DETR is above 2 with the matched query, and at 1.3 with another. Both "
+    "trained ones are above 5.",
 )
 
 # %%
@@ -1082,7 +1050,7 @@ print("the same with another query, below 1.5:", measured["Deformable DETR, anot
 #
 # ### 5.3 How little a score changes a weight
 #
-# The gradient of a single score is small as well. A weight a comes out of a softmax; when its score rises a little, the weight rises a(1 − a) times as much. With N even weights, a = 1/N:
+# The gradient of a single score is small as well. A weight $a$ comes out of a softmax; when its score rises a little, the weight rises $a\,(1 - a)$ times as much. With $N$ even weights, $a = 1/N$:
 
 # %%
 for name, n in (("6 points", 6), ("144 cells", 144), ("1,050 cells of a photo", 25 * 42)):
@@ -1111,22 +1079,13 @@ def verdict(ahead, behind):
     difference = sum(ahead) / len(ahead) - sum(behind) / len(behind)
     if min(len(ahead), len(behind)) == 1 and abs(difference) < 0.02:
         return "open"
-    return (
-        "confirmed"
-        if min(ahead) > max(behind)
-        else "reversed"
-        if max(ahead) < min(behind)
-        else "open"
-    )
+    if min(ahead) > max(behind):
+        return "confirmed"
+    return "reversed" if max(ahead) < min(behind) else "open"
 
 
-print(
-    verdict([0.50, 0.52], [0.40, 0.49]),
-    "·",
-    verdict([0.50, 0.52], [0.51]),
-    "·",
-    verdict([0.4], [0.5]),
-)
+examples = ([0.50, 0.52], [0.40, 0.49]), ([0.50, 0.52], [0.51]), ([0.4], [0.5])
+print(" · ".join(verdict(*pair) for pair in examples))
 
 # %% [markdown]
 # ### 6.1 Which model is ahead
@@ -1143,19 +1102,20 @@ def show_study(name, folder=""):
     """Chart, scores and orderings of a study, as far as it has been run."""
     if (one := read_study(name, folder)) is None:
         return None
-    pairs = [
-        [side.values if side else () for side in o.here]
-        for o in orderings.judge(one.study, one.runs)
-    ]
-    said = [verdict(*pair) for pair in pairs]
+    asked = orderings.judge(one.study, one.runs)
+    said = [verdict(*(side.values if side else () for side in o.here)) for o in asked]
     print(", ".join(f"{said.count(word)} {word}" for word in dict.fromkeys(said)), "of", len(said))
-    alt = "Horizontal bars for each row and its epochs: AP of all and of small objects here, and the paper's AP."
-    plots.show(rows_figure(one.study, one.runs), alt=alt)
+    plots.show(
+        rows_figure(one.study, one.runs),
+        alt="Horizontal bars for each row and its epochs: AP of all and of small objects here, "
+        "and the paper's AP.",
+    )
     for head, *lines in (scores_table(one.study, one.runs), orderings_table(one.study, one.runs)):
         display(Table(head, lines))
     return one
 
 
+# %%
 table_1 = show_study("table1-cpu")
 
 # %% [markdown]
@@ -1196,9 +1156,8 @@ _ = say_factors(table_1, "AP")
 # %%
 lines = []
 for metric in ("AP", "AP_small", "AP_medium", "AP_large"):
-    ours, theirs = (
-        score(table_1, name, metric) for name in ("deformable-detr-two-stage", "faster-rcnn")
-    )
+    ours = score(table_1, "deformable-detr-two-stage", metric)
+    theirs = score(table_1, "faster-rcnn", metric)
     lines.append((metric, f"{theirs:.3f}", f"{ours:.3f}", f"{theirs - ours:+.3f}"))
 Table(("score", "Faster R-CNN + FPN", "Deformable DETR ++", "lead"), lines)
 
@@ -1214,9 +1173,8 @@ lead = read_study("lead-cpu")
 theirs, ours = (score(lead, name) for name in ("faster-rcnn", "deformable-detr-two-stage"))
 for row in lead.study.rows:
     if row.label.startswith("Deformable DETR") and score(lead, row.name) != ours:
-        print(
-            f"{row.label}: {(score(lead, row.name) - ours) / (theirs - ours):.0%} of the lead closed"
-        )
+        closed = (score(lead, row.name) - ours) / (theirs - ours)
+        print(f"{row.label}: {closed:.0%} of the lead closed")
 head, *lines = scores_table(lead.study, lead.runs)
 Table(head, lines)
 
@@ -1239,14 +1197,12 @@ Table(head, lines)
 second = {}
 for log in sorted(RESULTS.glob("lead-cpu-seed-1/*/log.jsonl")):
     row = lead.study.row(log.parent.name.split("-6-epochs")[0])
-    second[row.name] = read_log(log)[-1]["AP"]
-    print(
-        f"{row.label}: AP {score(lead, row.name):.3f} with the first seed, {second[row.name]:.3f} with the second"
-    )
+    first, again = score(lead, row.name), read_log(log)[-1]["AP"]
+    second[row.name] = again
+    print(f"{row.label}: AP {first:.3f} with the first seed, {again:.3f} with the second")
 theirs, ours = second["faster-rcnn"], second["deformable-detr-two-stage"]
-print(
-    f"Hints: {(second['hints'] - ours) / (theirs - ours):.0%} of the lead closed with the second seed"
-)
+closed = (second["hints"] - ours) / (theirs - ours)
+print(f"Hints: {closed:.0%} of the lead closed with the second seed")
 
 # %% [markdown]
 # From seed to seed they differ by less than one part in fifty; what hints bring, and the map at stride 4, is more than twice as much with either seed. Both together are ahead of Faster R-CNN with either. And what one seed left open is decided by two: without hints Faster R-CNN is ahead on the same maps, by little, with both seeds and at either stride.
@@ -1320,9 +1276,8 @@ for name in ("deformable-detr-two-stage", "hints"):
 costs = json.loads((photos.place / "cost.json").read_text())["rows"]
 for name in ("detr", "deformable-detr", "deformable-detr-two-stage"):
     share = costs[name]["step_seconds"] / costs["faster-rcnn"]["step_seconds"]
-    print(
-        f"{photos.study.row(name).label}: a step takes {share:.2f} of the time of one of Faster R-CNN's"
-    )
+    label = photos.study.row(name).label
+    print(f"{label}: a step takes {share:.2f} of the time of one of Faster R-CNN's")
 
 # %% [markdown]
 # So at equal time the lead would be smaller; by how much was not measured.
@@ -1384,7 +1339,8 @@ print(sorted({f"torch {start['versions']['torch']}, {start['device']}" for start
 
 # %% tags=["exercise"]
 def match_detections(scores, overlap, threshold):
-    """scores (n,), any order; overlap (n, T); n or T may be 0. Returns (n,), int64, as given: object or −1."""
+    """scores (n,), any order; overlap (n, T); n or T may be 0.
+    Returns (n,), int64, as given: object or −1."""
     raise NotImplementedError
 
 
@@ -1405,7 +1361,8 @@ course.check("match_detections", match_detections)
 #
 # ```python
 # def match_detections(scores, overlap, threshold):
-#     """scores (n,), any order; overlap (n, T); n or T may be 0. Returns (n,), int64, as given: object or −1."""
+#     """scores (n,), any order; overlap (n, T); n or T may be 0.
+#     Returns (n,), int64, as given: object or −1."""
 #     owner = [-1] * len(scores)
 #     for i in scores.argsort(descending=True).tolist():
 #         free = [t for t in range(overlap.shape[1]) if t not in owner and overlap[i, t] >= threshold]
@@ -1425,7 +1382,7 @@ course.check("match_detections", match_detections)
 
 # %% tags=["exercise"]
 def ap_over_thresholds(scores, verdicts, objects):
-    """scores: (n,), any order; verdicts: (thresholds, n), 1, 0, or −1 for left out. Returns a scalar."""
+    """scores: (n,), any order; verdicts: (thresholds, n), 1, 0, −1: left out. Returns a scalar."""
     raise NotImplementedError
 
 
@@ -1446,7 +1403,7 @@ course.check("ap_over_thresholds", ap_over_thresholds)
 #
 # ```python
 # def ap_over_thresholds(scores, verdicts, objects):
-#     """scores: (n,), any order; verdicts: (thresholds, n), 1, 0, or −1 for left out. Returns a scalar."""
+#     """scores: (n,), any order; verdicts: (thresholds, n), 1, 0, −1: left out. Returns a scalar."""
 #     values = []
 #     for row in verdicts[:, scores.argsort(descending=True)]:
 #         found = (row[row >= 0] == 1).double().cumsum(0)
@@ -1472,7 +1429,7 @@ course.check("ap_over_thresholds", ap_over_thresholds)
 
 # %% tags=["exercise"]
 def kind_of_mistake(overlap, same_class, low=0.1, high=0.5):
-    """overlap: (T,), IoU with each object; same_class: (T,), boolean. Returns one of the five words."""
+    """overlap: (T,), IoU with each object; same_class: (T,), boolean. Returns one of five words."""
     raise NotImplementedError
 
 
@@ -1493,7 +1450,7 @@ course.check("kind_of_mistake", kind_of_mistake)
 #
 # ```python
 # def kind_of_mistake(overlap, same_class, low=0.1, high=0.5):
-#     """overlap: (T,), IoU with each object; same_class: (T,), boolean. Returns one of the five words."""
+#     """overlap: (T,), IoU with each object; same_class: (T,), boolean. Returns one of five words."""
 #     if len(overlap) == 0:
 #         return "background"
 #     own, other = (overlap * same_class).max(), (overlap * ~same_class).max()
@@ -1518,7 +1475,7 @@ course.check("kind_of_mistake", kind_of_mistake)
 
 # %% tags=["exercise"]
 def epochs_for(ends, target):
-    """ends: [(epochs, AP at the end), ...], the shortest schedule first. Returns a float, or None."""
+    """ends: [(epochs, AP at the end), ...], shortest schedule first. Returns a float, or None."""
     raise NotImplementedError
 
 
@@ -1527,7 +1484,7 @@ def epochs_for(ends, target):
 # <summary>Hint</summary>
 #
 # Deal first with a target that the shortest schedule reaches, and with one that is above *all* ends (the longest need not be the best). Then find the first pair of neighbours with `low < target <= high`; `share = (target - low) / (high - low)`
-# of the way from log(before) to log(after).
+# of the way from $\log(\text{before})$ to $\log(\text{after})$.
 #
 # </details>
 
@@ -1540,7 +1497,7 @@ course.check("epochs_for", epochs_for)
 #
 # ```python
 # def epochs_for(ends, target):
-#     """ends: [(epochs, AP at the end), ...], the shortest schedule first. Returns a float, or None."""
+#     """ends: [(epochs, AP at the end), ...], shortest schedule first. Returns a float, or None."""
 #     if target > max(score for _, score in ends):
 #         return None
 #     if target <= ends[0][1]:
@@ -1569,9 +1526,8 @@ assert again  # there is something to compare
 before = [value for factor in overall for value in factor.needed]
 after = [value for factor in again for value in factor.needed]
 course.reset()
-print(
-    "the same epochs:", all(a == b or abs(a - b) < 1e-9 for a, b in zip(before, after, strict=True))
-)
+pairs = zip(before, after, strict=True)
+print("the same epochs:", all(a == b or abs(a - b) < 1e-9 for a, b in pairs))
 
 # %% [markdown]
 # ## Symbols and terms

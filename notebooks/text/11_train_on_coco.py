@@ -95,8 +95,8 @@ for (title, corners), ax in zip(readings.items(), axes):
     draw_boxes(pixels, corners.clamp(min=0), names, title=title, ax=ax)
 plots.show(
     drawn,
-    alt="One picture with the same four numbers of each object read in three ways; only as x, y, width and height of the box "
-    "do they fit the objects.",
+    alt="One picture with the same four numbers of each object read in three ways; only as x, y, "
+    "width and height of the box do they fit the objects.",
 )
 
 # %% [markdown]
@@ -104,21 +104,20 @@ plots.show(
 #
 # | where | form | unit |
 # |:--|:--|:--|
-# | COCO's files, and pycocotools' results | x, y, width, height | pixels of the file |
-# | what goes into a detector here, and comes out (torchvision's way) | x0, y0, x1, y1 | pixels of the picture that is given |
-# | the heads, the match and the losses (05) | cx, cy, w, h | 0..1 of the picture |
+# | COCO's files, and pycocotools' results | $x$, $y$, width, height | pixels of the file |
+# | what goes into a detector here, and comes out (torchvision's way) | $x_0$, $y_0$, $x_1$, $y_1$ | pixels of the picture that is given |
+# | the heads, the match and the losses (05) | $c_x$, $c_y$, $w$, $h$ | 0..1 of the picture |
 #
 # ### Ids and labels
 #
-# A model counts its C classes from 0 to C − 1. COCO's ids have gaps. So ids are sorted, and a class's **label** is its place among them:
+# A model counts its $C$ classes from $0$ to $C - 1$. COCO's ids have gaps. So ids are sorted, and a class's **label** is its place among them:
 
 # %%
 training = CocoDetection(CocoFolder.find(coco, "train2017"))
 print("label of each id:", training.label_of_category)
 print("names by label:  ", training.classes)
-print(
-    "num_classes:", len(training.classes), "· largest id + 1:", max(training.label_of_category) + 1
-)
+largest = max(training.label_of_category)
+print("num_classes:", len(training.classes), "· largest id + 1:", largest + 1)
 
 # %% [markdown]
 # The last line is a trap that has caught many ([detr#108](https://github.com/facebookresearch/detr/issues/108), [#9](https://github.com/facebookresearch/detr/issues/9), ...). The authors' models do without the map from ids to labels: they have an output for every *number* up to the largest id, 91 of them for COCO's 80 classes. Eleven (0 and the gaps) stand for nothing. That works,
@@ -132,7 +131,7 @@ for output in (1, 18, 44):
     print(f"output {output}: {COCO91_NAMES[output]}; in the list of 80: {COCO_CATEGORIES[output]}")
 
 # %% [markdown]
-# Here labels are 0..C − 1 everywhere, the names travel with the weights in the checkpoint, and only `convert`, which reads the authors' files, knows of 91. (What a model says to a label that it has no output for, and to boxes in a wrong form, you saw in 06, section 7.)
+# Here labels are $0, \ldots, C - 1$ everywhere, the names travel with the weights in the checkpoint, and only `convert`, which reads the authors' files, knows of 91. (What a model says to a label that it has no output for, and to boxes in a wrong form, you saw in 06, section 7.)
 #
 # ### Area and crowds
 #
@@ -147,14 +146,13 @@ for annotation in own:
 crowd = next(a for a in content["annotations"] if a["iscrowd"])
 record = next(image for image in content["images"] if image["id"] == crowd["image_id"])
 x, y, width, height = crowd["bbox"]
-ax = draw_boxes(
-    read_picture(coco / "train2017" / record["file_name"]),
-    [[x, y, x + width, y + height]],
-    [f"crowd: {CATEGORIES[crowd['category_id']]}"],
-)
+pixels = read_picture(coco / "train2017" / record["file_name"])
+name = f"crowd: {CATEGORIES[crowd['category_id']]}"
+ax = draw_boxes(pixels, [[x, y, x + width, y + height]], [name])
 plots.show(
     ax,
-    alt="A picture with several objects of one kind, and one large box around all of them: a crowd.",
+    alt="A picture with several objects of one kind, and one large box around all of them: a "
+    "crowd.",
 )
 
 # %% [markdown]
@@ -183,9 +181,8 @@ without = copy.copy(validation)
 without.annotations = [
     [a for a in objects if not a["iscrowd"]] for objects in validation.annotations
 ]
-print(
-    f"with crowds {ap_of(perfect, validation)['AP']:.2f}, without {ap_of(perfect, without)['AP']:.2f}"
-)
+all_kept, none_kept = (ap_of(perfect, truth)["AP"] for truth in (validation, without))
+print(f"with crowds {all_kept:.2f}, without {none_kept:.2f}")
 
 # %% [markdown]
 # A detection inside a crowd counts neither as right nor as wrong. Without the crowd in the truth it is a mistake. `CocoDetection` keeps crowds for the evaluation, and drops them from what the model is taught.
@@ -246,10 +243,8 @@ def lowest(ids, count, seed=0):
 
 
 subset = json.loads((workshop / "data/coco/annotations/instances_train.json").read_text())
-print(
-    "the command's choice, the same as ours:",
-    [i["id"] for i in subset["images"]] == lowest(ids, 240),
-)
+chosen = [image["id"] for image in subset["images"]]
+print("the command's choice, the same as ours:", chosen == lowest(ids, 240))
 print("the first 100 of 240 are the 100:", lowest(ids, 240)[:100] == lowest(ids, 100))
 
 # %% [markdown]
@@ -289,15 +284,15 @@ sheet = contact_sheet(split, pictures=4, most=4, seed=2)
 sheet.set_size_inches(7.2, 1.9)  # smaller than in the file
 plots.show(
     sheet,
-    alt="Four pictures of the training set with the boxes and names of their objects; every box fits. Arrows that stand close "
-    "together are one crowd, with a dashed box.",
+    alt="Four pictures of the training set with the boxes and names of their objects; every box "
+    "fits. Arrows that stand close together are one crowd, with a dashed box.",
 )
 
 # %%
 plots.show(
     histograms(summarise(split)),
-    alt="Objects of each class, nearly as many of each; sizes of objects, most of them small by COCO's measure; objects in a "
-    "picture; and the two sizes of pictures, wide and upright.",
+    alt="Objects of each class, nearly as many of each; sizes of objects, most of them small by "
+    "COCO's measure; objects in a picture; and the two sizes of pictures, wide and upright.",
 )
 
 # %% [markdown]
@@ -344,9 +339,8 @@ from ddetr_lite.engine.recipes import recipe
 
 base = recipe("coco", "deformable-detr")
 train = base.train
-print(
-    f"epochs {train.epochs}, batch {train.batch}, lr {train.lr}, × {train.backbone_lr} for the backbone"
-)
+rates = f"lr {train.lr}, × {train.backbone_lr} for the backbone"
+print(f"epochs {train.epochs}, batch {train.batch}, {rates}")
 print(f"schedule {train.schedule!r}, a tenth after epoch {train.drop_epoch}")
 print("short sides", base.augment.short_sides[:3], "...", base.augment.short_sides[-1])
 
@@ -359,9 +353,8 @@ per_epoch = pictures // train.batch
 for batch in (32, 8, 2):
     steps = pictures // batch * train.epochs
     print(f"batch {batch:>2}: {pictures // batch:>6,} steps an epoch, {steps:>9,} in all")
-print(
-    f"the same 50 epochs on {len(subset['images'])} pictures: {len(subset['images']) // 32 * 50} steps"
-)
+ours = len(subset["images"])
+print(f"the same 50 epochs on {ours} pictures: {ours // 32 * 50} steps")
 
 # %% [markdown]
 # The last line is why "50 epochs" on a small set teach nothing: count steps. One of DETR's authors names at least 300,000 steps ([detr#22](https://github.com/facebookresearch/detr/issues/22)), another at least some 10,000 pictures ([detr#9](https://github.com/facebookresearch/detr/issues/9)); with less, fine-tune ([#84](https://github.com/facebookresearch/detr/issues/84)).
@@ -386,13 +379,12 @@ lines = {}
 for schedule in ("step", "cosine", "linear"):
     config = replace(train, schedule=schedule, warmup_steps=2 * per_epoch)
     lines[schedule] = [1e4 * learning_rate(int(e * per_epoch), config, per_epoch) for e in epochs]
-ax = plots.curves(
-    epochs, lines, "Three schedules, two epochs of warm-up", "epochs", "learning rate × 10⁴"
-)
+title = "Three schedules, two epochs of warm-up"
+ax = plots.curves(epochs, lines, title, "epochs", "learning rate × 10⁴")
 plots.show(
     ax,
-    alt="Three schedules against epochs: all rise for two epochs; one stays and drops at epoch 40, one falls as a cosine, one "
-    "as a line.",
+    alt="Three schedules against epochs: all rise for two epochs; one stays and drops at epoch "
+    "40, one falls as a cosine, one as a line.",
 )
 
 # %% [markdown]
@@ -419,7 +411,7 @@ training = CocoDetection(CocoFolder.find(workshop / "data/coco", "train"))
 
 
 def share_of_padding(batch=8, **options):
-    """Of the pixels of an epoch's batches, with the short sides of the recipe (but not its random crops)."""
+    """Of an epoch's pixels, with the short sides of the recipe (but not its random crops)."""
     draws, filled, all_pixels = random.Random(0), 0, 0
     for keys in EpochSampler(len(training), batch, seed=0, epoch=0, **options):
         sizes = []
@@ -445,8 +437,8 @@ shares = {name: share_of_padding(**options) for name, options in ways.items()}
 ax = plots.bars(list(shares.values()), list(shares), "Padding, of all pixels of an epoch", "share")
 plots.show(
     ax,
-    alt="Four bars of the share of padding: two fifths as pictures come, less with wide and upright ones apart or with one "
-    "short side a batch, almost nothing with both.",
+    alt="Four bars of the share of padding: two fifths as pictures come, less with wide and "
+    "upright ones apart or with one short side a batch, almost nothing with both.",
 )
 
 # %% [markdown]
@@ -466,8 +458,8 @@ for row, options in enumerate(({}, {"groups": upright})):
         plots.picture(padded, title, ax=axes[4 * row + column])
 plots.show(
     drawn,
-    alt="Above, a batch of four pictures of which some are wide and some upright, with black padding beside and below; below, "
-    "a batch of wide pictures only, without padding.",
+    alt="Above, a batch of four pictures of which some are wide and some upright, with black "
+    "padding beside and below; below, a batch of wide pictures only, without padding.",
 )
 
 # %% [markdown]
@@ -495,9 +487,8 @@ for side in (16, 32, 64, 200):
     centres = 0.45 + 0.5 * torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
     exact = torch.cat((centres, torch.full((1000, 2), side / 1333)), dim=1)
     iou = box_iou(cxcywh_to_xyxy(exact), cxcywh_to_xyxy(exact.bfloat16().float()))
-    print(
-        f"objects of {side:>3} pixels: mean IoU {iou.mean():.2f}, below 0.75: {(iou < 0.75).float().mean():.0%}"
-    )
+    below = (iou < 0.75).float().mean()
+    print(f"objects of {side:>3} pixels: mean IoU {iou.mean():.2f}, below 0.75: {below:.0%}")
 
 # %% [markdown]
 # For small objects they are not: at 16 pixels, half of the perfect answers would not count as hits at an IoU of 0.75. The same holds for sampling locations (09, section 9.2). And for weights, whose steps are small:
@@ -552,9 +543,10 @@ print("the loss differs by less than 3 %:", abs(total / exact - 1).item() < 0.03
 # Before a long run, a short one that must not fail. `--overfit 8` trains on the first eight pictures that have an object, as they are, and evaluates on the same eight. Model, loss and annotations that fit together come to an AP50 of nearly 1; where it stays below nine tenths the command leaves with the exit code 1, so that a script stops there. The model is the small one of 00 (its size is what most of these options are about; on a GPU one leaves them out, and takes the recipe's). `--hints 4` is not in the paper: in training, each object gets four more queries that start near its box.
 
 # %%
-MODEL = """--model deformable-detr-two-stage --backbone.name small --backbone.weights none --backbone.no-frozen
-    --levels 3 --points 2 --queries 20 --dim 96 --heads 4 --hidden 192 --encoder-layers 1 --decoder-layers 2
-    --dropout 0 --anchor-size 0.1 --hints 4"""
+MODEL = """--model deformable-detr-two-stage
+    --backbone.name small --backbone.weights none --backbone.no-frozen
+    --levels 3 --points 2 --queries 20 --dim 96 --heads 4 --hidden 192
+    --encoder-layers 1 --decoder-layers 2 --dropout 0 --anchor-size 0.1 --hints 4"""
 FAST = "--optimizer muon --lr 1e-3 --sampling-lr 1 --workers 0 --no-forecast"
 
 # %% [markdown]
@@ -586,7 +578,8 @@ for image, own, ax in zip(images, found, axes):
     draw_boxes(image, own["boxes"][sure], [learned.classes[k] for k in own["labels"][sure]], ax=ax)
 plots.show(
     drawn,
-    alt="Four of the eight pictures that were learned by heart, with the boxes that the model finds in them.",
+    alt="Four of the eight pictures that were learned by heart, with the boxes that the model "
+    "finds in them.",
 )
 
 # %% [markdown]
@@ -594,9 +587,8 @@ plots.show(
 
 # %% tags=["nbval-ignore-output"]
 for padded in (True, False):
-    print(
-        f"AP50, padded: {padded}: {evaluate(learned.model, eight, batch=8, padded=padded)['AP50']:.2f}"
-    )
+    scores = evaluate(learned.model, eight, batch=8, padded=padded)
+    print(f"AP50, padded: {padded}: {scores['AP50']:.2f}")
 
 # %% [markdown]
 # (With the frozen batch norm of a ResNet, and with more pictures, this hardly matters. The package evaluates without padding, so that AP does not depend on which pictures share a batch; only at this gate it pads as in training.)
@@ -635,9 +627,8 @@ rest = EpochSampler(240, 16, seed=0, epoch=3, start=10)
 print("the rest of an epoch:", list(whole)[10:] == list(rest))
 
 augment = AugmentConfig(short_sides=(80, 88, 96), eval_short_side=96, color=True)
-augmented = CocoDetection(
-    CocoFolder.find(workshop / "data/coco", "train"), train_transform(augment)
-)
+folder = CocoFolder.find(workshop / "data/coco", "train")
+augmented = CocoDetection(folder, train_transform(augment))
 seventh = augmented[3, 7][0]  # in epoch 3
 print("picture 7 in epoch 3 is always the same:", torch.equal(seventh, augmented[3, 7][0]))
 print("in epoch 4 it is another:", not torch.equal(seventh, augmented[4, 7][0]))
@@ -650,13 +641,12 @@ from ddetr_lite.engine.recipes import recipe_from_dict
 from ddetr_lite.engine.resume_proof import prove
 
 tiny = recipe_from_dict(json.loads((workshop / "runs/gate/recipe.json").read_text()))
+often = {"evaluate_every": 3, "checkpoint_every": 2, "log_every": 1}
 tiny = replace(
     tiny,
     data=replace(tiny.data, folder=str(workshop / "data/coco"), overfit=0, limit=32),
     augment=replace(augment, eval_short_side=64, short_sides=(48, 56, 64)),
-    train=replace(
-        tiny.train, batch=16, epochs=6, evaluate_every=3, checkpoint_every=2, log_every=1, ema=0.9
-    ),
+    train=replace(tiny.train, batch=16, epochs=6, **often, ema=0.9),
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -696,7 +686,8 @@ together = (0.9 + 4 * 0.1) / 5
 own_numbers = (0.9 / 1 + 4 * 0.1 / 4) / 2
 mean_number = (0.9 / 2.5 + 4 * 0.1 / 2.5) / 2
 print(
-    f"all five together {together:.2f}; each by its own number {own_numbers:.2f}; by the mean number {mean_number:.2f}"
+    f"all five together {together:.2f}; each by its own number {own_numbers:.2f}; "
+    f"by the mean number {mean_number:.2f}"
 )
 
 # %% [markdown]
@@ -755,26 +746,25 @@ from ddetr_lite.engine.run_results import RunResults
 from ddetr_lite.plots import run_curves
 
 real = RunResults(Path(), course.run_log("coco-mini"))
-sizes = real.recipe["augment"]
-print(
-    f"{real.start['pictures']} pictures, {len(real.start['classes'])} classes, {real.start['device']}"
-)
+start, sizes = real.start, real.recipe["augment"]
+print(f"{start['pictures']} pictures, {len(start['classes'])} classes, {start['device']}")
 print(f"{real.last['epoch']} epochs = {real.steps} steps in {real.seconds / 60:.0f} minutes")
-print(
-    f"short sides {sizes['short_sides']}, at most {sizes['max_side']} pixels; AP {real.last['AP']:.3f}"
-)
+short, longest, ap = sizes["short_sides"], sizes["max_side"], real.last["AP"]
+print(f"short sides {short}, at most {longest} pixels; AP {ap:.3f}")
 print("schedule:", real.recipe["train"]["schedule"])
 
 # %%
 plots.show(
     run_curves.losses(real),
-    alt="Three falling curves over 22 epochs, for class, L1 and GIoU loss of the last layer: steep at first, then slowly.",
+    alt="Three falling curves over 22 epochs, for class, L1 and GIoU loss of the last layer: "
+    "steep at first, then slowly.",
 )
 
 # %%
 plots.show(
     run_curves.precision(real),
-    alt="AP and AP50 rise to the end; by size, large objects are far above medium ones, and small ones near zero.",
+    alt="AP and AP50 rise to the end; by size, large objects are far above medium ones, and small "
+    "ones near zero.",
 )
 
 # %% [markdown]
@@ -784,7 +774,7 @@ plots.show(
 # - AP still rises too. The run was too short, and nothing is wrong with it. But its learning rate has gone down to zero, so that going on would change nothing: a longer run has to be planned as a longer one.
 # - Large objects come first, small ones hardly at all. No wonder: 208 pixels for a whole picture leave little of a small object.
 #
-# A loss can be turned back into something that one can imagine. That of GIoU is 2 · (1 − GIoU), the mean over all matched pairs:
+# A loss can be turned back into something that one can imagine. That of GIoU is $2 \cdot (1 - \text{GIoU})$, the mean over all matched pairs:
 
 # %%
 from statistics import fmean, median
@@ -803,9 +793,8 @@ for name, part in (("first", real.train[:20]), ("last", real.train[-20:])):
 for name in ("coco-mini", "shapes-detr"):
     run = RunResults(Path(), course.run_log(name))
     early = [f"{line['AP']:.3f} (epoch {line['epoch']})" for line in run.evaluations[:3]]
-    print(
-        f"{name:>11}: AP {', '.join(early)}, ... {run.last['AP']:.3f} (epoch {run.last['epoch']})"
-    )
+    end = f"{run.last['AP']:.3f} (epoch {run.last['epoch']})"
+    print(f"{name:>11}: AP {', '.join(early)}, ... {end}")
 
 # %% [markdown]
 # The DETR stood at 0.007 when it had seen every picture twice, and ended at 0.779. **Early on, an AP near zero says nothing**: a detection counts only if the box fits *and* the class is right. (The 0.047 is another matter: that schedule has ended, and only a longer run would tell what more there is.) The losses show sooner than AP whether anything is learned.
@@ -818,9 +807,8 @@ for name in ("coco-mini", "shapes-detr"):
 for name in ("shapes", "shapes-detr", "coco-mini"):
     run = RunResults(Path(), course.run_log(name))
     times = [line["gradient_norm"] / run.recipe["train"]["clip_norm"] for line in run.train]
-    print(
-        f"{name:>11}: clipped in {sum(t > 1 for t in times) / len(times):.0%} of the steps, by ×{median(times):.0f}"
-    )
+    clipped = sum(t > 1 for t in times) / len(times)
+    print(f"{name:>11}: clipped in {clipped:.0%} of the steps, by ×{median(times):.0f}")
 
 # %% [markdown]
 # In these three runs that is normal. AdamW and Muon divide the gradient by its own size, so a factor that stays does no harm; and where every gradient is cut to one length, its direction alone reaches the optimizer.
@@ -937,12 +925,12 @@ drawn.set_size_inches(6.6, 2.3)
 for i, ax in enumerate(axes):
     image = read_picture(judged.file_of(i))  # any photo: (3, H, W), uint8
     found = predict(mine, image, threshold=0.4)
-    draw_boxes(
-        image, [f.box for f in found], [f.label for f in found], [f.score for f in found], ax=ax
-    )
+    names, scores = [f.label for f in found], [f.score for f in found]
+    draw_boxes(image, [f.box for f in found], names, scores, ax=ax)
 plots.show(
     drawn,
-    alt="Three validation pictures with what the fine-tuned detector finds in them: boxes, names and scores.",
+    alt="Three validation pictures with what the fine-tuned detector finds in them: boxes, names "
+    "and scores.",
 )
 
 # %% [markdown]
@@ -1025,7 +1013,7 @@ course.equation_map("11")
 # %% [markdown]
 # ## Summary
 #
-# - COCO's boxes are x, y, width, height in pixels; ids have gaps, labels are 0..C − 1, and names travel with the weights. Crowds are left out of training and stay in the evaluation.
+# - COCO's boxes are $x$, $y$, width, height in pixels; ids have gaps, labels are $0, \ldots, C - 1$, and names travel with the weights. Crowds are left out of training and stay in the evaluation.
 # - A subset by hash: a function of ids and options; a larger one keeps the smaller. Look at the contact sheet before the first step.
 # - Think in steps. The learning rate follows the square root of the batch. Padding is computed too: group orientations.
 # - bfloat16 for products and convolutions; float32 for weights, locations, boxes, matching and losses.
@@ -1045,7 +1033,8 @@ course.equation_map("11")
 
 # %% tags=["exercise"]
 def labels_of(ids, known):
-    """ids: (T,), category ids of a picture's objects; known: (C,), all ids of the file. Returns labels (T,)."""
+    """ids: (T,), category ids of a picture's objects; known: (C,), all ids of the file.
+    Returns labels (T,)."""
     raise NotImplementedError
 
 
@@ -1066,7 +1055,8 @@ course.check("labels_of", labels_of)
 #
 # ```python
 # def labels_of(ids, known):
-#     """ids: (T,), category ids of a picture's objects; known: (C,), all ids of the file. Returns labels (T,)."""
+#     """ids: (T,), category ids of a picture's objects; known: (C,), all ids of the file.
+#     Returns labels (T,)."""
 #     return torch.searchsorted(known.sort().values, ids)
 # ```
 #
@@ -1082,7 +1072,8 @@ course.check("labels_of", labels_of)
 
 # %% tags=["exercise"]
 def model_boxes(bbox, size, resized):
-    """bbox: (T, 4), [x, y, width, height] in pixels of the file; size: (H, W) of the file; resized: (H, W) for the model.
+    """bbox: (T, 4), [x, y, width, height] in pixels of the file; size: (H, W) of the file;
+    resized: (H, W) for the model.
     Returns (T, 4), (cx, cy, w, h) in 0..1 of the resized picture."""
     raise NotImplementedError
 
@@ -1091,7 +1082,7 @@ def model_boxes(bbox, size, resized):
 # <details>
 # <summary>Hint</summary>
 #
-# Do you need both sizes? x goes with the width, and W comes second in `size`.
+# Do you need both sizes? $x$ goes with the width, and $W$ comes second in `size`.
 #
 # </details>
 
@@ -1104,9 +1095,11 @@ course.check("model_boxes", model_boxes)
 #
 # ```python
 # def model_boxes(bbox, size, resized):
-#     """bbox: (T, 4), [x, y, width, height] in pixels of the file; size: (H, W) of the file; resized: (H, W) for the model.
+#     """bbox: (T, 4), [x, y, width, height] in pixels of the file; size: (H, W) of the file;
+#     resized: (H, W) for the model.
 #     Returns (T, 4), (cx, cy, w, h) in 0..1 of the resized picture."""
-#     height, width = size  # in 0..1 a box does not change with the picture's size: `resized` is not needed
+#     # In 0..1 a box does not change with the picture's size: `resized` is not needed.
+#     height, width = size
 #     centre = bbox[:, :2] + bbox[:, 2:] / 2
 #     return torch.cat((centre, bbox[:, 2:]), dim=1) / bbox.new_tensor([width, height, width, height])
 # ```
@@ -1118,7 +1111,7 @@ course.check("model_boxes", model_boxes)
 #
 # Difficulty ●●○○○ · Importance ●●●○○ · about 10 minutes
 #
-# Section 3 in one function. The warm-up takes 1/`warmup` of the rate in step 0, 2/`warmup` in step 1, and so on up to all of it; where `warmup` is 0 there is none. The schedule counts from step 0 as well, and both factors are multiplied. Schedules: "constant", "linear" (1 − step/steps), "cosine" (½ + ½ cos(π · step/steps)), "step" (a tenth from `drop_step` on).
+# Section 3 in one function. The warm-up takes 1/`warmup` of the rate in step 0, 2/`warmup` in step 1, and so on up to all of it; where `warmup` is 0 there is none. The schedule counts from step 0 as well, and both factors are multiplied. Schedules: "constant", "linear" ($1 - \text{step} / \text{steps}$), "cosine" ($\frac{1}{2} + \frac{1}{2} \cos(\pi \cdot \text{step} / \text{steps})$), "step" (a tenth from `drop_step` on).
 
 
 # %% tags=["exercise"]
@@ -1131,7 +1124,7 @@ def learning_rate_at(step, lr, warmup, schedule, drop_step, steps):
 # <details>
 # <summary>Hint</summary>
 #
-# min(1, (step + 1) / warmup) is the first factor, but `warmup` may be 0. The cosine goes from 1 to −1 while its argument goes from 0 to π.
+# $\min(1, (\text{step} + 1) / \text{warmup})$ is the first factor, but `warmup` may be 0. The cosine goes from $1$ to $-1$ while its argument goes from $0$ to $\pi$.
 #
 # </details>
 
@@ -1169,7 +1162,8 @@ course.check("learning_rate_at", learning_rate_at)
 
 # %% tags=["exercise"]
 def loss_of_share(errors, objects):
-    """errors: (n,), of the objects of this process; objects: (processes,), how many each has. Returns a number (a tensor)."""
+    """errors: (n,), of the objects of this process; objects: (processes,), how many each has.
+    Returns a number (a tensor)."""
     raise NotImplementedError
 
 
@@ -1190,7 +1184,8 @@ course.check("loss_of_share", loss_of_share)
 #
 # ```python
 # def loss_of_share(errors, objects):
-#     """errors: (n,), of the objects of this process; objects: (processes,), how many each has. Returns a number (a tensor)."""
+#     """errors: (n,), of the objects of this process; objects: (processes,), how many each has.
+#     Returns a number (a tensor)."""
 #     return errors.sum() / objects.float().mean().clamp(min=1)
 # ```
 #
@@ -1208,19 +1203,17 @@ course.use(learning_rate_at)
 from ddetr_lite.engine.recipes import recipe_from_dict
 from ddetr_lite.engine.run_results import read_run
 
-few_steps = "--limit 32 --epochs 4 --batch 16 --schedule cosine --warmup-steps 3 --log-every 1 --evaluate-every 0"
+few_steps = "--limit 32 --epochs 4 --batch 16 --schedule cosine --warmup-steps 3"
+others = "--log-every 1 --evaluate-every 0 --short-sides 48 --eval-short-side 48"
 with contextlib.redirect_stdout(io.StringIO()):
-    command(
-        f"train coco {MODEL} {FAST} {few_steps} --short-sides 48 --eval-short-side 48 --out runs/yours"
-    )
+    command(f"train coco {MODEL} {FAST} {few_steps} {others} --out runs/yours")
 course.reset()
 yours = read_run(workshop / "runs/yours")
 config = recipe_from_dict(yours.recipe).train
 expected = [learning_rate(step, config, steps_per_epoch=2) for step in range(8)]
 print("steps:", len(yours.train))
-print(
-    "rates within 1e-6:", max(abs(line["lr"] - e) for line, e in zip(yours.train, expected)) < 1e-6
-)
+gaps = [abs(line["lr"] - rate) for line, rate in zip(yours.train, expected)]
+print("rates within 1e-6:", max(gaps) < 1e-6)
 
 # %% [markdown]
 # ## Symbols and terms

@@ -55,9 +55,9 @@ results = course.checkpoint().parents[1] / "results"  # logs of the runs that be
 # %% [markdown]
 # ## 1. What has to be done
 #
-# Before one makes something faster, one counts. However the operation of 08 is written, it has to read all its inputs at least once and write its output once (**the least**). And each sample costs four corners, each corner D multiplications with their additions (a **multiply-add** each).
+# Before one makes something faster, one counts. However the operation of 08 is written, it has to read all its inputs at least once and write its output once (**the least**). And each sample costs four corners, each corner $D$ multiplications with their additions (a **multiply-add** each).
 #
-# By hand, for one picture, one head, one map of 3 × 3 cells with D = 2 channels, 3 queries with one point each, in float32 (4 bytes a number):
+# By hand, for one picture, one head, one map of 3 × 3 cells with $D = 2$ channels, 3 queries with one point each, in float32 (4 bytes a number):
 #
 # - values 9 · 2 numbers, 72 bytes; locations 3 · 2, 24 bytes; weights 3, 12 bytes; output 3 · 2, 24 bytes: **132 bytes**;
 # - 3 samples · 4 corners · 2 channels = **24 multiply-adds**.
@@ -65,7 +65,7 @@ results = course.checkpoint().parents[1] / "results"  # logs of the runs that be
 
 # %%
 def work(value_shape, locations_shape, size=4):
-    """Of a forward pass. size: bytes of a number of the values; locations and weights are float32."""
+    """Of a forward pass. size: bytes a number of the values; locations and weights are float32."""
     B, N, M, D = value_shape
     _, N_q, _, L, P, _ = locations_shape
     samples = B * N_q * M * L * P
@@ -94,21 +94,16 @@ print(f"at least {least / 1e6:.0f} MB from and to memory; all corners read: {gat
 
 # %%
 moved = {**encoder["bytes"], "all corners": gather}
-ax = plots.bars(
-    [count / 1e6 for count in moved.values()],
-    list(moved),
-    "One layer of the encoder",
-    "MB",
-    "{:,.0f}",
-    highlight=4,
-)
+megabytes, title = [count / 1e6 for count in moved.values()], "One layer of the encoder"
+ax = plots.bars(megabytes, list(moved), title, "MB", "{:,.0f}", highlight=4)
 plots.show(
     ax,
-    alt="Values, locations, weights and output are 18 to 36 megabytes each; all corners together more than two thousand.",
+    alt="Values, locations, weights and output are 18 to 36 megabytes each; all corners together "
+    "more than two thousand.",
 )
 
 # %% [markdown]
-# Each value is read 64 times on average: 18 million corners for 285,000 rows of values (the D channels of one cell and head, in two pictures). These reads need not come from memory. A processor keeps what it used last in a **cache**, which is small and fast. That is why the bar on the right is not part of the least; but the cache has to deliver it.
+# Each value is read 64 times on average: 18 million corners for 285,000 rows of values (the $D$ channels of one cell and head, in two pictures). These reads need not come from memory. A processor keeps what it used last in a **cache**, which is small and fast. That is why the bar on the right is not part of the least; but the cache has to deliver it.
 
 # %% [markdown]
 # ## 2. The floor
@@ -136,43 +131,29 @@ for name, ratio in intensity.items():
 TERA = 1e12
 square = torch.randn(1024, 1024)
 seconds = min(machine.seconds(lambda: square @ square, CPU) for _ in range(5))
-roofs = {
-    "this CPU, measured": (
-        machine.memory_bandwidth(CPU),
-        1024**3 / seconds,
-    ),  # bytes, multiply-adds a second
+roofs = {  # bytes, multiply-adds a second
+    "this CPU, measured": (machine.memory_bandwidth(CPU), 1024**3 / seconds),
     "H100, data sheet": (3.35 * TERA, 67 * TERA / 2),
 }
 for name, (bandwidth, arithmetic) in roofs.items():
-    times = least / bandwidth, encoder["multiply-adds"] / arithmetic
-    print(
-        f"{name}: {bandwidth / 1e9:,.0f} GB/s, {arithmetic / 1e9:,.0f} billion multiply-adds/s;",
-        end=" ",
-    )
-    print("memory {:.3f} ms, arithmetic {:.3f} ms".format(*(time * 1e3 for time in times)))
+    rates = f"{bandwidth / 1e9:,.0f} GB/s, {arithmetic / 1e9:,.0f} billion multiply-adds/s"
+    moving, computing = least / bandwidth * 1e3, encoder["multiply-adds"] / arithmetic * 1e3
+    print(f"{name}: {rates}; memory {moving:.3f} ms, arithmetic {computing:.3f} ms")
 
 # %% tags=["nbval-ignore-output"]
 x = [2.0**k for k in range(-4, 7)]
 lines = {name: [min(a, b * i) / 1e9 for i in x] for name, (b, a) in roofs.items()}
 ax = plots.curves(x, lines, "", "multiply-adds a byte", "billion multiply-adds a second", "xy")
-ax.set_title(
-    "What can be reached", loc="left", pad=18, fontsize=10, fontweight="bold", color=plots.INK
-)
+bold = {"fontsize": 10, "fontweight": "bold", "color": plots.INK}
+ax.set_title("What can be reached", loc="left", pad=18, **bold)
+above = {"ha": "center", "fontsize": 8, "transform": ax.get_xaxis_transform()}
 for name, ratio in intensity.items():
     ax.axvline(ratio, color=plots.INK, linestyle=":", linewidth=1)
-    ax.text(
-        ratio,
-        1.02,
-        name,
-        ha="center",
-        fontsize=8,
-        color=plots.INK,
-        transform=ax.get_xaxis_transform(),
-    )
+    ax.text(ratio, 1.02, name, color=plots.INK, **above)
 plots.show(
     ax,
-    alt="Two roofs on logarithmic axes, this CPU far below the GPU: each rises with the multiply-adds a byte, then is flat. "
-    "Deformable attention lies under the slope of the GPU's.",
+    alt="Two roofs on logarithmic axes, this CPU far below the GPU: each rises with the "
+    "multiply-adds a byte, then is flat. Deformable attention lies under the slope of the GPU's.",
 )
 
 # %% [markdown]
@@ -208,11 +189,8 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, arguments=(), named=None):
         result = operation(*arguments, **(named or {}))
         if not operation.is_view:
-            tensors = [
-                x
-                for x in torch.utils._pytree.tree_leaves((arguments, result))
-                if torch.is_tensor(x)
-            ]
+            everything = torch.utils._pytree.tree_leaves((arguments, result))
+            tensors = [x for x in everything if torch.is_tensor(x)]
             name = operation.overloadpacket.__name__
             self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors)
         return result
@@ -230,21 +208,18 @@ with Traffic() as plain, torch.no_grad():
 for name, count in plain.bytes.most_common(4):
     print(f"{name:>16}: {count / 1e6:5.1f} MB")
 total = plain.bytes.total()
-print(
-    f"in all {total / 1e6:.0f} MB, {total / small_least:.0f} times the least of {small_least / 1e6:.1f} MB"
-)
+ratio = total / small_least
+print(f"in all {total / 1e6:.0f} MB, {ratio:.0f} times the least of {small_least / 1e6:.1f} MB")
 print(f"multiply-adds for each byte moved: {needed['multiply-adds'] / total:.2f}")
 
 # %% [markdown]
-# The claim is wrong: there are about seven bytes to move for each multiply-add, far left of every bend of section 2. Where do the bytes come from? The form makes a tensor of **all samples**: D numbers for each of B · N_q · M · L · P. It is written by `grid_sample`, read and written by `stack`, read and written by the multiplication with the weights, and read once more by the sum. *Six passes* over the largest tensor of all, which is not even the result. For the encoder's layer:
+# The claim is wrong: there are about seven bytes to move for each multiply-add, far left of every bend of section 2. Where do the bytes come from? The form makes a tensor of **all samples**: $D$ numbers for each of $B \cdot N_q \cdot M \cdot L \cdot P$. It is written by `grid_sample`, read and written by `stack`, read and written by the multiplication with the weights, and read once more by the sum. *Six passes* over the largest tensor of all, which is not even the result. For the encoder's layer:
 
 # %%
 samples_tensor = encoder["samples"] * 32 * 4
-print(
-    f"the samples: {samples_tensor / 1e6:.0f} MB; six passes: {6 * samples_tensor / 1e6:,.0f} MB",
-    end=", ",
-)
-print(f"{6 * samples_tensor / least:.0f} times the least")
+passes = 6 * samples_tensor
+print(f"the samples: {samples_tensor / 1e6:.0f} MB", end="; ")
+print(f"six passes: {passes / 1e6:,.0f} MB, {passes / least:.0f} times the least")
 
 # %% [markdown]
 # ### What is kept for the backward pass
@@ -278,16 +253,14 @@ print(f"grid_sample form: {kept_plain / 1e6:.1f} MB beside inputs of {own / 1e6:
 
 # %%
 log = json.loads((results / "msda-cpu" / "float32.json").read_text(encoding="utf-8"))
-(entry,) = [
-    row for row in log["rows"] if (row["setting"], row["locations"]) == ("small-256", "model-like")
-]
+wanted = ("small-256", "model-like")
+(entry,) = [row for row in log["rows"] if (row["setting"], row["locations"]) == wanted]
 took, speed = entry["peers"]["grid_sample"]["forward"], log["machine"]["copy bandwidth, GB/s"] * 1e9
-print(
-    f"grid_sample, two pictures: {2 * total / speed * 1e3:.1f} ms to move its bytes, {took:.1f} ms taken"
-)
+moving = 2 * total / speed * 1e3
+print(f"grid_sample, two pictures: {moving:.1f} ms to move its bytes, {took:.1f} ms taken")
 
 # %% [markdown]
-# The bytes do not explain the time. One reason can be counted: memory is not read byte by byte, but in **lines** of 64 bytes, and one number costs its whole line. `grid_sample` wants maps as (B·M, D, H, W), a *plane* for each channel: the D channels of one cell lie far apart, each in a line of its own. Our values come as (B, N, M, D): a *row* for each cell and head, its channels side by side. Which lines does one sample touch, on a map of 16 × 16 cells with 32 channels, one head?
+# The bytes do not explain the time. One reason can be counted: memory is not read byte by byte, but in **lines** of 64 bytes, and one number costs its whole line. `grid_sample` wants maps as $(B \cdot M, D, H, W)$, a *plane* for each channel: the $D$ channels of one cell lie far apart, each in a line of its own. Our values come as $(B, N, M, D)$: a *row* for each cell and head, its channels side by side. Which lines does one sample touch, on a map of 16 × 16 cells with 32 channels, one head?
 
 # %%
 cells = [(6, 4), (6, 5), (7, 4), (7, 5)]  # row and column of the four corners
@@ -310,8 +283,8 @@ for ax, (name, lines) in zip(axes, touched.items()):
 axes[1].set_xlabel("512 lines of memory, one after the other")
 plots.show(
     drawn,
-    alt="Memory as a strip of 512 lines, those that a sample touches in blue: with planes 32 stripes of two lines, all over "
-    "the strip; with rows two stripes of four.",
+    alt="Memory as a strip of 512 lines, those that a sample touches in blue: with planes 32 "
+    "stripes of two lines, all over the strip; with rows two stripes of four.",
 )
 
 # %% [markdown]
@@ -324,9 +297,9 @@ plots.show(
 #
 # $$\text{output} = S\, V,$$
 #
-# where V holds the values, a row for each cell (R rows; 9 below), and row q of S holds the shares of query q: few numbers, and zeros else. A matrix of that kind is **sparse**.
+# where $V$ holds the values, a row for each cell ($R$ rows; 9 below), and row $q$ of $S$ holds the shares of query $q$: few numbers, and zeros else. A matrix of that kind is **sparse**.
 #
-# By hand, on a map of 3 × 3 cells. Its first channel is 1, 2, ..., 9, the second is 8 in the middle, and 0 else. At x = ½, y = ½ the four upper left cells count a quarter each: (1 + 2 + 4 + 5)/4 = 3, and 8/4 = 2.
+# By hand, on a map of 3 × 3 cells. Its first channel is 1, 2, ..., 9, the second is 8 in the middle, and 0 else. At $x = \frac{1}{2}$, $y = \frac{1}{2}$ the four upper left cells count a quarter each: (1 + 2 + 4 + 5)/4 = 3, and 8/4 = 2.
 
 
 # %%
@@ -339,13 +312,11 @@ def corners(x, y, width):
     return rows, [(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy]
 
 
-V = torch.tensor(
-    [[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 8], [6, 0], [7, 0], [8, 0], [9, 0]]
-)  # (R, D)
+V = torch.zeros(9, 2)  # (R, D)
+V[:, 0], V[4, 1] = torch.arange(1, 10), 8
 places = [(0.5, 0.5), (1.25, 1.0), (1.5, 1.75)]  # (x, y) of three queries, in cells
-rows, shares = (
-    torch.tensor(part) for part in zip(*(corners(x, y, 3) for x, y in places))
-)  # (3, 4) each
+found = [corners(x, y, 3) for x, y in places]
+rows, shares = (torch.tensor(part) for part in zip(*found))  # (3, 4) each
 S = torch.zeros(3, 9).scatter_add(1, rows, shares)  # (N_q, R)
 print(S @ V)
 
@@ -358,8 +329,8 @@ plots.matrix(V, cells, ["0", "1"], "V: values", "channels", numbers=True, ax=axe
 plots.matrix(S @ V, names, ["0", "1"], "S V: output", "channels", ax=axes[2])
 plots.show(
     drawn,
-    alt="Three matrices: S with a row for each query and at most four shares in it; V with a row for each cell; "
-    "their product, the output.",
+    alt="Three matrices: S with a row for each query and at most four shares in it; V with a row "
+    "for each cell; their product, the output.",
 )
 
 # %% [markdown]
@@ -372,7 +343,7 @@ print("embedding_bag is S V:", torch.allclose(output, S @ V))
 # %% [markdown]
 # ### A frame of zeros instead of masks
 #
-# Samples may lie outside of the map, where all is zero. One can ask for each corner whether it is inside, and mask it. Or one stores the map with a **frame** of one cell of zeros; then a corner outside is a row like any other. What is farther away is first moved to the frame (x to −1 or to W, y likewise), so that its share of any cell inside is 0. Each line of the framed map is W + 2 cells long, and each cell is a row of the table: cell (0, 0) of the map is row W + 3.
+# Samples may lie outside of the map, where all is zero. One can ask for each corner whether it is inside, and mask it. Or one stores the map with a **frame** of one cell of zeros; then a corner outside is a row like any other. What is farther away is first moved to the frame ($x$ to $-1$ or to $W$, $y$ likewise), so that its share of any cell inside is 0. Each line of the framed map is $W + 2$ cells long, and each cell is a row of the table: cell (0, 0) of the map is row $W + 3$.
 
 # %%
 x, y = -0.25, 1.75  # left of the map's first column
@@ -388,40 +359,32 @@ print("sum:", sample.item(), "· bilinear_sample of 07:", theirs.item())
 ax = plots.matrix(framed, title="the first channel in its frame", numbers=False)
 for row in range(25):
     i, j = divmod(row, 5)
-    dark = framed[i, j] > 5
-    ax.text(
-        j, i, f"{framed[i, j]:.0f}", ha="center", va="bottom", color="white" if dark else plots.INK
-    )
-    ax.text(
-        j, i, f"row {row}", ha="center", va="top", fontsize=6, color="white" if dark else plots.INK
-    )
+    style = {"ha": "center", "color": "white" if framed[i, j] > 5 else plots.INK}
+    ax.text(j, i, f"{framed[i, j]:.0f}", va="bottom", **style)
+    ax.text(j, i, f"row {row}", va="top", fontsize=6, **style)
 ax.plot(x + 1, y + 1, "o", color=plots.COLOURS[1], markersize=9)
 s = 0.46  # half a square, nearly
 for row in rows_outside:
     i, j = divmod(row, 5)
-    ax.plot(
-        [j - s, j + s, j + s, j - s, j - s],
-        [i - s, i - s, i + s, i + s, i - s],
-        color=plots.COLOURS[1],
-    )
+    across, down = [j - s, j + s, j + s, j - s, j - s], [i - s, i - s, i + s, i + s, i - s]
+    ax.plot(across, down, color=plots.COLOURS[1])
 plots.show(
     ax,
-    alt="A map of 3 × 3 cells in a frame of zeros, each cell with the number of its row; a sample at the left edge with its "
-    "four corners, two of them in the frame.",
+    alt="A map of 3 × 3 cells in a frame of zeros, each cell with the number of its row; a sample "
+    "at the left edge with its four corners, two of them in the frame.",
 )
 
 # %% [markdown]
 # ### All levels, heads and pictures in one table
 #
-# The framed maps of all levels stand one behind the other, as in 08, then some rows of zeros, for a sample on the last corner of the frame. Row r of head m is row r · M + m of the flat table (R · M, D), and pictures follow each other. What does the frame cost, and how large do row numbers get?
+# The framed maps of all levels stand one behind the other, as in 08, then some rows of zeros, for a sample on the last corner of the frame. Row $r$ of head $m$ is row $r \cdot M + m$ of the flat table $(R \cdot M, D)$, and pictures follow each other. What does the frame cost, and how large do row numbers get?
 
 # %%
 R = cpu.table_rows(setting.levels)
 print(f"{R:,} rows instead of {N:,}: {R / N - 1:.0%} more")
 print(f"largest row number: {2 * R * 8:,}; an int32 holds {2**31 - 1:,}")
-print(
-    f"row numbers of a layer: {4 * encoder['samples'] * 8 / 1e6:.0f} MB as int64, half of it as int32"
-)
+size = 4 * encoder["samples"] * 8  # bytes
+print(f"row numbers of a layer: {size / 1e6:.0f} MB as int64, half of it as int32")
 
 # %% [markdown]
 # Torch counts in int64 unless told otherwise, which would be more bytes than all inputs together; `embedding_bag` takes int32 as well. With the package's functions that make the table and find the rows, the whole operation is:
@@ -435,9 +398,8 @@ def with_bags(value, level_shapes, locations, weights):
     row, fx, fy, below, _ = cpu.find_samples(locations, level_shapes)  # (B, N_q, M, L·P)
     rows = torch.stack((row, row + M, row + below, row + below + M), dim=3)  # (B, N_q, M, 4, L·P)
     w = weights.flatten(3)  # (B, N_q, M, L·P)
-    shares = torch.stack(
-        (w * (1 - fx) * (1 - fy), w * fx * (1 - fy), w * (1 - fx) * fy, w * fx * fy), dim=3
-    )
+    left, right = w * (1 - fx), w * fx
+    shares = torch.stack((left * (1 - fy), right * (1 - fy), left * fy, right * fy), dim=3)
     bags, each = rows.flatten(0, 2).flatten(1), shares.flatten(0, 2).flatten(1)  # (B·N_q·M, 4·L·P)
     output = F.embedding_bag(bags, table.view(-1, D), per_sample_weights=each, mode="sum")
     return output.view(*locations.shape[:2], M * D)
@@ -451,7 +413,7 @@ print("row numbers are", cpu.find_samples(locations, levels).row.dtype)
 # %% [markdown]
 # ## 5. Backward: the transposed product
 #
-# From output = S V follows the gradient of the values, as for every product of matrices:
+# From $\text{output} = S\, V$ follows the gradient of the values, as for every product of matrices:
 #
 # $$\frac{\partial\,\text{loss}}{\partial V} = S^{\mathsf T}\, \frac{\partial\,\text{loss}}{\partial\,\text{output}}$$
 #
@@ -470,7 +432,8 @@ plots.matrix(G, names, ["0", "1"], "G", "channels", ax=axes[1])
 plots.matrix(S.T @ G, cells, ["0", "1"], "gradient of V", "channels", numbers=True, ax=axes[2])
 plots.show(
     drawn,
-    alt="The transposed matrix S, a column for each query; the gradient of the output; their product, a row for each cell.",
+    alt="The transposed matrix S, a column for each query; the gradient of the output; their "
+    "product, a row for each cell.",
 )
 
 # %% [markdown]
@@ -489,7 +452,7 @@ print("`wrong[rows] += given` is Sᵀ G:", torch.allclose(wrong, S.T @ G))
 #
 # ### Locations and weights need four numbers
 #
-# The gradient of a sample's weight is G · (the sampled row), a dot product over the channels. The sampled row is a mixture of four corners, so the dot product is the same mixture of four dot products G · corner. And the slope of 07, from four cells a, b, c, d, becomes the slope from these four numbers. So the backward pass needs **four dot products for each sample**, and again no tensor of samples:
+# The gradient of a sample's weight is $G \cdot (\text{the sampled row})$, a dot product over the channels. The sampled row is a mixture of four corners, so the dot product is the same mixture of four dot products $G \cdot \text{corner}$. And the slope of 07, from four cells $a$, $b$, $c$, $d$, becomes the slope from these four numbers. So the backward pass needs **four dot products for each sample**, and again no tensor of samples:
 
 # %%
 place = torch.tensor([1.25, 1.5], requires_grad=True)  # (x, y) in cells, on the map of above
@@ -503,15 +466,11 @@ a, b, c, d = (V[four] @ G[2]).tolist()  # one dot product for each corner
 mixed = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * c + fx * d)
 slopes = 0.5 * ((1 - fy) * (b - a) + fy * (d - c)), 0.5 * ((1 - fx) * (c - a) + fx * (d - b))
 print("weight:", round(weight.grad.item(), 3), "· from four dot products", mixed)
-print(
-    "place: ",
-    [round(slope, 3) for slope in place.grad.tolist()],
-    "· from four dot products",
-    list(slopes),
-)
+by_autograd = [round(slope, 3) for slope in place.grad.tolist()]
+print("place: ", by_autograd, "· from four dot products", list(slopes))
 
 # %% [markdown]
-# (That is the slope by cells, times the sample's weight of ½; for a location in 0..1 it is W and H times as large.) The package's `cpu` form is this: one `embedding_bag` forward; backward four dot products for each sample, and a transposed sparse product, in which SciPy sums each picture on one thread, row after row, so that the bits are the same every time. What does it move and keep?
+# (That is the slope by cells, times the sample's weight of ½; for a location in 0..1 it is $W$ and $H$ times as large.) The package's `cpu` form is this: one `embedding_bag` forward; backward four dot products for each sample, and a transposed sparse product, in which SciPy sums each picture on one thread, row after row, so that the bits are the same every time. What does it move and keep?
 
 # %%
 with Traffic() as ours, torch.no_grad():
@@ -521,10 +480,8 @@ for name, moved, held in (
     ("grid_sample", plain.bytes.total(), kept_plain),
     ("embedding_bag", ours.bytes.total(), kept_ours),
 ):
-    ratio = moved / small_least
-    print(
-        f"{name:>13}: moves {moved / 1e6:3.0f} MB, {ratio:.0f} times the least; keeps {held / 1e6:4.1f} MB"
-    )
+    moves = f"moves {moved / 1e6:3.0f} MB, {moved / small_least:.0f} times the least"
+    print(f"{name:>13}: {moves}; keeps {held / 1e6:4.1f} MB")
 
 # %% [markdown]
 # Half the bytes, and far fewer lines for them. It is still much more than the least: places, rows and shares are made by dozens of operations, and each of them writes a tensor. A kernel of its own (section 7) keeps all these in registers.
@@ -560,9 +517,8 @@ gains = {}
 for row in log["rows"]:
     plain_times, mine = row["peers"]["grid_sample"], row["peers"]["ddetr_lite"]
     gain = {what: plain_times[what] / mine[what] for what in ("forward", "both")}
-    print(
-        f"{row['setting'] + ', ' + row['locations']:44} {gain['forward']:7.2f} {gain['both']:6.2f}"
-    )
+    name = f"{row['setting']}, {row['locations']}"
+    print(f"{name:44} {gain['forward']:7.2f} {gain['both']:6.2f}")
     if row["locations"] == "model-like":
         gains[row["setting"]] = {"forward": gain["forward"], "forward and backward": gain["both"]}
 
@@ -570,8 +526,8 @@ for row in log["rows"]:
 ax = plots.grouped_bars(gains, "Times as fast as grid_sample, model-like locations", line=1.0)
 plots.show(
     ax,
-    alt="For five shapes how many times as fast as grid_sample the package is, forward and with backward: from hardly more "
-    "than once to almost nine times.",
+    alt="For five shapes how many times as fast as grid_sample the package is, forward and with "
+    "backward: from hardly more than once to almost nine times.",
 )
 
 # %% [markdown]
@@ -583,11 +539,10 @@ for row in log["rows"]:
     if row["locations"] == "model-like":
         times = (f"{took['forward']:.1f} / {took['both']:.1f}" for took in row["peers"].values())
         lines.append((row["setting"], *times))
-    if row["setting"] == "encoder-quarter" and row["locations"] == "model-like":
-        ratio = row["peers"]["ddetr_lite"]["forward"] / row["floor ms"]["memory forward"]
-        print(
-            f"encoder-quarter, forward: the package takes {ratio:.0f} times the floor of the memory"
-        )
+        if row["setting"] == "encoder-quarter":
+            ratio = row["peers"]["ddetr_lite"]["forward"] / row["floor ms"]["memory forward"]
+            print("encoder-quarter, forward: the package takes", end=" ")
+            print(f"{ratio:.0f} times the floor of the memory")
 Table(("ms, forward / with backward", *log["rows"][0]["peers"]), lines)
 
 # %% [markdown]
@@ -612,7 +567,7 @@ else:  # macOS and Windows: kernels can be read here, but not run
 
 
 def launch(kernel, programs, *arguments, **constants):
-    """Run so many programs of a kernel; where there is no Triton, say so. Returns whether it has run."""
+    """Run so many programs of a kernel; without Triton, say so. Returns whether it has run."""
     if TRITON:
         kernel[(programs,)](*arguments, **constants)
     else:
@@ -643,23 +598,19 @@ if launch(add_kernel, 3, a, b, result, 10, BLOCK=4):
 # %% [markdown]
 # ### The weighted sum of rows
 #
-# Now the operation of section 4. A program takes BLOCK queries, and holds their sums, (BLOCK, D), in registers. For each row of a bag (here four) it loads a row number and a share for each query, then the rows themselves: a block of addresses, (BLOCK, D), in one load. `[:, None]` and `[None, :]` spread as in torch.
+# Now the operation of section 4. A program takes BLOCK queries, and holds their sums, $(\text{BLOCK}, D)$, in registers. For each row of a bag (here four) it loads a row number and a share for each query, then the rows themselves: a block of addresses, $(\text{BLOCK}, D)$, in one load. `[:, None]` and `[None, :]` spread as in torch.
 
 
 # %%
 @triton.jit
-def bag_kernel(
-    table, rows, shares, out, N_q, EACH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
-):
+def bag_kernel(V, rows, shares, out, N_q, EACH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     channel, exists = tl.arange(0, D), query < N_q
     total = tl.zeros((BLOCK, D), tl.float32)
     for k in range(EACH):
         row = tl.load(rows + query * EACH + k, mask=exists, other=0)  # (BLOCK,)
         share = tl.load(shares + query * EACH + k, mask=exists, other=0.0)
-        cells = tl.load(
-            table + row[:, None] * D + channel[None, :], mask=exists[:, None], other=0.0
-        )
+        cells = tl.load(V + row[:, None] * D + channel[None, :], mask=exists[:, None], other=0.0)
         total += share[:, None] * cells
         print("program", tl.program_id(0), "corner", k, "rows", row, "shares", share)
     tl.store(out + query[:, None] * D + channel[None, :], total, mask=exists[:, None])
@@ -674,36 +625,32 @@ if launch(bag_kernel, 2, V, rows, shares, collected, 3, EACH=4, D=2, BLOCK=2):
 #
 # ### Everything in one pass
 #
-# This kernel still *loads* row numbers and shares, which something has to have written. But they follow from locations and weights by a few multiplications, so the kernel can make them itself, in registers. Then memory sees nothing but the inputs and the output. Here for one head and one level; 1 − |y − r| is the bilinear weight of row r: 1 at its centre, 0 a cell away.
+# This kernel still *loads* row numbers and shares, which something has to have written. But they follow from locations and weights by a few multiplications, so the kernel can make them itself, in registers. Then memory sees nothing but the inputs and the output. Here for one head and one level; $1 - \lvert y - r \rvert$ is the bilinear weight of row $r$: 1 at its centre, 0 a cell away.
 
 
 # %%
 @triton.jit
-def fused_kernel(
-    value, at, weights, out, N_q, H, W, P: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
-):
+def fused_kernel(V, at, w, out, N_q, H, W, P: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     query, channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
     total = tl.zeros((BLOCK, D), tl.float32)
     for p in range(P):
         sample, exists = query * P + p, query < N_q
         x = tl.load(at + 2 * sample, mask=exists, other=0.0) * W - 0.5
         y = tl.load(at + 2 * sample + 1, mask=exists, other=0.0) * H - 0.5
-        weight = tl.load(weights + sample, mask=exists, other=0.0)
+        weight = tl.load(w + sample, mask=exists, other=0.0)
         for down in tl.static_range(2):
             for right in tl.static_range(2):
                 r, c = tl.floor(y).to(tl.int32) + down, tl.floor(x).to(tl.int32) + right
                 inside = exists & (r >= 0) & (r < H) & (c >= 0) & (c < W)
                 share = weight * (1 - tl.abs(y - r)) * (1 - tl.abs(x - c))  # bilinear
                 place = (r * W + c)[:, None] * D + channel[None, :]
-                total += share[:, None] * tl.load(value + place, mask=inside[:, None], other=0.0)
+                total += share[:, None] * tl.load(V + place, mask=inside[:, None], other=0.0)
     tl.store(out + query[:, None] * D + channel[None, :], total, mask=(query < N_q)[:, None])
 
 
 # %%
-one_value, one_at = (
-    torch.randn(1, 6 * 8, 1, 16),
-    1.2 * torch.rand(1, 10, 1, 1, 4, 2) - 0.1,
-)  # some outside
+one_value = torch.randn(1, 6 * 8, 1, 16)
+one_at = 1.2 * torch.rand(1, 10, 1, 1, 4, 2) - 0.1  # some outside
 one_share, fused = torch.rand(1, 10, 1, 1, 4), torch.zeros(1, 10, 16)
 if launch(fused_kernel, 3, one_value, one_at, one_share, fused, 10, 6, 8, P=4, D=16, BLOCK=4):
     by_loop = reference.loop(one_value, [(6, 8)], one_at, one_share)
@@ -721,9 +668,8 @@ if launch(fused_kernel, 3, one_value, one_at, one_share, fused, 10, 6, 8, P=4, D
 BLOCK, queries, heads = 4, 10, 2
 blocks = math.ceil(queries / BLOCK)  # 3
 q, m = torch.arange(blocks * BLOCK), torch.arange(heads)[:, None]
-who = (
-    q // BLOCK + blocks * m
-)  # (M, N_q): the number of the program; also for the two lanes that do not exist
+# (M, N_q): the number of the program; also for the two lanes that do not exist
+who = q // BLOCK + blocks * m
 
 
 @triton.jit
@@ -736,57 +682,42 @@ def who_kernel(result, queries, heads, BLOCK: tl.constexpr):
 
 seen = torch.full((heads, queries), -1)
 if launch(who_kernel, blocks * heads, seen, queries, heads, BLOCK=BLOCK):
-    print(
-        "each query of each head is computed by the program expected:",
-        torch.equal(seen, who[:, :queries]),
-    )
+    as_expected = torch.equal(seen, who[:, :queries])
+    print("each query of each head is computed by the program expected:", as_expected)
 
 # %%
-ax = plots.matrix(
-    (who % 3 + 1.0) * (q < queries),
-    ["head 0", "head 1"],
-    [str(i) for i in q.tolist()],
-    "The number of the program",
-    "query",
-    numbers=False,
-    limit=6,
-)
+shades, title = (who % 3 + 1.0) * (q < queries), "The number of the program"
+names, columns = ["head 0", "head 1"], [str(i) for i in q.tolist()]
+ax = plots.matrix(shades, names, columns, title, "query", numbers=False, limit=6)
 for i, j in itertools.product(range(heads), range(blocks * BLOCK)):
-    text = str(who[i, j].item()) if j < queries else "masked"
-    ax.text(
-        j, i, text, ha="center", va="center", fontsize=10 if j < queries else 6, color=plots.INK
-    )
+    text, size = (str(who[i, j].item()), 10) if j < queries else ("masked", 6)
+    ax.text(j, i, text, ha="center", va="center", fontsize=size, color=plots.INK)
 plots.show(
     ax,
-    alt="Two rows of queries, one for each head, in blocks of four: programs 0, 1, 2 for head 0 and 3, 4, 5 for head 1; the "
-    "last two lanes of a row are masked.",
+    alt="Two rows of queries, one for each head, in blocks of four: programs 0, 1, 2 for head 0 "
+    "and 3, 4, 5 for head 1; the last two lanes of a row are masked.",
 )
 
 # %% [markdown]
 # Why blocks of *neighbours*? In the encoder the queries of a block are neighbouring cells, and look at nearly the same places. Rows that one query has loaded, the next finds in the cache. How many different rows do 8 neighbouring queries need, and how many do 8 queries from anywhere? (The encoder's shape, one head: 8 queries · 16 samples · 4 corners are 512 rows.)
 
 # %%
-one_picture = msda.Setting(
-    setting.levels, dim=8, batch=1
-)  # 8 heads of one channel: only places matter here
-_, at, _ = msda.make_input(
-    one_picture, "model-like", CPU, torch.float32, seed=0
-)  # (1, N, M, L, P, 2)
-row, _, _, below, _ = cpu.find_samples(at[:, :, :1], setting.levels)
-rows_of = torch.stack((row, row + 1, row + below, row + below + 1), dim=-1)[
-    0, :, 0
-]  # (N, L·P, 4), one head
+# 8 heads of one channel: only places matter here
+one_picture = msda.Setting(setting.levels, dim=8, batch=1)
+_, at, _ = msda.make_input(one_picture, "model-like", CPU, torch.float32, seed=0)
+row, _, _, below, _ = cpu.find_samples(at[:, :, :1], setting.levels)  # at: (1, N, M, L, P, 2)
+four_rows = torch.stack((row, row + 1, row + below, row + below + 1), dim=-1)
+rows_of = four_rows[0, :, 0]  # (N, L·P, 4), one head
 firsts = range(0, N - 8, 100)
 near = [rows_of[i : i + 8].unique().numel() / 512 for i in firsts]
 far = [rows_of[torch.randint(N, (8,))].unique().numel() / 512 for _ in firsts]
-print(
-    f"different rows: neighbours {sum(near) / len(near):.0%}, from anywhere {sum(far) / len(far):.0%}"
-)
+near, far = sum(near) / len(near), sum(far) / len(far)
+print(f"different rows: neighbours {near:.0%}, from anywhere {far:.0%}")
 
 # %% [markdown]
 # ### The package's kernel
 #
-# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with M heads in each row, and products in float32 whatever the values are (section 10). `here` says which queries exist, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `start` counts the cells of the levels before. A row is read in two pieces, each WIDTH wide, half a head; `in_first` and `in_second` say which of their channels exist. (`_frame`, `reference`, `scale`, `line`, `largest`, `factor` and `KIND` are for offsets and scores, below.) M and D are constants of the translation: only then does the compiler know that a row of 24 channels, too, begins at a multiple of 16 bytes, and fetches it 16 bytes at a time.
+# Its heart, as it stands in the package: `fused_kernel` in a loop over the levels, with $M$ heads in each row, and products in float32 whatever the values are (section 10). `here` says which queries exist, `entry` counts queries and heads in one row, `_sample` loads a place and its weight, `_cell` gives the cell before it and the fraction that is left, `start` counts the cells of the levels before. A row is read in two pieces, each WIDTH wide, half a head; `in_first` and `in_second` say which of their channels exist. (`_frame`, `reference`, `scale`, `line`, `largest`, `factor` and `KIND` are for offsets and scores, below.) $M$ and $D$ are constants of the translation: only then does the compiler know that a row of 24 channels, too, begins at a multiple of 16 bytes, and fetches it 16 bytes at a time.
 
 # %%
 source = Path(kernels.__file__).with_name("triton_kernels.py").read_text(encoding="utf-8")
@@ -797,11 +728,10 @@ print(forward[forward.index("    for level in") : forward.index("    own =")])
 tiny = [(4, 6), (2, 3)]
 tiny_value, tiny_at = torch.randn(2, 30, 2, 16), 1.2 * torch.rand(2, 37, 2, 2, 3, 2) - 0.1
 tiny_share = torch.rand(2, 37, 2, 2, 3)
-by_loop = reference.loop(tiny_value, tiny, tiny_at, tiny_share)
+tiny_input = tiny_value, tiny, tiny_at, tiny_share
+by_loop = reference.loop(*tiny_input)
 if TRITON:
-    theirs = multi_scale_deformable_attention(
-        tiny_value, tiny, tiny_at, tiny_share, backend="triton"
-    )
+    theirs = multi_scale_deformable_attention(*tiny_input, backend="triton")
     print("package's kernel = loop within 1e-5:", (theirs - by_loop).abs().max().item() < 1e-5)
 else:
     print("There is no Triton on this system: the kernel is not run.")
@@ -846,9 +776,8 @@ for atomic in (False, True):
 # %%
 added = []
 for level, (height, width) in enumerate(setting.levels):
-    x, y = (
-        (at[0, :, :, level] * torch.tensor([width, height]) - 0.5).floor().unbind(-1)
-    )  # (N, M, P)
+    cells = (at[0, :, :, level] * torch.tensor([width, height]) - 0.5).floor()
+    x, y = cells.unbind(-1)  # (N, M, P)
     counts = [
         ((x + i >= 0) & (x + i < width) & (y + j >= 0) & (y + j < height)).sum()
         for i in (0, 1)
@@ -862,9 +791,8 @@ print(f"{sum(added[2:]) / sum(added):.0%} of the additions (the rest of theirs f
 # %%
 labels = [f"{height} × {width}" for height, width in setting.levels]
 per_cell = [count / size for count, size in zip(added, sizes)]
-ax = plots.bars(
-    per_cell, labels, "Additions to each cell of a level, one head", "", "{:,.0f}", highlight=3
-)
+title = "Additions to each cell of a level, one head"
+ax = plots.bars(per_cell, labels, title, "", "{:,.0f}", highlight=3)
 plots.show(ax, alt="Additions to a cell grow from 20 on the finest level to 917 on the coarsest.")
 
 # %% [markdown]
@@ -894,10 +822,8 @@ def added_up(numbers):
 
 
 orders = itertools.permutations(torch.tensor([1e8, 1.0, -1e8, 1.0]))
-print(
-    "1e8, 1, −1e8, 1 in all orders:",
-    dict(sorted(Counter(added_up(order) for order in orders).items())),
-)
+sums = Counter(added_up(order) for order in orders)
+print("1e8, 1, −1e8, 1 in all orders:", dict(sorted(sums.items())))
 
 
 # %%
@@ -905,18 +831,13 @@ def seed(number):
     return torch.Generator().manual_seed(number)
 
 
-numbers = (
-    torch.randint(-300, 300, (300,), generator=seed(0)) / 100
-)  # what 300 queries give to one cell
+# What 300 queries give to one cell:
+numbers = torch.randint(-300, 300, (300,), generator=seed(0)) / 100
 arrivals = [torch.randperm(300, generator=seed(i)) for i in range(50)]
 as_they_come = {added_up(numbers[order]) for order in arrivals}
 sorted_first = {added_up(numbers[order.sort().values]) for order in arrivals}
-print(
-    "different results, as they come:",
-    len(as_they_come),
-    "· sorted by query first:",
-    len(sorted_first),
-)
+print("different results, as they come:", len(as_they_come), end=" ")
+print("· sorted by query first:", len(sorted_first))
 print(f"largest difference: {max(as_they_come) - min(as_they_come):.0e}")
 
 # %% [markdown]
@@ -927,9 +848,8 @@ gradients = []
 for deterministic in (False, True) if TRITON else ():
     torch.use_deterministic_algorithms(deterministic)
     leaf = tiny_value.clone().requires_grad_()
-    multi_scale_deformable_attention(
-        leaf, tiny, tiny_at, tiny_share, backend="triton"
-    ).square().sum().backward()
+    output = multi_scale_deformable_attention(leaf, tiny, tiny_at, tiny_share, backend="triton")
+    output.square().sum().backward()
     gradients.append(leaf.grad)
 torch.use_deterministic_algorithms(False)
 if TRITON:
@@ -952,27 +872,21 @@ print("in cells: ", places.tolist())
 print("bfloat16: ", places.bfloat16().tolist())
 columns = torch.arange(200.0, 206)
 halves = ((columns + 0.5) / 400).bfloat16().float()  # centres of cells, in 0..1, on a map 400 wide
-print(
-    "columns",
-    columns.int().tolist(),
-    "become",
-    [round(x, 2) for x in (halves * 400 - 0.5).tolist()],
-)
+become = [round(x, 2) for x in (halves * 400 - 0.5).tolist()]
+print("columns", columns.int().tolist(), "become", become)
 
 # %%
 columns = torch.arange(190.0, 210.01, 0.25)
-wrong_by = {
-    str(dtype).removeprefix("torch."): (
-        ((columns + 0.5) / 400).to(dtype).float() * 400 - 0.5 - columns
-    ).tolist()
-    for dtype in (torch.float32, torch.bfloat16)
-}
+wrong_by = {}
+for dtype in (torch.float32, torch.bfloat16):
+    rounded = ((columns + 0.5) / 400).to(dtype).float() * 400 - 0.5  # in cells again
+    wrong_by[str(dtype).removeprefix("torch.")] = (rounded - columns).tolist()
 title = "How far a sample lies from its place, on a map 400 columns wide"
 ax = plots.curves(columns.tolist(), wrong_by, title, "column", "columns too far right")
 plots.show(
     ax,
-    alt="Float32 stays at zero. Bfloat16 goes up and down like a saw: by 0.4 columns at most up to column 200, "
-    "by 0.8 columns beyond.",
+    alt="Float32 stays at zero. Bfloat16 goes up and down like a saw: by 0.4 columns at most up "
+    "to column 200, by 0.8 columns beyond.",
 )
 
 # %% [markdown]
@@ -986,20 +900,16 @@ print("a thousand times one, added in bfloat16:", total.item())
 
 # %%
 wide = [(100, 134)]
-exact = (
-    torch.randn(1, 13400, 1, 32),
-    torch.rand(1, 2000, 1, 1, 4, 2),
-    torch.full((1, 2000, 1, 1, 4), 0.25),
-)
-right = reference.grid_sample(exact[0], wide, *exact[1:])
+exact, spots = torch.randn(1, 13400, 1, 32), torch.rand(1, 2000, 1, 1, 4, 2)
+quarters = torch.full((1, 2000, 1, 1, 4), 0.25)
+right = reference.grid_sample(exact, wide, spots, quarters)
 rounded = {
-    "values": (exact[0].bfloat16().float(), *exact[1:]),
-    "locations": (exact[0], exact[1].bfloat16().float(), exact[2]),
+    "values": (exact.bfloat16().float(), spots),
+    "locations": (exact, spots.bfloat16().float()),
 }
-for name, (v, at_rounded, w) in rounded.items():
-    error = (
-        reference.grid_sample(v, wide, at_rounded, w) - right
-    ).abs().mean() / right.abs().mean()
+for name, (v, at_rounded) in rounded.items():
+    difference = reference.grid_sample(v, wide, at_rounded, quarters) - right
+    error = difference.abs().mean() / right.abs().mean()
     print(f"bfloat16 {name:>9}: mean error {error:.1%}")
 
 # %% [markdown]
@@ -1008,9 +918,8 @@ for name, (v, at_rounded, w) in rounded.items():
 # %%
 halves = work(value_shape, locations_shape, size=2)
 moved = sum(halves["bytes"].values())
-fused = (
-    halves["bytes"]["values"] + halves["bytes"]["output"] + 6 * encoder["samples"]
-)  # 3 halves a sample
+# 3 halves a sample: two of an offset, one of a score
+fused = halves["bytes"]["values"] + halves["bytes"]["output"] + 6 * encoder["samples"]
 print(f"all float32                                {least / 1e6:4.0f} MB")
 print(f"values and output in halves                {moved / 1e6:4.0f} MB")
 print(f"fused, offsets and scores in halves as well {fused / 1e6:3.0f} MB")
@@ -1040,8 +949,8 @@ course.equation_map("12")
 #
 # - Count first: bytes that must move, multiply-adds, and what a machine does of each in a second. The longer of the two is the floor.
 # - The plain form makes a tensor of all samples and walks over it six times; and it reads planes, where the channels of a cell lie in lines of their own.
-# - Deformable attention is S V, a sparse matrix times a table of rows: one `embedding_bag`. A frame of zeros takes the place of masks.
-# - The gradient of the values is Sᵀ times that of the output; locations and weights need four dot products for each sample.
+# - Deformable attention is $S\, V$, a sparse matrix times a table of rows: one `embedding_bag`. A frame of zeros takes the place of masks.
+# - The gradient of the values is $S^{\mathsf T}$ times that of the output; locations and weights need four dot products for each sample.
 # - A kernel is the code of one program: it asks for its number, loads a block, masks what does not exist, and stores. Fused, no other tensor goes through memory.
 # - Many programs add to one cell: atomically, in any order, with other last bits each time; or sorted, always the same.
 # - Values may be halves. Locations and sums may not.
@@ -1059,8 +968,8 @@ course.equation_map("12")
 
 # %% tags=["exercise"]
 def least_time_backward(value_shape, locations_shape, size, bandwidth, arithmetic):
-    """value_shape: (B, N, M, D); locations_shape: (B, N_q, M, L, P, 2); bandwidth: bytes a second; arithmetic: multiply-adds
-    a second. Returns seconds, a number."""
+    """value_shape: (B, N, M, D); locations_shape: (B, N_q, M, L, P, 2); bandwidth: bytes a second;
+    arithmetic: multiply-adds a second. Returns seconds, a number."""
     raise NotImplementedError
 
 
@@ -1068,7 +977,7 @@ def least_time_backward(value_shape, locations_shape, size, bandwidth, arithmeti
 # <details>
 # <summary>Hint</summary>
 #
-# `work` of section 1 has the bytes that are read (the output's gradient is as large as the output). Written are B·N·M·D numbers of 4 bytes, and 3 numbers of 4 bytes for each sample.
+# `work` of section 1 has the bytes that are read (the output's gradient is as large as the output). Written are $B \cdot N \cdot M \cdot D$ numbers of 4 bytes, and 3 numbers of 4 bytes for each sample.
 #
 # </details>
 
@@ -1081,8 +990,8 @@ course.check("least_time_backward", least_time_backward)
 #
 # ```python
 # def least_time_backward(value_shape, locations_shape, size, bandwidth, arithmetic):
-#     """value_shape: (B, N, M, D); locations_shape: (B, N_q, M, L, P, 2); bandwidth: bytes a second; arithmetic: multiply-adds
-#     a second. Returns seconds, a number."""
+#     """value_shape: (B, N, M, D); locations_shape: (B, N_q, M, L, P, 2); bandwidth: bytes a second;
+#     arithmetic: multiply-adds a second. Returns seconds, a number."""
 #     B, N, M, D = value_shape
 #     _, N_q, _, L, P, _ = locations_shape
 #     samples, values, output = B * N_q * M * L * P, B * N * M * D, B * N_q * M * D
@@ -1098,12 +1007,13 @@ course.check("least_time_backward", least_time_backward)
 #
 # Difficulty ●●●○○ · Importance ●●●●○ · about 20 minutes
 #
-# Section 4: which rows of a framed table does a sample need? The order is upper left, upper right, lower left, lower right. Places far outside are held so that their upper left corner lies on the frame (column 0 or W + 1 of the table, row 0 or H + 1); behind the table there are enough zeros.
+# Section 4: which rows of a framed table does a sample need? The order is upper left, upper right, lower left, lower right. Places far outside are held so that their upper left corner lies on the frame (column 0 or $W + 1$ of the table, row 0 or $H + 1$); behind the table there are enough zeros.
 
 
 # %% tags=["exercise"]
 def corner_rows(x, y, height, width):
-    """x, y: (n,), places in cells of a map (height, width), whole ones are centres. Returns (n, 4), whole numbers."""
+    """x, y: (n,), places in cells of a map (height, width), whole ones are centres.
+    Returns (n, 4), whole numbers."""
     raise NotImplementedError
 
 
@@ -1111,7 +1021,7 @@ def corner_rows(x, y, height, width):
 # <details>
 # <summary>Hint</summary>
 #
-# First without the frame: the column is `x.floor()`, a line of the map has W cells. With the frame column and line are one larger, and a line has W + 2 cells.
+# First without the frame: the column is `x.floor()`, a line of the map has $W$ cells. With the frame column and line are one larger, and a line has $W + 2$ cells.
 #
 # </details>
 
@@ -1124,7 +1034,8 @@ course.check("corner_rows", corner_rows)
 #
 # ```python
 # def corner_rows(x, y, height, width):
-#     """x, y: (n,), places in cells of a map (height, width), whole ones are centres. Returns (n, 4), whole numbers."""
+#     """x, y: (n,), places in cells of a map (height, width), whole ones are centres.
+#     Returns (n, 4), whole numbers."""
 #     column = (x.floor() + 1).clamp(0, width + 1).long()
 #     row = (y.floor() + 1).clamp(0, height + 1).long()
 #     first = row * (width + 2) + column
@@ -1143,7 +1054,8 @@ course.check("corner_rows", corner_rows)
 
 # %% tags=["exercise"]
 def weighted_rows(table, rows, shares):
-    """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape. Returns (N_q, M·D)."""
+    """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape.
+    Returns (N_q, M·D)."""
     raise NotImplementedError
 
 
@@ -1151,7 +1063,7 @@ def weighted_rows(table, rows, shares):
 # <details>
 # <summary>Hint</summary>
 #
-# `embedding_bag` wants a table of two axes, `table.flatten(0, 1)`, and two axes of row numbers. Where in the flat table is row r of head m?
+# `embedding_bag` wants a table of two axes, `table.flatten(0, 1)`, and two axes of row numbers. Where in the flat table is row $r$ of head $m$?
 #
 # </details>
 
@@ -1164,7 +1076,8 @@ course.check("weighted_rows", weighted_rows)
 #
 # ```python
 # def weighted_rows(table, rows, shares):
-#     """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape. Returns (N_q, M·D)."""
+#     """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape.
+#     Returns (N_q, M·D)."""
 #     bags = rows * table.shape[1] + torch.arange(table.shape[1])[:, None]  # rows of the flat table
 #     output = torch.nn.functional.embedding_bag(
 #         bags.flatten(0, 1), table.flatten(0, 1), per_sample_weights=shares.flatten(0, 1), mode="sum"
@@ -1179,12 +1092,13 @@ course.check("weighted_rows", weighted_rows)
 #
 # Difficulty ●●●○○ · Importance ●●●●● · about 15 minutes
 #
-# Sᵀ G without the zeros: the part of the backward pass that SciPy does in the package. Mind the trap of section 5.
+# $S^{\mathsf T} G$ without the zeros: the part of the backward pass that SciPy does in the package. Mind the trap of section 5.
 
 
 # %% tags=["exercise"]
 def value_gradient(grad, rows, shares, table_rows):
-    """grad: (bags, D), of the output; rows, shares: (bags, 4·L·P); table_rows: R. Returns (R, D), the table's gradient."""
+    """grad: (bags, D), of the output; rows, shares: (bags, 4·L·P); table_rows: R.
+    Returns (R, D), the table's gradient."""
     raise NotImplementedError
 
 
@@ -1192,7 +1106,7 @@ def value_gradient(grad, rows, shares, table_rows):
 # <details>
 # <summary>Hint</summary>
 #
-# `shares[..., None] * grad[:, None]` is (bags, 4·L·P, D): what each bag gives to each of its rows. `index_add` adds rows to rows.
+# `shares[..., None] * grad[:, None]` is $(\text{bags}, 4 \cdot L \cdot P, D)$: what each bag gives to each of its rows. `index_add` adds rows to rows.
 #
 # </details>
 
@@ -1205,9 +1119,11 @@ course.check("value_gradient", value_gradient)
 #
 # ```python
 # def value_gradient(grad, rows, shares, table_rows):
-#     """grad: (bags, D), of the output; rows, shares: (bags, 4·L·P); table_rows: R. Returns (R, D), the table's gradient."""
+#     """grad: (bags, D), of the output; rows, shares: (bags, 4·L·P); table_rows: R.
+#     Returns (R, D), the table's gradient."""
 #     given = (shares[..., None] * grad[:, None]).flatten(0, 1)  # (bags·4·L·P, D)
-#     return torch.zeros(table_rows, grad.shape[1], dtype=grad.dtype).index_add(0, rows.flatten(), given)
+#     empty = torch.zeros(table_rows, grad.shape[1], dtype=grad.dtype)
+#     return empty.index_add(0, rows.flatten(), given)
 # ```
 #
 # </details>
@@ -1237,9 +1153,8 @@ def all_gradients():
 mine = all_gradients()
 course.reset()
 theirs = all_gradients()
-print(
-    f"the same within 1e-4 of the largest: {((mine - theirs).abs().max() / theirs.abs().max()).item() < 1e-4}"
-)
+gap = ((mine - theirs).abs().max() / theirs.abs().max()).item()
+print(f"the same within 1e-4 of the largest: {gap < 1e-4}")
 
 # %% [markdown]
 # ## Symbols and terms
