@@ -2,6 +2,8 @@
 
 import json
 import math
+import multiprocessing
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ddetr_lite.datasets.coco import CocoDetection, CocoFolder, collate
-from ddetr_lite.datasets.loading import EpochSampler
+from ddetr_lite.datasets.loading import EpochSampler, loader
 from ddetr_lite.datasets.picture_cache import PictureCache
 from ddetr_lite.datasets.transforms import (
     AugmentConfig,
@@ -275,11 +277,23 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(folder: Path) -> Non
 def test_any_number_of_workers_gives_the_same_batches(folder: Path, workers: int) -> None:
     data = dataset(folder, transform=train_transform(AUGMENT))
     sampler = EpochSampler(3, 1, seed=1, epoch=4)
-    loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+    batches = DataLoader(data, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
     alone = [collate([data[key] for key in batch]) for batch in sampler]
-    for (images, targets), (expected, expected_targets) in zip(loader, alone, strict=True):
+    for (images, targets), (expected, expected_targets) in zip(batches, alone, strict=True):
         assert torch.equal(images[0], expected[0])
         assert torch.equal(targets[0]["boxes"], expected_targets[0]["boxes"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are made anew, as Python does it there")
+def test_loading_processes_are_forks_whatever_python_prefers(folder: Path) -> None:
+    data = dataset(folder, transform=lambda picture, target: (picture, target))  # which no other process could be sent
+    preferred = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        (batch,) = loader(data, [[(0, 0)]], 1, torch.device("cpu"))
+    finally:
+        multiprocessing.set_start_method(preferred, force=True)
+    assert torch.equal(batch.images.pixels[0], data[0, 0][0])
 
 
 def test_order_depends_on_seed_and_epoch_alone_and_can_start_in_the_middle() -> None:

@@ -4,6 +4,7 @@ Order and augmentation are pure functions of (seed, epoch, index): a run that wa
 whatever the number of loading processes.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -174,6 +175,10 @@ def evaluation_batches(dataset: CocoDetection, batch: int, padded: bool = False)
 
 
 PREFETCH = 4
+# Loading processes of Linux are forks, with every version of Python: they are there at once, share the annotations in memory,
+# and end when a run is killed. From Python 3.14 on a server would start them, whose children import torch anew, hold a copy
+# of the annotations each, and outlive a killed run, since it is their parent and lives as long as they do.
+START = "fork" if sys.platform == "linux" else None
 
 
 def loader(dataset: CocoDetection, sampler: Any, workers: int, device: torch.device) -> DataLoader[Any]:
@@ -182,6 +187,7 @@ def loader(dataset: CocoDetection, sampler: Any, workers: int, device: torch.dev
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        multiprocessing_context=START if workers else None,
         collate_fn=Batch.of,
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
