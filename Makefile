@@ -19,7 +19,7 @@ LOCKFLAGS ?=
 # The interpreter that makes the environment: PYTHON if it is given, else the first of these that runs, is new enough and can
 # make environments. (A name on the PATH proves nothing: version managers put names there that only print an error, and
 # Debian's python3 comes without ensurepip.)
-CANDIDATES := python3.13 python3.12 python3.11 python3 python
+CANDIDATES := python3.13 python3.12 python3.14 python3.11 python3 python
 CAN_MAKE_VENV := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 find_python = $(if $(PYTHON),"$(PYTHON)",$$(for p in $(CANDIDATES); do \
 	"$$p" -c '$(CAN_MAKE_VENV)' >/dev/null 2>&1 && echo "$$p" && break; done; true))

@@ -714,7 +714,8 @@ course.check("with_position", with_position)
 # %% tags=["exercise"]
 def greedy(scores_of, begin, end, longest):
     """scores_of: words so far (n,) → scores of the next (vocabulary,).
-    Returns the words between begin and end."""
+    Returns the words between begin and end.
+    """
     raise NotImplementedError
 
 
@@ -737,7 +738,8 @@ course.check("greedy", greedy)
 # ```python
 # def greedy(scores_of, begin, end, longest):
 #     """scores_of: words so far (n,) → scores of the next (vocabulary,).
-#     Returns the words between begin and end."""
+#     Returns the words between begin and end.
+#     """
 #     words = [begin]
 #     for _ in range(longest):
 #         best = int(scores_of(torch.tensor(words)).argmax())

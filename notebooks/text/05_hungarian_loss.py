@@ -1084,7 +1084,8 @@ course.equation_map("05")
 # %% tags=["exercise"]
 def box_iou(a, b):
     """a, b: (..., 4), corners, that stretch against one another.
-    Returns (...). Two boxes without area give 0."""
+    Returns (...). Two boxes without area give 0.
+    """
     raise NotImplementedError
 
 
@@ -1106,7 +1107,8 @@ course.check("box_iou", box_iou)
 # ```python
 # def box_iou(a, b):
 #     """a, b: (..., 4), corners, that stretch against one another.
-#     Returns (...). Two boxes without area give 0."""
+#     Returns (...). Two boxes without area give 0.
+#     """
 #     begin = torch.maximum(a[..., :2], b[..., :2])
 #     end = torch.minimum(a[..., 2:], b[..., 2:])
 #     shared = (end - begin).clamp(min=0).prod(-1)
@@ -1127,7 +1129,8 @@ course.check("box_iou", box_iou)
 # %% tags=["exercise"]
 def generalized_box_iou(a, b):
     """a, b: (..., 4), corners, that stretch against one another; a box may have no area.
-    Returns (...), in −1..1."""
+    Returns (...), in −1..1.
+    """
     raise NotImplementedError
 
 
@@ -1149,7 +1152,8 @@ course.check("generalized_box_iou", generalized_box_iou)
 # ```python
 # def generalized_box_iou(a, b):
 #     """a, b: (..., 4), corners, that stretch against one another; a box may have no area.
-#     Returns (...), in −1..1."""
+#     Returns (...), in −1..1.
+#     """
 #     begin = torch.maximum(a[..., :2], b[..., :2])
 #     end = torch.minimum(a[..., 2:], b[..., 2:])
 #     shared = (end - begin).clamp(min=0).prod(-1)
@@ -1215,7 +1219,8 @@ course.check("matching_cost", matching_cost)
 # %% tags=["exercise"]
 def class_loss(logits, labels, queries, no_object):
     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object".
-    Returns a scalar tensor, a weighted mean."""
+    Returns a scalar tensor, a weighted mean.
+    """
     raise NotImplementedError
 
 
@@ -1237,7 +1242,8 @@ course.check("class_loss", class_loss)
 # ```python
 # def class_loss(logits, labels, queries, no_object):
 #     """(N_q, C+1), (T,), (T,) for T objects, the weight of "no object".
-#     Returns a scalar tensor, a weighted mean."""
+#     Returns a scalar tensor, a weighted mean.
+#     """
 #     last = logits.shape[-1] - 1
 #     classes = torch.full((len(logits),), last, device=logits.device)
 #     classes[queries] = labels
@@ -1259,7 +1265,8 @@ course.check("class_loss", class_loss)
 # %% tags=["exercise"]
 def average_precision(scores, right, objects):
     """scores: (n,), in any order; right: (n,), boolean; objects: how many there are.
-    Returns a scalar in 0..1."""
+    Returns a scalar in 0..1.
+    """
     raise NotImplementedError
 
 
@@ -1281,7 +1288,8 @@ course.check("average_precision", average_precision)
 # ```python
 # def average_precision(scores, right, objects):
 #     """scores: (n,), in any order; right: (n,), boolean; objects: how many there are.
-#     Returns a scalar in 0..1."""
+#     Returns a scalar in 0..1.
+#     """
 #     found = right[scores.argsort(descending=True)].float().cumsum(0)
 #     precision = found / torch.arange(1, len(found) + 1)
 #     recall = found / objects

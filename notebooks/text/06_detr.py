@@ -189,8 +189,7 @@ class SmallDetr(nn.Module):
         self.bbox_embed = MLP(d, d, 4, layers=3)
 
     def forward(self, pixels, padding):
-        """pixels: (B, 3, H, W); padding: (B, h, w), of the feature map.
-        Returns logits and boxes of each layer."""
+        """pixels: (B, 3, H, W); padding: (B, h, w). Returns logits and boxes of each layer."""
         feature = self.input_proj(self.backbone(pixels)[0])  # (B, d, h, w)
         tokens = feature.flatten(2).transpose(1, 2)  # (B, N, d)
         position = sine_encoding_2d(padding, tokens.shape[-1]).flatten(1, 2)  # (B, N, d)
@@ -801,7 +800,8 @@ print("16 times the tokens cost more than 30 times the time:", relative[-1] > 30
 # %%
 def overfit(steps=150, classes=3, change=lambda targets: targets, **options):
     """A new DETR learns four pictures by heart. `change` may spoil their targets.
-    Returns the model and the last loss."""
+    Returns the model and the last loss.
+    """
     torch.manual_seed(0)
     model = Detr(replace(config, **options), classes)
     optimizers, batch = make_optimizers(model, SETTINGS), model.batch(four)
@@ -1127,7 +1127,8 @@ course.check("mask_for", mask_for)
 # %% tags=["exercise"]
 def detr_head(tokens, position, queries, encode, decode, class_head, box_head):
     """tokens, position: (N, d); queries: (N_q, d).
-    Returns (N_q, C+1+4): logits, then the box in 0..1."""
+    Returns (N_q, C+1+4): logits, then the box in 0..1.
+    """
     raise NotImplementedError
 
 
@@ -1149,7 +1150,8 @@ course.check("detr_head", detr_head)
 # ```python
 # def detr_head(tokens, position, queries, encode, decode, class_head, box_head):
 #     """tokens, position: (N, d); queries: (N_q, d).
-#     Returns (N_q, C+1+4): logits, then the box in 0..1."""
+#     Returns (N_q, C+1+4): logits, then the box in 0..1.
+#     """
 #     memory = encode(tokens, position)
 #     hidden = decode(torch.zeros_like(queries), memory, queries, position)
 #     return torch.cat((class_head(hidden), box_head(hidden).sigmoid()), dim=-1)
@@ -1168,7 +1170,8 @@ course.check("detr_head", detr_head)
 # %% tags=["exercise"]
 def detections(logits, boxes, height, width):
     """logits: (N_q, C+1), boxes: (N_q, 4).
-    Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
+    Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class.
+    """
     raise NotImplementedError
 
 
@@ -1190,7 +1193,8 @@ course.check("detections", detections)
 # ```python
 # def detections(logits, boxes, height, width):
 #     """logits: (N_q, C+1), boxes: (N_q, 4).
-#     Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class."""
+#     Returns (N_q, 6): x0, y0, x1, y1 in pixels, score, class.
+#     """
 #     scores, labels = logits.softmax(-1)[:, :-1].max(-1)
 #     centre, size = boxes[:, :2], boxes[:, 2:]
 #     corners = torch.cat((centre - size / 2, centre + size / 2), dim=1)

@@ -273,7 +273,8 @@ print("package within 1e-5:", (loop - theirs).abs().max().item() < 1e-5)
 # %%
 def deformable_attention(value, shape, locations, weights):
     """value: (N, M, D), locations: (N_q, M, P, 2) in 0..1, weights: (N_q, M, P).
-    Returns (N_q, M·D)."""
+    Returns (N_q, M·D).
+    """
     maps = value.permute(1, 2, 0).unflatten(-1, shape)  # (M, D, H, W)
     grid = 2 * locations.transpose(0, 1) - 1  # (M, N_q, P, 2)
     samples = F.grid_sample(maps, grid, align_corners=False)  # (M, D, N_q, P)
@@ -317,7 +318,8 @@ steps_away = torch.tensor([[4.0, 0], [-4, 0], [0, 4], [0, -4]])  # (x, y) in cel
 
 def task(pictures=8, queries=20, side=16):
     """Smooth maps (B, d, H, W), words (B, N_q), reference points (B, N_q, 2), and the right
-    answers (B, N_q, d)."""
+    answers (B, N_q, d).
+    """
     feature = F.interpolate(torch.randn(pictures, d, 6, 6), (side, side), mode="bicubic")
     words = torch.randint(4, (pictures, queries))
     reference_points = 0.25 + 0.5 * torch.rand(pictures, queries, 2)
@@ -527,7 +529,8 @@ course.equation_map("07")
 # %% tags=["exercise"]
 def bilinear_sample(feature, x, y):
     """feature: (H, W, D); x, y: numbers, in cells, whole ones are centres.
-    Outside everything is 0. Returns (D,)."""
+    Outside everything is 0. Returns (D,).
+    """
     raise NotImplementedError
 
 
@@ -549,7 +552,8 @@ course.check("bilinear_sample", bilinear_sample)
 # ```python
 # def bilinear_sample(feature, x, y):
 #     """feature: (H, W, D); x, y: numbers, in cells, whole ones are centres.
-#     Outside everything is 0. Returns (D,)."""
+#     Outside everything is 0. Returns (D,).
+#     """
 #     import math
 #
 #     if not (math.isfinite(x) and math.isfinite(y)):
@@ -577,7 +581,8 @@ course.check("bilinear_sample", bilinear_sample)
 # %% tags=["exercise"]
 def slope(feature, x, y):
     """feature: (H, W); x, y: numbers, in cells.
-    Returns (2,): how the sampled value changes with x, and with y."""
+    Returns (2,): how the sampled value changes with x, and with y.
+    """
     raise NotImplementedError
 
 
@@ -600,7 +605,8 @@ course.check("slope", slope)
 # ```python
 # def slope(feature, x, y):
 #     """feature: (H, W); x, y: numbers, in cells.
-#     Returns (2,): how the sampled value changes with x, and with y."""
+#     Returns (2,): how the sampled value changes with x, and with y.
+#     """
 #     column, row = int(x), int(y)
 #     fx, fy = x - column, y - row
 #     a, b = feature[row, column], feature[row, column + 1]
@@ -663,7 +669,8 @@ course.check("compass_offsets", compass_offsets)
 # %% tags=["exercise"]
 def sampling_locations(reference, offsets, height, width):
     """reference: (N_q, 2), (x, y) in 0..1; offsets: (N_q, M, P, 2), (x, y) in cells.
-    Returns (N_q, M, P, 2) in 0..1."""
+    Returns (N_q, M, P, 2) in 0..1.
+    """
     raise NotImplementedError
 
 
@@ -685,7 +692,8 @@ course.check("sampling_locations", sampling_locations)
 # ```python
 # def sampling_locations(reference, offsets, height, width):
 #     """reference: (N_q, 2), (x, y) in 0..1; offsets: (N_q, M, P, 2), (x, y) in cells.
-#     Returns (N_q, M, P, 2) in 0..1."""
+#     Returns (N_q, M, P, 2) in 0..1.
+#     """
 #     return reference[:, None, None] + offsets / offsets.new_tensor([width, height])
 # ```
 #

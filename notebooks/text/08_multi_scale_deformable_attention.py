@@ -239,7 +239,8 @@ plots.show(
 # %%
 def loop(value, level_shapes, locations, weights):
     """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P).
-    Returns (B, N_q, M·D)."""
+    Returns (B, N_q, M·D).
+    """
     B, N_q, M, _, P, _ = locations.shape
     result = torch.zeros(B, N_q, M, value.shape[-1], dtype=value.dtype)
     maps = value.split([h * w for h, w in level_shapes], dim=1)  # L tensors (B, H·W, M, D)
@@ -446,7 +447,8 @@ course.equation_map("08")
 # %% tags=["exercise"]
 def valid_ratio(mask):
     """mask: (B, H, W), True on padding.
-    Returns (B, 2): the shares of the map that are picture, (x, y)."""
+    Returns (B, 2): the shares of the map that are picture, (x, y).
+    """
     raise NotImplementedError
 
 
@@ -468,7 +470,8 @@ course.check("valid_ratio", valid_ratio)
 # ```python
 # def valid_ratio(mask):
 #     """mask: (B, H, W), True on padding.
-#     Returns (B, 2): the shares of the map that are picture, (x, y)."""
+#     Returns (B, 2): the shares of the map that are picture, (x, y).
+#     """
 #     x = (~mask[:, 0]).float().mean(dim=1)
 #     y = (~mask[:, :, 0]).float().mean(dim=1)
 #     return torch.stack((x, y), dim=-1)
@@ -487,7 +490,8 @@ course.check("valid_ratio", valid_ratio)
 # %% tags=["exercise"]
 def encoder_reference_points(level_shapes, ratios):
     """level_shapes: L pairs (H, W); ratios: (B, L, 2), (x, y).
-    Returns (B, N, L, 2), tokens level after level."""
+    Returns (B, N, L, 2), tokens level after level.
+    """
     raise NotImplementedError
 
 
@@ -510,7 +514,8 @@ course.check("encoder_reference_points", encoder_reference_points)
 # ```python
 # def encoder_reference_points(level_shapes, ratios):
 #     """level_shapes: L pairs (H, W); ratios: (B, L, 2), (x, y).
-#     Returns (B, N, L, 2), tokens level after level."""
+#     Returns (B, N, L, 2), tokens level after level.
+#     """
 #     points = []
 #     for level, (height, width) in enumerate(level_shapes):
 #         for i in range(height):
@@ -534,7 +539,8 @@ course.check("encoder_reference_points", encoder_reference_points)
 # %% tags=["exercise"]
 def multi_scale_attention(value, level_shapes, locations, weights):
     """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P).
-    Returns (B, N_q, M·D)."""
+    Returns (B, N_q, M·D).
+    """
     raise NotImplementedError
 
 
@@ -556,7 +562,8 @@ course.check("multi_scale_attention", multi_scale_attention)
 # ```python
 # def multi_scale_attention(value, level_shapes, locations, weights):
 #     """value: (B, N, M, D), locations: (B, N_q, M, L, P, 2) in 0..1, weights: (B, N_q, M, L, P).
-#     Returns (B, N_q, M·D)."""
+#     Returns (B, N_q, M·D).
+#     """
 #     B, N_q, M, L, P, _ = locations.shape
 #     maps = value.split([h * w for h, w in level_shapes], dim=1)  # L tensors (B, H·W, M, D)
 #     result = 0

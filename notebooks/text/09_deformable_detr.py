@@ -314,7 +314,8 @@ from ddetr_lite.datasets.shapes import render_picture
 @torch.no_grad()
 def boxes_by_layer(pixels, true_boxes, labels):
     """For each true object its query's boxes: the proposal, and after each layer, in 0..1,
-    (T, K + 1, 4)."""
+    (T, K + 1, 4).
+    """
     model, starts = shipped.model, []
 
     def keep(module, given, result):
@@ -621,7 +622,8 @@ course.check("inverse_sigmoid", inverse_sigmoid)
 # %% tags=["exercise"]
 def refine_boxes(delta, reference):
     """delta: (..., 4), what the head says; reference: (..., 4), a box, or (..., 2), a point.
-    Returns (..., 4) in 0..1."""
+    Returns (..., 4) in 0..1.
+    """
     raise NotImplementedError
 
 
@@ -643,7 +645,8 @@ course.check("refine_boxes", refine_boxes)
 # ```python
 # def refine_boxes(delta, reference):
 #     """delta: (..., 4), what the head says; reference: (..., 4), a box, or (..., 2), a point.
-#     Returns (..., 4) in 0..1."""
+#     Returns (..., 4) in 0..1.
+#     """
 #     from ddetr_lite.layers.deformable_transformer import inverse_sigmoid
 #
 #     known = reference.shape[-1]  # 4 or 2 numbers of the box
@@ -664,7 +667,8 @@ course.check("refine_boxes", refine_boxes)
 # %% tags=["exercise"]
 def best_proposals(logits, unscaled, count):
     """logits: (B, N, C), class 0 stands for "any object"; unscaled: (B, N, 4), boxes
-    before the sigmoid. Returns (B, count, 4) in 0..1, the surest first."""
+    before the sigmoid. Returns (B, count, 4) in 0..1, the surest first.
+    """
     raise NotImplementedError
 
 
@@ -686,7 +690,8 @@ course.check("best_proposals", best_proposals)
 # ```python
 # def best_proposals(logits, unscaled, count):
 #     """logits: (B, N, C), class 0 stands for "any object"; unscaled: (B, N, 4), boxes
-#     before the sigmoid. Returns (B, count, 4) in 0..1, the surest first."""
+#     before the sigmoid. Returns (B, count, 4) in 0..1, the surest first.
+#     """
 #     best = logits[..., 0].topk(count, dim=1).indices
 #     return unscaled.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
 # ```

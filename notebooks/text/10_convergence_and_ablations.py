@@ -1300,7 +1300,7 @@ from ddetr_lite.benchmarks.studies.training import command_of
 for outcome in convergence.runs:
     if outcome.run.seed == 0:
         words = f"AP {outcome.last['AP']:.3f}: {command_of(outcome.run, Path('runs'))}"
-        print(textwrap.fill(words, 110, subsequent_indent="    ", break_on_hyphens=False))
+        print(textwrap.fill(words, 100, subsequent_indent="    ", break_on_hyphens=False))
 
 # %% [markdown]
 # And all at once, two runs at a time, for as long as you have; the same command goes on where it was stopped, and writes tables and curves of what is finished:
@@ -1340,7 +1340,8 @@ print(sorted({f"torch {start['versions']['torch']}, {start['device']}" for start
 # %% tags=["exercise"]
 def match_detections(scores, overlap, threshold):
     """scores (n,), any order; overlap (n, T); n or T may be 0.
-    Returns (n,), int64, as given: object or −1."""
+    Returns (n,), int64, as given: object or −1.
+    """
     raise NotImplementedError
 
 
@@ -1362,7 +1363,8 @@ course.check("match_detections", match_detections)
 # ```python
 # def match_detections(scores, overlap, threshold):
 #     """scores (n,), any order; overlap (n, T); n or T may be 0.
-#     Returns (n,), int64, as given: object or −1."""
+#     Returns (n,), int64, as given: object or −1.
+#     """
 #     owner = [-1] * len(scores)
 #     for i in scores.argsort(descending=True).tolist():
 #         free = [t for t in range(overlap.shape[1]) if t not in owner and overlap[i, t] >= threshold]

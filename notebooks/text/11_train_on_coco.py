@@ -1034,7 +1034,8 @@ course.equation_map("11")
 # %% tags=["exercise"]
 def labels_of(ids, known):
     """ids: (T,), category ids of a picture's objects; known: (C,), all ids of the file.
-    Returns labels (T,)."""
+    Returns labels (T,).
+    """
     raise NotImplementedError
 
 
@@ -1056,7 +1057,8 @@ course.check("labels_of", labels_of)
 # ```python
 # def labels_of(ids, known):
 #     """ids: (T,), category ids of a picture's objects; known: (C,), all ids of the file.
-#     Returns labels (T,)."""
+#     Returns labels (T,).
+#     """
 #     return torch.searchsorted(known.sort().values, ids)
 # ```
 #
@@ -1074,7 +1076,8 @@ course.check("labels_of", labels_of)
 def model_boxes(bbox, size, resized):
     """bbox: (T, 4), [x, y, width, height] in pixels of the file; size: (H, W) of the file;
     resized: (H, W) for the model.
-    Returns (T, 4), (cx, cy, w, h) in 0..1 of the resized picture."""
+    Returns (T, 4), (cx, cy, w, h) in 0..1 of the resized picture.
+    """
     raise NotImplementedError
 
 
@@ -1097,7 +1100,8 @@ course.check("model_boxes", model_boxes)
 # def model_boxes(bbox, size, resized):
 #     """bbox: (T, 4), [x, y, width, height] in pixels of the file; size: (H, W) of the file;
 #     resized: (H, W) for the model.
-#     Returns (T, 4), (cx, cy, w, h) in 0..1 of the resized picture."""
+#     Returns (T, 4), (cx, cy, w, h) in 0..1 of the resized picture.
+#     """
 #     # In 0..1 a box does not change with the picture's size: `resized` is not needed.
 #     height, width = size
 #     centre = bbox[:, :2] + bbox[:, 2:] / 2
@@ -1163,7 +1167,8 @@ course.check("learning_rate_at", learning_rate_at)
 # %% tags=["exercise"]
 def loss_of_share(errors, objects):
     """errors: (n,), of the objects of this process; objects: (processes,), how many each has.
-    Returns a number (a tensor)."""
+    Returns a number (a tensor).
+    """
     raise NotImplementedError
 
 
@@ -1185,7 +1190,8 @@ course.check("loss_of_share", loss_of_share)
 # ```python
 # def loss_of_share(errors, objects):
 #     """errors: (n,), of the objects of this process; objects: (processes,), how many each has.
-#     Returns a number (a tensor)."""
+#     Returns a number (a tensor).
+#     """
 #     return errors.sum() / objects.float().mean().clamp(min=1)
 # ```
 #

@@ -969,7 +969,8 @@ course.equation_map("12")
 # %% tags=["exercise"]
 def least_time_backward(value_shape, locations_shape, size, bandwidth, arithmetic):
     """value_shape: (B, N, M, D); locations_shape: (B, N_q, M, L, P, 2); bandwidth: bytes a second;
-    arithmetic: multiply-adds a second. Returns seconds, a number."""
+    arithmetic: multiply-adds a second. Returns seconds, a number.
+    """
     raise NotImplementedError
 
 
@@ -991,7 +992,8 @@ course.check("least_time_backward", least_time_backward)
 # ```python
 # def least_time_backward(value_shape, locations_shape, size, bandwidth, arithmetic):
 #     """value_shape: (B, N, M, D); locations_shape: (B, N_q, M, L, P, 2); bandwidth: bytes a second;
-#     arithmetic: multiply-adds a second. Returns seconds, a number."""
+#     arithmetic: multiply-adds a second. Returns seconds, a number.
+#     """
 #     B, N, M, D = value_shape
 #     _, N_q, _, L, P, _ = locations_shape
 #     samples, values, output = B * N_q * M * L * P, B * N * M * D, B * N_q * M * D
@@ -1013,7 +1015,8 @@ course.check("least_time_backward", least_time_backward)
 # %% tags=["exercise"]
 def corner_rows(x, y, height, width):
     """x, y: (n,), places in cells of a map (height, width), whole ones are centres.
-    Returns (n, 4), whole numbers."""
+    Returns (n, 4), whole numbers.
+    """
     raise NotImplementedError
 
 
@@ -1035,7 +1038,8 @@ course.check("corner_rows", corner_rows)
 # ```python
 # def corner_rows(x, y, height, width):
 #     """x, y: (n,), places in cells of a map (height, width), whole ones are centres.
-#     Returns (n, 4), whole numbers."""
+#     Returns (n, 4), whole numbers.
+#     """
 #     column = (x.floor() + 1).clamp(0, width + 1).long()
 #     row = (y.floor() + 1).clamp(0, height + 1).long()
 #     first = row * (width + 2) + column
@@ -1055,7 +1059,8 @@ course.check("corner_rows", corner_rows)
 # %% tags=["exercise"]
 def weighted_rows(table, rows, shares):
     """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape.
-    Returns (N_q, M·D)."""
+    Returns (N_q, M·D).
+    """
     raise NotImplementedError
 
 
@@ -1077,7 +1082,8 @@ course.check("weighted_rows", weighted_rows)
 # ```python
 # def weighted_rows(table, rows, shares):
 #     """table: (R, M, D); rows: (N_q, M, 4·L·P), whole numbers below R; shares: the same shape.
-#     Returns (N_q, M·D)."""
+#     Returns (N_q, M·D).
+#     """
 #     bags = rows * table.shape[1] + torch.arange(table.shape[1])[:, None]  # rows of the flat table
 #     output = torch.nn.functional.embedding_bag(
 #         bags.flatten(0, 1), table.flatten(0, 1), per_sample_weights=shares.flatten(0, 1), mode="sum"
@@ -1098,7 +1104,8 @@ course.check("weighted_rows", weighted_rows)
 # %% tags=["exercise"]
 def value_gradient(grad, rows, shares, table_rows):
     """grad: (bags, D), of the output; rows, shares: (bags, 4·L·P); table_rows: R.
-    Returns (R, D), the table's gradient."""
+    Returns (R, D), the table's gradient.
+    """
     raise NotImplementedError
 
 
@@ -1120,7 +1127,8 @@ course.check("value_gradient", value_gradient)
 # ```python
 # def value_gradient(grad, rows, shares, table_rows):
 #     """grad: (bags, D), of the output; rows, shares: (bags, 4·L·P); table_rows: R.
-#     Returns (R, D), the table's gradient."""
+#     Returns (R, D), the table's gradient.
+#     """
 #     given = (shares[..., None] * grad[:, None]).flatten(0, 1)  # (bags·4·L·P, D)
 #     empty = torch.zeros(table_rows, grad.shape[1], dtype=grad.dtype)
 #     return empty.index_add(0, rows.flatten(), given)

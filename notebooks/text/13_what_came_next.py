@@ -264,7 +264,8 @@ own, memory, level_shapes, ratios, padding = caught[0][2:7]  # own: the proposal
 # %%
 def decode(reference, mask=None, extra=0.0):
     """Queries at these boxes (B, n, 4), `extra` added to their content: boxes and logits of all
-    layers, (K, B, n, ...)."""
+    layers, (K, B, n, ...).
+    """
     boxes = []
 
     def refine(k, hidden, before):
@@ -424,7 +425,8 @@ print(f"mixed: content {content_shape} learned, position {position_shape} from t
 # %%
 def boxes_of_layers(deltas, start, way):
     """deltas: K corrections (4,); start: (4,), a box. Returns K boxes; `way` decides where
-    gradients go."""
+    gradients go.
+    """
     held = before = start
     said = []
     for delta in deltas:
@@ -692,7 +694,8 @@ course.equation_map("13")
 def modulated_scores(query, key, size, wanted):
     """query: (N_q, d), key: (N, d), codes of places; size: (N_q, 2), the queries' boxes (w, h);
     wanted: (N_q, 2), the sizes (w_ref, h_ref) that their contents ask for.
-    Returns (N_q, N), before the softmax."""
+    Returns (N_q, N), before the softmax.
+    """
     raise NotImplementedError
 
 
@@ -715,7 +718,8 @@ course.check("modulated_scores", modulated_scores)
 # def modulated_scores(query, key, size, wanted):
 #     """query: (N_q, d), key: (N, d), codes of places; size: (N_q, 2), the queries' boxes (w, h);
 #     wanted: (N_q, 2), the sizes (w_ref, h_ref) that their contents ask for.
-#     Returns (N_q, N), before the softmax."""
+#     Returns (N_q, N), before the softmax.
+#     """
 #     (y_q, x_q), (y_k, x_k) = query.chunk(2, dim=-1), key.chunk(2, dim=-1)
 #     across, down = (wanted / size).split(1, dim=-1)  # (N_q, 1) each
 #     return (x_q @ x_k.T * across + y_q @ y_k.T * down) / query.shape[-1] ** 0.5
@@ -735,7 +739,8 @@ course.check("modulated_scores", modulated_scores)
 def noised_labels(labels, chance, step, share, classes):
     """labels: (T,), in 0..C−1; chance: (T,), in 0..1; step: (T,), in 1..C−1;
     share: of the labels that change, about; classes: C.
-    Returns (T,), whole numbers in 0..C−1."""
+    Returns (T,), whole numbers in 0..C−1.
+    """
     raise NotImplementedError
 
 
@@ -758,7 +763,8 @@ course.check("noised_labels", noised_labels)
 # def noised_labels(labels, chance, step, share, classes):
 #     """labels: (T,), in 0..C−1; chance: (T,), in 0..1; step: (T,), in 1..C−1;
 #     share: of the labels that change, about; classes: C.
-#     Returns (T,), whole numbers in 0..C−1."""
+#     Returns (T,), whole numbers in 0..C−1.
+#     """
 #     return torch.where(chance < share, (labels + step) % classes, labels)
 # ```
 #
@@ -775,7 +781,8 @@ course.check("noised_labels", noised_labels)
 # %% tags=["exercise"]
 def denoising_mask(queries, groups, per_group):
     """queries: N_q; groups: G; per_group: T, hints of a group.
-    Returns (N_q + G·T, N_q + G·T), True where the row's query must not see the column's."""
+    Returns (N_q + G·T, N_q + G·T), True where the row's query must not see the column's.
+    """
     raise NotImplementedError
 
 
@@ -797,7 +804,8 @@ course.check("denoising_mask", denoising_mask)
 # ```python
 # def denoising_mask(queries, groups, per_group):
 #     """queries: N_q; groups: G; per_group: T, hints of a group.
-#     Returns (N_q + G·T, N_q + G·T), True where the row's query must not see the column's."""
+#     Returns (N_q + G·T, N_q + G·T), True where the row's query must not see the column's.
+#     """
 #     hints = torch.arange(1, groups + 1).repeat_interleave(per_group)  # (G·T,)
 #     group = torch.cat((torch.zeros(queries, dtype=torch.long), hints))  # (N_q + G·T,)
 #     return (group[None] > 0) & (group[None] != group[:, None])
@@ -817,7 +825,8 @@ course.check("denoising_mask", denoising_mask)
 def contrastive_boxes(boxes, sign, part, amount):
     """boxes: (T, 4), (cx, cy, w, h) in 0..1; sign: (2, T, 4), −1 or 1, and part: (2, T, 4),
     in 0..1, for the corners (x0, y0, x1, y1).
-    Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones."""
+    Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones.
+    """
     raise NotImplementedError
 
 
@@ -840,7 +849,8 @@ course.check("contrastive_boxes", contrastive_boxes)
 # def contrastive_boxes(boxes, sign, part, amount):
 #     """boxes: (T, 4), (cx, cy, w, h) in 0..1; sign: (2, T, 4), −1 or 1, and part: (2, T, 4),
 #     in 0..1, for the corners (x0, y0, x1, y1).
-#     Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones."""
+#     Returns (2, T, 4), (cx, cy, w, h): positive boxes, then negative ones.
+#     """
 #     from ddetr_lite.set_prediction.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 #
 #     reach = boxes[:, 2:].repeat(1, 2) / 2 * amount  # (T, 4): x, y, x, y
@@ -884,7 +894,8 @@ embedding = nn.Embedding(shipped.model.classes, model.config.dim)
 
 def make_hints():
     """Boxes (B, G·T, 4) and what their labels add to the content (B, G·T, d), with new noise at
-    each call."""
+    each call.
+    """
     boxes = []
     for _ in range(G):
         sign, part = torch.randn(2, 4, 4).sign(), torch.rand(2, 4, 4)
