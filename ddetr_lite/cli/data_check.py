@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from ddetr_lite.cli.parsing import Mistake, parse
+from ddetr_lite.writing import write_bytes
 
 if TYPE_CHECKING:
     from ddetr_lite.datasets.check import FolderCheck
@@ -77,7 +78,7 @@ def data_check(words: list[str]) -> None:
         classes = tuple(name for *_, name in result.class_map())
         advice = advise(_facts(options, summaries[0], classes), row, options.batch, start)
         _print_advice(advice)
-    (out / "report.json").write_text(_report(options, result, summaries, advice), encoding="utf-8")
+    write_bytes(out / "report.json", _report(options, result, summaries, advice).encode())
     print(f"\n{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     numbers = [count(result.findings, severity) for severity in ("error", "warning", "note")]
     print("{} errors, {} warnings, {} notes.".format(*numbers) + (" Correct the errors first." if numbers[0] else ""))

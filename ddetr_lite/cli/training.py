@@ -221,7 +221,8 @@ def _run(chosen: "Recipe", folder: Path, resume: bool) -> None:
     if run is not None and chosen.data.overfit:
         # What was learned by heart once counts: a rate that stays goes on to shake.
         best = max(run.evaluations, key=lambda line: line["AP50"])
-        _say(verdict(best, _few(chosen)))
+        pictures = run.start.get("pictures", _few(chosen))  # those that have an object may be fewer than asked for
+        _say(verdict(best, pictures))
         if not passed(best):
             raise SystemExit(1)  # `gate && train` stops here
 

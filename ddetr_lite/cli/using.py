@@ -1,7 +1,6 @@
 """`ddetr-lite evaluate` and `predict`: a trained model at work."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ def evaluate(words: list[str]) -> None:
     print(table(metrics))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_json(options.out, metrics, indent=2)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ddetr_lite.convert.infer import RESNETS, infer
 from ddetr_lite.convert.official import Converted, converted, to_official, unwrap
 from ddetr_lite.models.detr import Detr, DetrConfig
 from ddetr_lite.models.presets import SetModel
+from ddetr_lite.writing import write_json
 
 
 def to_hugging_face(
@@ -156,7 +157,7 @@ def write_hugging_face(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(state, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "config.json", config, indent=2)
 
 
 def _backbone_settings(model: SetModel, timm: bool) -> dict[str, Any]:
