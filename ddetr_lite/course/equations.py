@@ -133,8 +133,8 @@ EQUATIONS: tuple[Equation, ...] = (
         "DETR",
         "appendix, generalized IoU",
         "05",
-        r"$\frac{\lvert b \cap \hat b \rvert}{\lvert b \cup \hat b \rvert} "
-        r"- \frac{\lvert \text{hull} \setminus (b \cup \hat b) \rvert}{\lvert \text{hull} \rvert}$",
+        r"$\lvert b \cap \hat b \rvert / \lvert b \cup \hat b \rvert "
+        r"- \lvert \text{hull} \setminus (b \cup \hat b) \rvert / \lvert \text{hull} \rvert$",
         {"$b$": "a", r"$\hat b$": "b"},
         "ddetr_lite.set_prediction.boxes:generalized_box_iou",
         "tests/test_set_prediction.py::test_overlaps_equal_torchvision",

@@ -1055,9 +1055,11 @@ plots.show(
 
 # %% [markdown]
 # Our query would be told *ring* after both layers, and the other three objects keep their queries, too. It need not be so: each layer is matched by itself, and another query may suit an object better after the second layer than after the first.
+#
+# Where all of this stands in the paper and in the code ($\hat\sigma$ is the match, $\hat\sigma(i)$ the query of object $i$;
+# $\varnothing$ is "no object"; other hats mark what the model says):
 
 # %%
-# σ̂ is the match: σ̂(i) is the query of object i; ∅ is "no object"; a hat marks what the model says
 course.equation_map("05")
 
 # %% [markdown]
