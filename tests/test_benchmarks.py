@@ -35,6 +35,21 @@ def test_forms_give_the_same_output_and_gradients(peer: msda_peers.Peer, kind: m
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("name", ["hugging-face", "deformops", "torch-ms-deform-attn"])
+def test_peers_of_others_give_the_same_output_and_gradients(name: str) -> None:
+    """Those that run on a CPU, where they are installed; `measure` compares outputs alone before it times."""
+    package, make = msda_peers.PEERS[name]
+    pytest.importorskip(str(package))
+    inputs = msda.make_input(TINY, "model-like", torch.device("cpu"), torch.float32, seed=0)
+    sensitivity, found = torch.randn(2, 30, 32), []
+    for form in (make(), multi_scale_deformable_attention):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        output = form(leaves[0], list(TINY.levels), leaves[1], leaves[2])
+        found.append((output, *torch.autograd.grad(output, leaves, sensitivity)))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_model_like_locations_lie_around_the_query() -> None:
     """On every level within a few cells of the query's own place; uniform ones lie anywhere."""
     near, far = (

@@ -117,6 +117,28 @@ def _msda_triton() -> Peer:
     return peer
 
 
+def _deformops() -> Peer:
+    from deformops.registry import msda  # type: ignore[import-not-found]
+
+    def peer(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
+        sizes, starts = _sizes(tuple(level_shapes), value.device)
+        output: Tensor = msda(value.to(locations.dtype), sizes, starts, locations, weights.flatten(3))
+        return output
+
+    return peer
+
+
+def _torch_ms_deform_attn() -> Peer:
+    from torch_ms_deform_attn import ms_deform_attn  # type: ignore[import-not-found]
+
+    def peer(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
+        sizes, starts = _sizes(tuple(level_shapes), value.device)
+        output: Tensor = ms_deform_attn(value.to(locations.dtype), sizes, starts, locations, weights)
+        return output
+
+    return peer
+
+
 PEERS: dict[str, tuple[str | None, Callable[[], Peer]]] = {
     OURS: (None, lambda: multi_scale_deformable_attention),
     BASELINE: (None, lambda: grid_sample_form),
@@ -124,6 +146,8 @@ PEERS: dict[str, tuple[str | None, Callable[[], Peer]]] = {
     "compiled-gather": (None, _compiled_gather),
     "official-cuda": ("MultiScaleDeformableAttention", _official),
     "msda-triton": ("msda_triton", _msda_triton),
+    "deformops": ("deformops", _deformops),
+    "torch-ms-deform-attn": ("torch_ms_deform_attn", _torch_ms_deform_attn),
 }
 """Name → (the package that it needs, how to get it)."""
 
