@@ -616,7 +616,7 @@ course.check("inverse_sigmoid", inverse_sigmoid)
 #
 # Difficulty ●●●○○ · Importance ●●●●● · about 15 minutes
 #
-# Sections 2 and 5 in one function. The reference is a box, or a point; a point has no size, so the head's last two numbers are then the size themselves.
+# Sections 2 and 5 in one function. The reference is a box, or a point; a point has no size, so nothing is then added to the head's last two numbers.
 
 
 # %% tags=["exercise"]
