@@ -417,7 +417,7 @@ print("row numbers are", cpu.find_samples(locations, levels).row.dtype)
 #
 # $$\frac{\partial\,\text{loss}}{\partial V} = S^{\mathsf T}\, \frac{\partial\,\text{loss}}{\partial\,\text{output}}$$
 #
-# Read by rows: forward, a query *collects* from its cells; backward, its gradient is *handed back* to the same cells with the same shares. A cell that several queries looked at gets the sum.
+# The gradient of the output, $(N_q, D)$, we call $G$. Read by rows: forward, a query *collects* from its cells; backward, its gradient is *handed back* to the same cells with the same shares. A cell that several queries looked at gets the sum.
 
 # %%
 G = torch.tensor([[1.0, 0], [0, 1], [1, 1]])  # (N_q, D): the gradient of the output
@@ -452,7 +452,7 @@ print("`wrong[rows] += given` is Sᵀ G:", torch.allclose(wrong, S.T @ G))
 #
 # ### Locations and weights need four numbers
 #
-# The gradient of a sample's weight is $G \cdot (\text{the sampled row})$, a dot product over the channels. The sampled row is a mixture of four corners, so the dot product is the same mixture of four dot products $G \cdot \text{corner}$. And the slope of 07, from four cells $a$, $b$, $c$, $d$, becomes the slope from these four numbers. So the backward pass needs **four dot products for each sample**, and again no tensor of samples:
+# The gradient of a sample's weight is a dot product over the channels: its query's row of $G$ times the sampled row. The sampled row is a mixture of four corners, so the dot product is the same mixture of four dot products, one with each corner's row. And the slope of 07, from four cells $a$, $b$, $c$, $d$, becomes the slope from these four numbers. So the backward pass needs **four dot products for each sample**, and again no tensor of samples:
 
 # %%
 place = torch.tensor([1.25, 1.5], requires_grad=True)  # (x, y) in cells, on the map of above
@@ -625,7 +625,7 @@ if launch(bag_kernel, 2, V, rows, shares, collected, 3, EACH=4, D=2, BLOCK=2):
 #
 # ### Everything in one pass
 #
-# This kernel still *loads* row numbers and shares, which something has to have written. But they follow from locations and weights by a few multiplications, so the kernel can make them itself, in registers. Then memory sees nothing but the inputs and the output. Here for one head and one level; $1 - \lvert y - r \rvert$ is the bilinear weight of row $r$: 1 at its centre, 0 a cell away.
+# This kernel still *loads* row numbers and shares, which something has to have written. But they follow from locations and weights by a few multiplications, so the kernel can make them itself, in registers. Then memory sees nothing but the inputs and the output. Here for one head and one level. A bilinear weight is a product of two factors: $1 - \lvert y - r \rvert$ for row $r$ of the map, 1 at its centre and 0 a cell away, and $1 - \lvert x - c \rvert$ for column $c$.
 
 
 # %%
