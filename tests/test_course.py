@@ -689,6 +689,18 @@ def test_terms_are_introduced_where_they_say(term: Term) -> None:
     assert re.search(rf"\b{re.escape(name).replace('query', 'quer(y|ies)')}", section.replace("*", "")), term
 
 
+def test_long_names_may_break_in_tables() -> None:
+    """Else the column of tests is as wide as the longest name, and the table wider than the notebook."""
+    name = "test_one_level_is_the_case_of_one_level"
+    assert f"`{name}`" in course.equation_map("07").rows[1][2]
+    assert f"`{name}`" in repr(course.equation_map("07"))
+    shown = course.equation_map("07")._repr_markdown_()
+    assert "<code>test\\_<wbr>one\\_<wbr>level\\_<wbr>is\\_" in shown
+    assert "<code>layers.<wbr>deformable\\_<wbr>attention.<wbr>DeformableAttention.<wbr>forward</code>" in shown
+    assert "`test_bilinear_sample_by_hand`" in shown
+    assert "|layers.<wbr>deformable\\_<wbr>transformer.<wbr>inverse\\_<wbr>sigmoid|" in course.parts()._repr_markdown_()
+
+
 @pytest.mark.parametrize("equation", EQUATIONS, ids=lambda e: f"{e.paper}, {e.place}")
 def test_equation_map_points_to_what_exists(equation: Any) -> None:
     module, name = equation.function.split(":")

@@ -50,6 +50,16 @@ def _nearest(feature: Tensor, x: float, y: float) -> Tensor:
     return feature[i, j] if inside else feature.new_zeros(feature.shape[2])
 
 
+def _not_asked_whether_inside(feature: Tensor, x: float, y: float) -> Tensor:
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return feature.new_full((feature.shape[2],), float("nan"))
+    row, column = math.floor(y), math.floor(x)
+    fx, fy = x - column, y - row
+    upper = (1 - fx) * feature[row, column] + fx * feature[row, column + 1]
+    lower = (1 - fx) * feature[row + 1, column] + fx * feature[row + 1, column + 1]
+    return (1 - fy) * upper + fy * lower
+
+
 def _asks_for_nan_only(feature: Tensor, x: float, y: float) -> Tensor:
     nan = math.isnan(x) or math.isnan(y)
     return feature.new_full((feature.shape[2],), float("nan")) if nan else _sample(feature, x, y, guarded=False)
@@ -99,6 +109,10 @@ BILINEAR_SAMPLE = Exercise(
         Mistake(
             "outside, the border's cell is repeated; there the map is 0",
             lambda f, x, y: _sample(f, x, y, clamp=True),
+        ),
+        Mistake(
+            "it is not asked whether a cell is on the map: −1 is the last row or column for Python, and beyond it is an error",
+            _not_asked_whether_inside,
         ),
         Mistake(
             "int() cuts towards zero, so that −0.4 falls into cell 0: math.floor goes down",
@@ -201,7 +215,7 @@ def _plug_compass(function: Callable[[int, int], Tensor]) -> Callable[[int, int,
 COMPASS = Exercise(
     name="compass_offsets",
     notebook="07",
-    task="Head m looks at the angle 2π·m/M, point p is p + 1 cells away, measured by the larger of |x| and |y|.",
+    task="Head m looks at the angle 2π·m/M, point k is k + 1 cells away, measured by the larger of |x| and |y|.",
     reference=_compass,
     cases=lambda: [
         Case("four heads, two points", (4, 2)),
@@ -216,7 +230,7 @@ COMPASS = Exercise(
         "directions[:, None] is (M, 1, 2); multiply by 1 ... P as (P, 1).",
     ),
     mistakes=(
-        Mistake("the first point has no offset: it should be one cell away, p + 1", lambda m, p: _compass(m, p, first=0)),
+        Mistake("the first point has no offset: it should be one cell away, k + 1", lambda m, p: _compass(m, p, first=0)),
         Mistake(
             "the distance is measured as the crow flies; divide by the larger of |x| and |y|",
             lambda m, p: _compass(m, p, king=False),
@@ -283,6 +297,8 @@ LOCATIONS = Exercise(
         ),
         Mistake("the offsets are added as they are: they count cells, and locations lie in 0..1",
                 lambda r, o, h, w: r[:, None, None] + o),
+        Mistake("a cell is taken for 1/(W − 1) of the map; locations count from border to border, so it is 1/W",
+                lambda r, o, h, w: _locations(r, o, h - 1, w - 1)),
         Mistake("the offsets are multiplied by the size; a cell is a small share of the map, so divide",
                 lambda r, o, h, w: r[:, None, None] + o * o.new_tensor([w, h])),
         Mistake("the reference point is divided as well; it is a share of the map already",

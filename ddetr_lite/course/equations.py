@@ -182,7 +182,7 @@ EQUATIONS: tuple[Equation, ...] = (
         "07",
         r"$\sum_m W_m \big[\sum_k A_{mqk} \cdot W'_m x_k\big]$, $k$ over all tokens: "
         "attention of 02, written as a sum over heads",
-        {"$z_q$": "query", "$x$, for $A$": "key", "$x$, for $W'_m x$": "value"},
+        {"$z_q$": "query", "$x$ for $A$": "key", "$x$ for $W'_m x$": "value"},
         "ddetr_lite.layers.attention:MultiHeadAttention.forward",
         "tests/test_course.py::test_heads_summed_are_heads_joined",
     ),
@@ -282,7 +282,7 @@ EQUATIONS: tuple[Equation, ...] = (
         "12",
         r"$t \ge \max\Big(\frac{\text{bytes}}{\text{bandwidth}},\, "
         r"\frac{\text{multiply-adds}}{\text{multiply-adds a second}}\Big)$; here the bytes",
-        {"bandwidth": "bandwidth", "bytes, from the shapes": "setting"},
+        {"bandwidth": "bandwidth", "bytes (from the shapes)": "setting"},
         "ddetr_lite.benchmarks.msda:floors",
         "tests/test_benchmarks.py::test_floor_counts_every_byte_once",
     ),

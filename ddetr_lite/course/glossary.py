@@ -33,7 +33,7 @@ SYMBOLS: dict[str, str] = {
     "R": "rows of a table of values, in which every level has a frame of zeros",
     "S": "a sparse matrix, a row for each query and head: the shares of the rows that it sums",
     "λ": "a weight: of a term of a loss; in Conditional DETR, of a channel of the code of a query's place",
-    "G": "groups of hints: queries made from the true boxes, with noise",
+    "G": "in 12: the gradient of the output; in 13: groups of hints, queries made from the true boxes, with noise",
 }
 _GREEK = {"Δ": r"\Delta ", "σ": r"\sigma", "λ": r"\lambda"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WIDTH = 100  # characters of a line: JupyterLab breaks longer ones anywhere, also within a word
+WIDTH = 88  # characters of a line: JupyterLab, 900 pixels wide, breaks longer ones anywhere, also within a word
 FEW = 16  # numbers that a reader can still compare by eye
 DIGITS = range(3, 9)  # decimals: as few as show a difference
 

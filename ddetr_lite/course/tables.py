@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LONG = 30  # characters of a name from which on it may break
+
 
 @dataclass(frozen=True)
 class Table:
@@ -28,7 +30,24 @@ class Table:
 
 
 def _as_markdown(cell: str) -> str:
-    """Formulas have stars and underscores, which Markdown would take for emphasis."""
+    """Formulas have stars and underscores, which Markdown would take for emphasis. Long names may break."""
     parts = re.split(r"(`[^`]*`|\$[^$]*\$)", cell.replace("|", "\\|"))  # every other one is code or mathematics
-    parts[::2] = [re.sub(r"[\\*_~<](?!\|)", r"\\\g<0>", part) for part in parts[::2]]
+    parts[::2] = [_breaking(_escaped(part)) for part in parts[::2]]
+    parts[1::2] = [
+        f"<code>{_breaking(_escaped(part[1:-1]))}</code>" if re.fullmatch(rf"`[\w.]{{{LONG},}}`", part) else part
+        for part in parts[1::2]
+    ]
     return "".join(parts).replace("\n", "<br>")
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[\\*_~<](?!\|)", r"\\\g<0>", text)
+
+
+def _breaking(text: str) -> str:
+    """Names with a place to break behind each dot and underscore, where they are long enough to need one."""
+
+    def broken(name: re.Match[str]) -> str:
+        return re.sub(r"(\.|\\_)(?=.)", r"\1<wbr>", name[0])
+
+    return re.sub(rf"(?:[^\W_]|\.|\\_){{{LONG},}}", broken, text)

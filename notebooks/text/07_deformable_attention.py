@@ -48,7 +48,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # ## 1. A few places instead of all
 #
 # In attention a query is compared with all $N$ keys; that gives the weights, and the result is the weighted mean of all $N$ values. Deformable attention has **no keys**. From the query's vector one matrix computes $P$ *offsets*, steps in $x$ and
-# $y$ from the place where the query stands, its **reference point**; another computes $P$ numbers, which a softmax turns into the weights. (In the encoder each cell is a query and stands at its own centre; an object query gets a place of its own: [09](09_deformable_detr.ipynb).) The result is the weighted mean of the values at these $P$ places, and $P$ is 4 in the paper, 2 in our detector.
+# $y$ from the place where the query stands, its **reference point**; another computes $P$ numbers, whose softmax gives the weights. (In the encoder each cell is a query and stands at its own centre; an object query gets a place of its own: [09](09_deformable_detr.ipynb).) The result is the weighted mean of the values at these $P$ places, and $P$ is 4 in the paper, 2 in our detector.
 #
 # How many values are looked at, if each of $N$ cells is a query, for a photo of 800 × 1333 pixels and one head?
 
@@ -192,7 +192,7 @@ print("offsets of zero = convolution, within 1e-4:", (deformed - plain).abs().ma
 
 # %% [markdown]
 # The kernel has a matrix of its own for each of the nine points, the same for every place. Deformable *attention* has **one** value matrix for all points of a head, and instead the query computes a *weight* for each point. The two are equal where the
-# kernel holds the same matrix at each of its points, and the weights of the points come from outside (torchvision calls them `mask`). (With a single point, $P = 1$, the softmax makes its weight 1, and a head is a deformable 1 × 1 convolution.) Let us check that they are equal for one head, with a kernel of 1 × 3 points, the identity as the matrix, and random weights (no softmax, to be general). The package's function takes values $(B, N, \text{heads}, \text{channels})$, the sizes of the maps (here one), and for each query, head, map and point a place in 0..1 and a weight:
+# kernel holds the same matrix at each of its points, and the weights of the points come from outside (torchvision calls them `mask`). (With a single point, $P = 1$, the softmax makes its weight 1, and a head is a deformable 1 × 1 convolution.) Let us check that they are equal for one head, with a kernel of 1 × 3 points, the identity as the matrix, and random weights (no softmax, to be general). The package's function takes values $(B, N, M, D)$, for $M$ heads of $D$ channels, the sizes of the maps (here one), and for each query, head, map and point a place in 0..1 and a weight:
 
 # %%
 height, width, channels, points = 6, 9, 4, 3
@@ -461,7 +461,7 @@ for name, values in seconds.items():
     print(f"{name}: N to the power of {exponent:.1f}")
 
 # %% [markdown]
-# The claim holds for attention. Deformable attention stays below an exponent of 1, because what every call costs, however small its input, counts at the left end; to the right its line runs beside $\propto N$. Multiplications can be counted exactly. How many does each of the two layers need, with $d$ channels?
+# The claim holds: the exponents are near 2 and near 1. (Near, because a time is more than its multiplications: what every call costs, however small its input, lifts the left end of a line; and where a map no longer fits into the processor's cache, slower memory may lift the right end.) Multiplications can be counted exactly. How many does each of the two layers need, with $d$ channels?
 
 # %%
 d = 64
@@ -575,7 +575,7 @@ course.check("bilinear_sample", bilinear_sample)
 #
 # Difficulty ●●●○○ · Importance ●●●●○ · about 15 minutes
 #
-# The gradient of section 3, by the formula and without autograd, for a place whose four cells are all on the map.
+# The gradient of section 3, by its formula, for a place whose four cells are all on the map. (Autograd gives the same numbers, and the check accepts them. But somebody has to have written what autograd calls: a kernel computes this formula, as you will see in [12](12_fast_kernels.ipynb), section 5.)
 
 
 # %% tags=["exercise"]
@@ -621,7 +621,7 @@ course.check("slope", slope)
 #
 # Difficulty ●●●○○ · Importance ●●●○○ · about 10 minutes
 #
-# The start of section 6: head $m$ looks in the direction $(\cos, \sin)$ of the angle $2\pi \cdot m / M$, as $(x, y)$, where $y$ grows downwards as in every picture; point $p$ is $p + 1$ cells away (both counted from 0), where "away" is the larger of $\lvert x \rvert$ and $\lvert y \rvert$ (as a king walks in chess).
+# The start of section 6: head $m$ looks in the direction $(\cos, \sin)$ of the angle $2\pi \cdot m / M$, as $(x, y)$, where $y$ grows downwards as in every picture; point $k$ is $k + 1$ cells away ($m$ and $k$ count from 0), where "away" is the larger of $\lvert x \rvert$ and $\lvert y \rvert$ (as a king walks in chess).
 
 
 # %% tags=["exercise"]

@@ -45,7 +45,7 @@ scene, shipped, followed = course.picture(), course.detector(), course.followed_
 # %% [markdown]
 # ## 1. One map is not enough
 #
-# The detector of 00 takes three maps from its backbone, the answers of its later blocks, each half as fine as the one before: strides 8, 16 and 32. How large are the objects of our picture, in cells of each? (In words and pictures we count levels, points, heads and layers from 1; code counts from 0, and so do rows, columns and the numbers of tokens and queries.)
+# The detector of 00 takes three maps from its backbone, the outputs of its later stages, each half as fine as the one before: strides 8, 16 and 32. How large are the objects of our picture, in cells of each? (In words and pictures we count levels, points, heads and layers from 1; code counts from 0, and so do rows, columns and the numbers of tokens and queries.)
 
 # %%
 model = shipped.model.eval()

@@ -741,7 +741,7 @@ print("the same classes:", torch.equal(mine["labels"][sure], theirs["labels"][su
 # ## Symbols and terms
 
 # %%
-course.symbols("B", "N", "N_q", "d", "K", "L", "P", "C", "T", "p", "σ")
+course.symbols("B", "N", "N_q", "d", "K", "L", "P", "C", "T", "p", "Δp", "σ")
 
 # %% [markdown]
 # And the words that this notebook brings:

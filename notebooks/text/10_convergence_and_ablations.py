@@ -414,7 +414,7 @@ for name in ("detr-24-epochs", "deformable-detr-6-epochs"):
     print(f"{name:>24}: AP {end['AP']:.3f}, at 0.5 {end['AP50']:.3f}, at 0.75 {end['AP75']:.3f}")
 
 # %% [markdown]
-# The claim is wrong. This DETR is ahead where a rough box is enough, and behind where it has to fit: it finds more, and less precisely. Who only needs to know that something is there would choose the other one, and the single number AP hides that. (The lead at 0.5 is 0.02. How much of that may be chance comes next.)
+# The claim is wrong. This DETR is ahead where a rough box is enough, and behind where it has to fit: it finds more, and less precisely. Whoever only needs to know that something is there would choose the other one, and the single number AP hides that. (The lead at 0.5 is 0.02. How much of that may be chance comes next.)
 #
 # ### How sure is an AP?
 #
@@ -1300,7 +1300,7 @@ from ddetr_lite.benchmarks.studies.training import command_of
 for outcome in convergence.runs:
     if outcome.run.seed == 0:
         words = f"AP {outcome.last['AP']:.3f}: {command_of(outcome.run, Path('runs'))}"
-        print(textwrap.fill(words, 100, subsequent_indent="    ", break_on_hyphens=False))
+        print(textwrap.fill(words, 88, subsequent_indent="    ", break_on_hyphens=False))
 
 # %% [markdown]
 # And all at once, two runs at a time, for as long as you have; the same command goes on where it was stopped, and writes tables and curves of what is finished:

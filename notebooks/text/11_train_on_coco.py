@@ -401,7 +401,7 @@ print(*oddities(short, steps=2 * 20), sep="\n")
 #
 # > **Claim:** the mask keeps padding from being looked at, so padding costs nothing.
 # >
-# > **Measurement:** the share of all pixels of an epoch that are padding. The network computes them all the same.
+# > **Measurement:** the share of all pixels of an epoch that are padding. The network computes on padding as on everything else.
 
 # %%
 from ddetr_lite.datasets.loading import EpochSampler

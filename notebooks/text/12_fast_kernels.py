@@ -168,7 +168,7 @@ print(f"arithmetic {encoder['multiply-adds'] / arithmetic * 1e6:3.0f} µs")
 print(f"caches     {gather / caches * 1e6:3.0f} µs")
 
 # %% [markdown]
-# So for code that fetches each corner by itself, the *gather* is the floor of the forward pass on that chip. (All of it calculated. Section 11 says what has been measured.)
+# So for code that fetches each corner by itself, the *gather* is the floor of the forward pass on that chip. (All of this is calculated. Section 11 says what has been measured.)
 
 # %% [markdown]
 # ## 3. Where the plain form spends its time
@@ -415,7 +415,7 @@ print("row numbers are", cpu.find_samples(locations, levels).row.dtype)
 #
 # From $\text{output} = S\, V$ follows the gradient of the values, as for every product of matrices:
 #
-# $$\frac{\partial\,\text{loss}}{\partial V} = S^{\mathsf T}\, \frac{\partial\,\text{loss}}{\partial\,\text{output}}$$
+# $$\frac{\partial\,\text{loss}}{\partial V} = S^\top\, \frac{\partial\,\text{loss}}{\partial\,\text{output}}$$
 #
 # The gradient of the output, $(N_q, D)$, we call $G$. Read by rows: forward, a query *collects* from its cells; backward, its gradient is *handed back* to the same cells with the same shares. A cell that several queries looked at gets the sum.
 
@@ -796,13 +796,13 @@ ax = plots.bars(per_cell, labels, title, "", "{:,.0f}", highlight=3)
 plots.show(ax, alt="Additions to a cell grow from 20 on the finest level to 917 on the coarsest.")
 
 # %% [markdown]
-# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. In all the backward pass adds as many numbers as the forward pass reads at corners, 2.3 GB; but a read can be shared in a cache, and an addition has to be carried out. In the package's backward kernel the additions are one line (`sem="relaxed"`: they order no other reads or writes). (Gradients of locations and weights need no such line: each belongs to one query, and so to one program.)
+# Nine hundred additions want the same cell of the coarsest level, and that for each of 32 channels. In all the backward pass adds as many numbers as the forward pass reads at corners, 2.3 GB; but a read can be shared in a cache, and an addition has to be carried out. In the package's backward kernel the additions are two lines, one for each piece of a row (`sem="relaxed"`: they order no other reads or writes). (Gradients of locations and weights need no such lines: each belongs to one query, and so to one program.)
 
 # %%
 additions = 4 * encoder["samples"] * 32
 print(f"{additions / 1e6:.0f} million additions, {4 * additions / 1e9:.1f} GB", end="; ")
 print(f"forward moves at least {least / 1e9:.2f} GB")
-print(*(line.strip() for line in source.splitlines() if "atomic_add(" in line))
+print(*(line.strip() for line in source.splitlines() if "atomic_add(" in line), sep="\n")
 
 # %% [markdown]
 # ### The second cost: the last bits
@@ -952,7 +952,7 @@ course.equation_map("12")
 # - Count first: bytes that must move, multiply-adds, and what a machine does of each in a second. The longer of the two is the floor.
 # - The plain form makes a tensor of all samples and walks over it six times; and it reads planes, where the channels of a cell lie in lines of their own.
 # - Deformable attention is $S\, V$, a sparse matrix times a table of rows: one `embedding_bag`. A frame of zeros takes the place of masks.
-# - The gradient of the values is $S^{\mathsf T}$ times that of the output; locations and weights need four dot products for each sample.
+# - The gradient of the values is $S^\top$ times that of the output; locations and weights need four dot products for each sample.
 # - A kernel is the code of one program: it asks for its number, loads a block, masks what does not exist, and stores. Fused, no other tensor goes through memory.
 # - Many programs add to one cell: atomically, in any order, with other last bits each time; or sorted, always the same.
 # - Values may be halves. Locations and sums may not.
@@ -1100,7 +1100,7 @@ course.check("weighted_rows", weighted_rows)
 #
 # Difficulty ●●●○○ · Importance ●●●●● · about 15 minutes
 #
-# $S^{\mathsf T} G$ without the zeros: the part of the backward pass that SciPy does in the package. Mind the trap of section 5.
+# $S^\top G$ without the zeros: the part of the backward pass that SciPy does in the package. Mind the trap of section 5.
 
 
 # %% tags=["exercise"]
@@ -1170,7 +1170,7 @@ print(f"the same within 1e-4 of the largest: {gap < 1e-4}")
 # ## Symbols and terms
 
 # %%
-course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W", "V", "R", "S")
+course.symbols("B", "N", "N_q", "M", "D", "L", "P", "H", "W", "V", "R", "S", "G")
 
 # %% [markdown]
 # And the words that this notebook brings:

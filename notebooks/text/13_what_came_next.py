@@ -594,20 +594,20 @@ for name, loss in losses.items():
 #
 # Where each idea goes, all in one table:
 #
-# | idea | file | function or class | what changes |
-# |:--|:--|:--|:--|
-# | content beside position | `layers/transformer.py` | `DecoderLayer.forward` | concatenate in each head instead of adding |
-# | reference points for DETR | `models/detr.py` | `Detr.outputs` | a point for each query; boxes through `refine_boxes` |
-# | size shapes attention | `layers/transformer.py` | `DecoderLayer.forward` | each half of the query's code times its ratio |
-# | position anew in each layer | `layers/deformable_transformer.py` | `DeformableDecoder.forward` | sines of the refined box, after `refine` |
-# | noised labels | `models/hints.py` | `add_hints` | returns labels too; their embedding is the content |
-# | hints see queries | `models/hints.py` | `add_hints` | the mask |
-# | negative hints | `models/hints.py`, `set_prediction/losses.py` | `jitter`, `hint_matches`, `set_losses` | more noise, taught "nothing" |
-# | mixed query selection | `models/deformable_detr.py` | `DeformableDetr.outputs` | content from an `nn.Embedding` |
-# | look forward twice | `models/deformable_detr.py` | `refine` in `outputs` | say from the box before `detach` |
-# | content from the chosen token | `models/deformable_detr.py` | `DeformableDetr.outputs` | gather the memory where the proposals were taken |
-# | one attention, then convolutions | `layers/deformable_transformer.py` | `DeformableEncoder` | another encoder, same memory out |
-# | class and place agree | `set_prediction/losses.py` | `classification_losses` | the target is the IoU, with weights for it |
+# | idea | where | what changes |
+# |:--|:--|:--|
+# | content beside position | `DecoderLayer.forward` in `layers/transformer.py` | concatenate in each head instead of adding |
+# | reference points for DETR | `Detr.outputs` in `models/detr.py` | a point for each query; boxes through `refine_boxes` |
+# | size shapes attention | `DecoderLayer.forward` in `layers/transformer.py` | each half of the query's code times its ratio |
+# | position anew in each layer | `DeformableDecoder.forward` in `layers/deformable_transformer.py` | sines of the refined box, after `refine` |
+# | noised labels | `add_hints` in `models/hints.py` | returns labels too; their embedding is the content |
+# | hints see queries | `add_hints` in `models/hints.py` | the mask |
+# | negative hints | `jitter` in `models/hints.py`; `hint_matches` and `set_losses` in `set_prediction/losses.py` | more noise, taught "nothing" |
+# | mixed query selection | `DeformableDetr.outputs` in `models/deformable_detr.py` | content from an `nn.Embedding` |
+# | look forward twice | `refine`, inside `outputs`, in `models/deformable_detr.py` | say from the box before `detach` |
+# | content from the chosen token | `DeformableDetr.outputs` in `models/deformable_detr.py` | gather the memory where the proposals were taken |
+# | one attention, then convolutions | `DeformableEncoder` in `layers/deformable_transformer.py` | another encoder, same memory out |
+# | class and place agree | `classification_losses` in `set_prediction/losses.py` | the target is the IoU, with weights for it |
 #
 # A good first one is *mixed query selection*: a field in `DeformableDetrConfig`, an embedding, one line. Then, in this order:
 #
