@@ -165,7 +165,7 @@ plots.show(
 
 # %% [markdown]
 # An adjective looks for its noun. What it looks for (a noun) is not what it is (an adjective), and what the
-# noun should hand over is something else again. With $x \cdot x$ this cannot be said: the score of two words is the
+# noun should hand over is something else again. The dot product of two embeddings cannot say this: it is the
 # same in both directions, bank · river = river · bank.
 
 # %% [markdown]
@@ -410,7 +410,7 @@ plots.show(
 # %% [markdown]
 # Read from left to right. Divided (blue), nothing depends on $D$. Not divided (orange), the mean over ten
 # words turns into a choice of one, and the gradient fades. (At $D = 4$ the orange gradient is longer: $p \cdot (1 - p)$ is
-# largest at $p = \frac{1}{2}$, and there the orange weight is nearer to ½.) In numbers:
+# largest at $p = 1/2$, and at $D = 4$ the orange weight is the nearer to it.) In numbers:
 
 # %%
 i64, i1024 = sizes.index(64), sizes.index(1024)
