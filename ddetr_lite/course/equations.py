@@ -143,8 +143,8 @@ EQUATIONS: tuple[Equation, ...] = (
         "DETR",
         "appendix, multi-head attention layer with its residual",
         "04",
-        r"$\text{layernorm}\big(X_q + \text{dropout}(L\,[\text{attn}(X_q, X_{kv}, T_1); \ldots; "
-        r"\text{attn}(X_q, X_{kv}, T_M)])\big)$",
+        r"$\text{layernorm}\big(X_q + \text{dropout}(L\,Y)\big)$, "
+        r"with $Y = [\text{attn}(X_q, X_{kv}, T_1); \ldots; \text{attn}(X_q, X_{kv}, T_M)]$",
         {"$T, L$": "multihead_attn", "layernorm": "norm2"},
         "ddetr_lite.layers.transformer:DecoderLayer",
         "tests/test_transformer.py::test_decoder_layer_equals_torch",

@@ -4,7 +4,7 @@ from ddetr_lite.course.tables import Table
 
 # In the order in which the course meets them. A letter with two lives says so. Meanings: mathematics between dollars, in TeX.
 SYMBOLS: dict[str, str] = {
-    "x": "a token's vector, one row of the input",
+    "x": "a token's vector, one row of the input; beside $y$: a place in a picture, counted to the right",
     "d": "channels of a token: 512 in the Transformer, 256 in DETR",
     "N": "tokens: words of a sentence, or cells of a feature map",
     "B": "pictures (or sentences) in a batch",
