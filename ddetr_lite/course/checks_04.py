@@ -266,6 +266,10 @@ GREEDY = Exercise(
             lambda f, b, e, n: torch.cat((torch.tensor([b]), _greedy(f, b, e, n))),
         ),
         Mistake(
+            "the word to begin with and the end are both among the words: asked for are those between",
+            lambda f, b, e, n: torch.cat((torch.tensor([b]), _write(f, b, e, n, keep_end=True))),
+        ),
+        Mistake(
             "one word too few: `longest` counts the words without the one to begin with",
             lambda f, b, e, n: _greedy(f, b, e, n - 1),
         ),
