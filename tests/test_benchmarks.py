@@ -21,17 +21,19 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(msda, "memory_bandwidth", lambda device: 1e10)
 
 
+def results(peer: msda_peers.Peer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The output, and the gradients of values, locations and weights."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    output = peer(leaves[0], list(TINY.levels), leaves[1], leaves[2])
+    sensitivity = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    return output, *torch.autograd.grad(output, leaves, sensitivity)
+
+
 @pytest.mark.parametrize("kind", ["model-like", "uniform"])
 @pytest.mark.parametrize("peer", [msda_peers.grid_sample_form, msda_peers.gather_form])
 def test_forms_give_the_same_output_and_gradients(peer: msda_peers.Peer, kind: msda.Kind) -> None:
-    inputs = msda.make_input(TINY, kind, torch.device("cpu"), torch.float32, seed=0)
-    sensitivity = torch.randn(2, 30, 32)
-    found = []
-    for form in (peer, multi_scale_deformable_attention):
-        value, locations, weights = (tensor.double().requires_grad_() for tensor in inputs)
-        output = form(value, list(TINY.levels), locations, weights)
-        found.append((output, *torch.autograd.grad(output, (value, locations, weights), sensitivity.double())))
-    for one, other in zip(*found):
+    inputs = tuple(t.double() for t in msda.make_input(TINY, kind, torch.device("cpu"), torch.float32, seed=0))
+    for one, other in zip(results(peer, inputs), results(multi_scale_deformable_attention, inputs), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -41,12 +43,7 @@ def test_peers_of_others_give_the_same_output_and_gradients(name: str) -> None:
     package, make = msda_peers.PEERS[name]
     pytest.importorskip(str(package))
     inputs = msda.make_input(TINY, "model-like", torch.device("cpu"), torch.float32, seed=0)
-    sensitivity, found = torch.randn(2, 30, 32), []
-    for form in (make(), multi_scale_deformable_attention):
-        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        output = form(leaves[0], list(TINY.levels), leaves[1], leaves[2])
-        found.append((output, *torch.autograd.grad(output, leaves, sensitivity)))
-    for one, other in zip(*found):
+    for one, other in zip(results(make(), inputs), results(multi_scale_deformable_attention, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 

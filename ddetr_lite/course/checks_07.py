@@ -24,6 +24,7 @@ def _sample(
     clamp: bool = False,
     truncate: bool = False,
     guarded: bool = True,
+    bounded: bool = True,
 ) -> Tensor:
     """The four cells around (x, y), with one thing done differently."""
     if guarded and not (math.isfinite(x) and math.isfinite(y)):
@@ -37,7 +38,7 @@ def _sample(
             i, j = (column, row) if swap else (row, column)
             if clamp:
                 i, j = min(max(i, 0), height - 1), min(max(j, 0), width - 1)
-            if 0 <= i < height and 0 <= j < width:
+            if not bounded or (0 <= i < height and 0 <= j < width):
                 result = result + weight_x * weight_y * feature[i, j]
     return result
 
@@ -48,16 +49,6 @@ def _nearest(feature: Tensor, x: float, y: float) -> Tensor:
     i, j = round(y), round(x)
     inside = 0 <= i < feature.shape[0] and 0 <= j < feature.shape[1]
     return feature[i, j] if inside else feature.new_zeros(feature.shape[2])
-
-
-def _not_asked_whether_inside(feature: Tensor, x: float, y: float) -> Tensor:
-    if not (math.isfinite(x) and math.isfinite(y)):
-        return feature.new_full((feature.shape[2],), float("nan"))
-    row, column = math.floor(y), math.floor(x)
-    fx, fy = x - column, y - row
-    upper = (1 - fx) * feature[row, column] + fx * feature[row, column + 1]
-    lower = (1 - fx) * feature[row + 1, column] + fx * feature[row + 1, column + 1]
-    return (1 - fy) * upper + fy * lower
 
 
 def _asks_for_nan_only(feature: Tensor, x: float, y: float) -> Tensor:
@@ -112,7 +103,7 @@ BILINEAR_SAMPLE = Exercise(
         ),
         Mistake(
             "it is not asked whether a cell is on the map: −1 is the last row or column for Python, and beyond it is an error",
-            _not_asked_whether_inside,
+            lambda f, x, y: _sample(f, x, y, bounded=False),
         ),
         Mistake(
             "int() cuts towards zero, so that −0.4 falls into cell 0: math.floor goes down",

@@ -941,7 +941,7 @@ if not found:
 # %% [markdown]
 # Where you have a CUDA device, one command makes the table, with every other implementation that can be imported: `ddetr-lite bench msda`.
 #
-# Others write such kernels, too, in the same language and without nvcc. [*Efficient Multi-Scale Deformable Attention on GPUs*](https://openreview.net/forum?id=Q4jZ7zKNKx) (TMLR 2026; the package is `deformops`) measures on two generations of chips what is counted here: tiles, atomic additions, halves. Read it next, and compare its choices with ours.
+# Others write such kernels, too. The package `deformops` has some in Triton and some in CUDA; its paper, [*Efficient Multi-Scale Deformable Attention on GPUs*](https://openreview.net/forum?id=Q4jZ7zKNKx) (TMLR 2026), measures them on chips. Compare its choices with ours.
 
 # %%
 course.equation_map("12")
