@@ -461,7 +461,7 @@ for name, values in seconds.items():
     print(f"{name}: N to the power of {exponent:.1f}")
 
 # %% [markdown]
-# The claim holds: the exponents are near 2 and near 1. (Near, because a time is more than its multiplications: what every call costs, however small its input, lifts the left end of a line; and where a map no longer fits into the processor's cache, slower memory may lift the right end.) Multiplications can be counted exactly. How many does each of the two layers need, with $d$ channels?
+# The claim holds as far as times can show it: attention comes near an exponent of 2, and deformable attention stays far below. How near it comes to 1 depends on the machine, for a time is more than its multiplications: what every call costs, however small its input, lifts the left end of a line, and so the exponent is smaller; where a map no longer fits into the processor's cache, slower memory may lift the right end. Multiplications can be counted exactly. How many does each of the two layers need, with $d$ channels?
 
 # %%
 d = 64
